@@ -1,0 +1,1 @@
+../../src/phasewatch/cli.py

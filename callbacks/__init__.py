@@ -1,0 +1,1 @@
+"""The rim: everything that touches somebody else's system."""

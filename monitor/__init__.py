@@ -1,0 +1,1 @@
+"""The science: snapshots, probes, points, trajectories and transitions, as values and functions."""

@@ -1,0 +1,99 @@
+"""An estimate of the local learning coefficient, and whether to believe it. Plain numbers: no torch here."""
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Health(enum.Enum):
+    """What the chains say about their own estimate; each member's value is the sentence that the user reads."""
+
+    OK = "The chains agree and have settled."
+    DIVERGED = (
+        "The chains left for infinity or NaN, so there is no estimate. "
+        "Lower SGLD(step_size=...), or raise SGLD(localization=...)."
+    )
+    UNMIXED = (
+        "The chains disagree by much more than each one moves, so the error is understated. "
+        "Use more SGLD(draws=...) or a larger SGLD(step_size=...)."
+    )
+    DRIFTING = (
+        "The loss along the chains is still moving, so the estimate depends on how long they ran. "
+        "Raise SGLD(burn_in=...)."
+    )
+    NEGATIVE = (
+        "The chains found lower loss than the snapshot's own: it is not at a minimum (normal early in training). "
+        "Read the curve's shape, not this value; late in training, raise SGLD(localization=...)."
+    )
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no usable value at all; the other doubts leave a value that can be compared."""
+        return self is Health.DIVERGED
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """λ̂ = nβ · (E_w[L(w)] − L(w*)) with its error and its verdict (Lau et al. 2023, eq. 7).
+
+    Attributes:
+        value: the mean over chains and draws; NaN if the chains diverged.
+        error: standard error of `value` under repeated sampling, not of its bias.
+        per_chain: the mean of each chain, shape (chain,). Chain c of two points of one run shares its minibatches and
+            its noise, so differences are taken chain by chain.
+        nbeta: the inverse temperature nβ.
+        rhat: split R-hat of the paired losses; 1 when the chains agree.
+        ess: effective number of independent draws among all chains.
+        acceptance: mean Metropolis acceptance that the steps would have had on their own minibatches, 0 to 1.
+        health: the verdict.
+        trace: for a doubtful estimate, nβ · (L(w) − L(w*)) along each chain, at most 100 values a chain, evenly thinned;
+            empty otherwise.
+    """
+
+    value: float
+    error: float
+    per_chain: tuple[float, ...]
+    nbeta: float
+    rhat: float
+    ess: float
+    acceptance: float
+    health: Health
+    trace: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """This estimate as plain JSON types; what isn't finite becomes a word, since JSON has no NaN."""
+        record: dict[str, Any] = {
+            "value": json_number(self.value),
+            "error": json_number(self.error),
+            "per_chain": [json_number(v) for v in self.per_chain],
+            "nbeta": json_number(self.nbeta),
+            "rhat": json_number(self.rhat),
+            "ess": json_number(self.ess),
+            "acceptance": json_number(self.acceptance),
+            "health": self.health.name,
+        }
+        if self.trace:
+            record["trace"] = [[json_number(v) for v in chain] for chain in self.trace]
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Estimate":
+        """The inverse of `as_json`, exact to the last bit."""
+        return cls(
+            value=float(record["value"]),
+            error=float(record["error"]),
+            per_chain=tuple(float(v) for v in record["per_chain"]),
+            nbeta=float(record["nbeta"]),
+            rhat=float(record["rhat"]),
+            ess=float(record["ess"]),
+            acceptance=float(record["acceptance"]),
+            health=Health[record["health"]],
+            trace=tuple(tuple(float(v) for v in chain) for chain in record.get("trace", ())),
+        )
+
+
+def json_number(value: float) -> float | str:
+    """A float as strict JSON: itself, or "nan", "inf", "-inf", which `float` reads back."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,1 @@
+"""Small models and tasks whose training has transitions."""
