@@ -1,0 +1,131 @@
+"""Every form of training data as one thing: a function that draws a minibatch with a generator."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import default_collate as collate_by_default
+
+from phasewatch.monitor.errors import PhasewatchError
+
+_FORMS = (
+    "Probe(data=...) takes a tensor, a tuple or dict of tensors with the sample axis first, a Dataset with a length, "
+    "a DataLoader over one, or a function (generator, batch_size) -> batch"
+)
+
+
+class Minibatches(Protocol):
+    """A source of minibatches; what it draws depends on the generator alone."""
+
+    def __call__(self, generator: Generator, batch_size: int) -> Any:
+        """Draw a minibatch."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """Samples held as tensors whose first axis counts them."""
+
+    tensors: Any
+    size: int
+
+    def __call__(self, generator: Generator, batch_size: int) -> Any:
+        """Draw `batch_size` of the samples."""
+        rows = draw_indices(self.size, batch_size, generator)
+        return tree_map(lambda tensor: tensor[rows.to(tensor.device)], self.tensors)
+
+
+@dataclass(frozen=True)
+class DatasetData:
+    """Samples fetched one by one and put together by a collate function."""
+
+    dataset: Dataset
+    size: int
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, generator: Generator, batch_size: int) -> Any:
+        """Draw `batch_size` of the samples."""
+        return self.collate([self.dataset[row] for row in draw_indices(self.size, batch_size, generator).tolist()])
+
+
+def as_minibatches(data: Any, batch_size: int) -> Minibatches:
+    """Turn any form of data into a source of minibatches.
+
+    A DataLoader is asked for its dataset and its collate function and never iterated, so that its sampler, its workers and its
+    place in the epoch stay as they are.
+
+    Args:
+        data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset; a DataLoader over one; or a
+            function `(generator, batch_size) -> batch`.
+        batch_size: the samples that will be drawn at a time.
+
+    Returns:
+        The source.
+
+    Raises:
+        PhasewatchError: if the data is of another form, or has fewer samples than a minibatch.
+    """
+    collate = collate_by_default
+    if isinstance(data, DataLoader):
+        data, collate = data.dataset, data.collate_fn
+        if isinstance(data, IterableDataset):
+            raise PhasewatchError(
+                "Probe(data=DataLoader(...)) needs a dataset with a length, and this one can only be iterated. "
+                "Give a function (generator, batch_size) -> batch instead."
+            )
+    if isinstance(data, Tensor | tuple | list | dict):
+        source = _tensor_data(data)
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        source = DatasetData(data, len(data), collate)
+    elif callable(data):
+        return cast(Minibatches, data)
+    else:
+        raise PhasewatchError(f"{_FORMS}; a {type(data).__name__} came.")
+    if source.size < batch_size:
+        raise PhasewatchError(
+            f"Probe(data=...) has {source.size} samples, fewer than SGLD(batch_size={batch_size}). "
+            "Give more data or a smaller batch_size."
+        )
+    return source
+
+
+def _tensor_data(data: Any) -> TensorData:
+    leaves = tree_leaves(data)
+    strangers = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
+    if strangers or not leaves:
+        raise PhasewatchError(f"{_FORMS}; a {type(data).__name__} with {strangers[0] if strangers else 'nothing'} in it came.")
+    sizes = {len(leaf) if leaf.ndim else 0 for leaf in leaves}
+    if len(sizes) > 1:
+        raise PhasewatchError(
+            f"The tensors of Probe(data=...) have {sorted(sizes)} samples; the first axis must be the same in all of them."
+        )
+    return TensorData(data, sizes.pop())
+
+
+def draw_indices(size: int, count: int, generator: Generator) -> Tensor:
+    """`count` of `size` samples without replacement; from more than 65,536 samples with replacement, which is faster.
+
+    Args:
+        size: how many samples there are.
+        count: how many to draw; all of them means each once, in order.
+        generator: on the CPU.
+
+    Returns:
+        Indices of shape (count,).
+    """
+    if count == size:
+        return torch.arange(size)
+    if size > 2**16:
+        return torch.randint(size, (count,), generator=generator)
+    return torch.randperm(size, generator=generator)[:count]
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device; mappings become plain dicts, everything else stays what it is."""
+    if isinstance(batch, Mapping):
+        return {key: move(value, device) for key, value in batch.items()}
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)

@@ -1,0 +1,79 @@
+"""From the paired losses of the chains to an estimate with an error and a verdict. numpy and scipy alone."""
+
+import math
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+from phasewatch.monitor.estimate import Estimate, Health
+
+TRACE_LENGTH = 100
+
+
+def estimate_from_losses(
+    losses: np.ndarray, reference: np.ndarray, *, nbeta: float, acceptance: float, parameters: int
+) -> Estimate:
+    """λ̂ = nβ · mean(L_m(w) − L_m(w*)), the losses paired on the same minibatches (Lau et al. 2023, eq. 7).
+
+    Args:
+        losses: L_m(w), shape (chain, draw).
+        reference: L_m(w*) on the same minibatches, shape (chain, draw).
+        nbeta: nβ.
+        acceptance: mean Metropolis acceptance, passed on.
+        parameters: how many parameters were sampled; λ is at most half of it.
+
+    Returns:
+        The estimate; its error is the spread of the draws over the square root of their effective number.
+    """
+    paired = nbeta * (losses - reference)
+    per_chain = paired.mean(axis=1)
+    value = float(per_chain.mean())
+    if not np.isfinite(paired).all() or value > 10 * max(parameters, 1):
+        nowhere = (math.nan,) * len(losses)
+        return Estimate(math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, acceptance, Health.DIVERGED)
+    rhat, ess = mixing(paired)
+    spread = float(paired.std(ddof=1))
+    error = spread / math.sqrt(ess)
+    health = verdict(paired, error, rhat)
+    thinned = paired[:, :: math.ceil(paired.shape[1] / TRACE_LENGTH)]
+    trace = () if health is Health.OK else tuple(tuple(chain) for chain in thinned.tolist())
+    return Estimate(value, error, tuple(per_chain.tolist()), nbeta, rhat, ess, acceptance, health, trace)
+
+
+def mixing(paired: np.ndarray) -> tuple[float, float]:
+    """Split R-hat and effective sample size (Vehtari et al. 2021) of values of shape (chain, draw).
+
+    Chains that don't move at all agree perfectly and carry one draw each.
+    """
+    if np.ptp(paired, axis=1).max() == 0:
+        return 1.0, float(len(paired))
+    rhat = array_stats.rhat(paired, chain_axis=0, draw_axis=1, method="split")
+    ess = array_stats.ess(paired, chain_axis=0, draw_axis=1, method="mean")
+    return float(rhat), max(float(ess), 1.0)
+
+
+def drift(paired: np.ndarray) -> tuple[float, float]:
+    """Mean change from the first half of the draws to the second, and its standard error over chains.
+
+    Args:
+        paired: shape (chain, draw).
+
+    Returns:
+        The change and its standard error, in units of λ̂.
+    """
+    half = paired.shape[1] // 2
+    change = paired[:, half:].mean(axis=1) - paired[:, :half].mean(axis=1)
+    return float(change.mean()), float(change.std(ddof=1) / math.sqrt(len(change)))
+
+
+def verdict(paired: np.ndarray, error: float, rhat: float) -> Health:
+    """Judge finite paired losses, in units of λ̂, of shape (chain, draw)."""
+    value = float(paired.mean())
+    change, change_error = drift(paired)
+    if value < -2 * error:
+        return Health.NEGATIVE
+    if abs(change) > max(3 * change_error, 0.2 * abs(value)):
+        return Health.DRIFTING
+    if rhat > 1.5:
+        return Health.UNMIXED
+    return Health.OK

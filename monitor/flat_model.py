@@ -1,0 +1,300 @@
+"""A model and its loss as a function of flat weights, one row a chain."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
+
+from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.snapshot import Snapshot, named_tensors, unwrap
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+class FlatModel:
+    """A model of our own in evaluation mode, whose trainable parameters are read and sampled as one flat vector.
+
+    The chains are one vectorised axis (`torch.func.vmap`). A model that can't be vectorised is run chain after chain with the same
+    weights and minibatches, and says so once.
+
+    Args:
+        model: the module; it is kept and changed, so give a copy (see `own_copy`).
+        loss: `loss(model, batch)`, a scalar tensor.
+        device: where to keep it; the model's own if None.
+
+    Raises:
+        PhasewatchError: if the model has no trainable parameters, or lies on the `meta` device.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, device: torch.device | None = None) -> None:
+        tensors = dict(named_tensors(model))
+        if any(tensor.is_meta for tensor in tensors.values()):
+            raise PhasewatchError(
+                "Probe(model=...) lies on the meta device, which holds shapes and no weights. "
+                "Build it on a real device, or call model.to_empty(device=...) and load its weights first."
+            )
+        self.trainable = [n for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()]
+        if not self.trainable:
+            raise PhasewatchError(
+                f"Probe(model={type(model).__name__}(...)) has no parameters with requires_grad=True, so there is nothing to "
+                "sample. Give the model that is trained, with the parameters that are trained unfrozen."
+            )
+        self.device = device or tensors[self.trainable[0]].device
+        self.model = model.to(self.device).eval()
+        self.loss = loss
+        self.vectorised = True
+        self._tensors = dict(named_tensors(self.model))
+        self._aliases = _aliases(self.model)
+        self._optional = _non_persistent_buffers(self.model)
+        self._slots = _slots(self.model, self.trainable)
+        self._shapes = [self._tensors[name].shape for name in self.trainable]
+        self._sizes = [shape.numel() for shape in self._shapes]
+        dtypes = [self._tensors[name].dtype for name in self.trainable]
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        self._called = _LossModule(self.model, loss)
+        self._warned: set[str] = set()
+
+    @property
+    def size(self) -> int:
+        """How many numbers are sampled."""
+        return sum(self._sizes)
+
+    def weights(self) -> Tensor:
+        """The trainable parameters, flat, shape (parameter,)."""
+        return torch.cat([self._tensors[name].detach().flatten().to(self.dtype) for name in self.trainable])
+
+    @torch.no_grad()
+    def load(self, snapshot: Snapshot) -> None:
+        """Take over a snapshot's weights, whichever of a tensor's names the snapshot uses.
+
+        Args:
+            snapshot: of this model or one built like it.
+
+        Raises:
+            PhasewatchError: if a tensor is missing or has another shape.
+        """
+        found = self._resolve(snapshot)
+        missing = [name for name in self._tensors if name not in found and name not in self._optional]
+        if missing:
+            raise PhasewatchError(
+                f"The snapshot of step {snapshot.step} lacks {_some(missing)} of the probe's model, "
+                f"and has {_some(list(snapshot.tensors))}. Build the probe with the model that was saved."
+            )
+        for name, tensor in found.items():
+            own = self._tensors[name]
+            if own.shape != tensor.shape:
+                raise PhasewatchError(
+                    f"In the snapshot of step {snapshot.step}, {name} has shape {tuple(tensor.shape)} where the probe's model has "
+                    f"{tuple(own.shape)}. Build the probe with the model that was saved."
+                )
+        for name, tensor in found.items():
+            self._tensors[name].copy_(tensor)
+
+    def _resolve(self, snapshot: Snapshot) -> dict[str, Tensor]:
+        """The snapshot's tensors under this model's names; a common prefix such as Lightning's `model.` is tried off."""
+        names = list(snapshot.tensors)
+        prefixes = {""} | {names[0][: i + 1] for i, c in enumerate(names[0] if names else "") if c == "."}
+        shared = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
+        prefix = max(shared, key=lambda p: (sum(name[len(p) :] in self._aliases for name in names), -len(p)))
+        found: dict[str, Tensor] = {}
+        for name in names:
+            own = self._aliases.get(name[len(prefix) :])
+            if own is None:
+                self._warn_once(f"{name} of the snapshots is not in the probe's model and is left out.", "unknown")
+            else:
+                found.setdefault(own, snapshot.tensors[name])
+        return found
+
+    def losses(self, weights: Tensor, batches: list[Any]) -> Tensor:
+        """The loss of each chain on its own minibatch.
+
+        Args:
+            weights: shape (chain, parameter).
+            batches: a minibatch for each chain.
+
+        Returns:
+            Shape (chain,).
+        """
+        with torch.no_grad():
+            if self.vectorised:
+                return self._vectorised_losses(weights, batches)
+            return torch.stack([self._loss_at(row, batch) for row, batch in zip(weights, batches, strict=True)])
+
+    def losses_and_grads(self, weights: Tensor, batches: list[Any]) -> tuple[Tensor, Tensor]:
+        """The loss of each chain on its own minibatch, and its gradient.
+
+        Args:
+            weights: shape (chain, parameter).
+            batches: a minibatch for each chain.
+
+        Returns:
+            Losses of shape (chain,) and gradients of shape (chain, parameter).
+        """
+        if self.vectorised:
+            weights = weights.detach().requires_grad_()
+            losses = self._vectorised_losses(weights, batches)
+            (grads,) = torch.autograd.grad(losses.sum(), weights)
+            return losses.detach(), grads
+        pairs = [self._loss_and_grad_at(row, batch) for row, batch in zip(weights, batches, strict=True)]
+        losses, grads = zip(*pairs, strict=True)
+        return torch.stack(losses), torch.stack(grads)
+
+    def choose_path(self, batches: list[Any]) -> None:
+        """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
+
+        Args:
+            batches: a minibatch for each of two or more chains.
+        """
+        own = self.weights()
+        spread = torch.linspace(-1e-3, 1e-3, len(batches), dtype=self.dtype, device=self.device)
+        weights = own * (1 + spread.unsqueeze(-1))
+        self.vectorised = False
+        plain = self.losses_and_grads(weights, batches)
+        self._load_flat(own)
+        self.vectorised = True
+        try:
+            vectorised = self.losses_and_grads(weights, batches)
+        except Exception as error:  # noqa: BLE001 - whatever the user's model raises under vmap
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        else:
+            if all(_close(a, b) for a, b in zip(plain, vectorised, strict=True)):
+                return
+            reason = "its vectorised loss differs from its plain one"
+        self.vectorised = False
+        self._warn_once(
+            f"The chains run one after another, which is slower: {type(self.model).__name__} can't be vectorised ({reason}).",
+            "path",
+        )
+
+    def _vectorised_losses(self, weights: Tensor, batches: list[Any]) -> Tensor:
+        stacked = tree_map(lambda *leaves: torch.stack(leaves), batches[0], *batches[1:])
+        return vmap(self._functional_loss)(weights, stacked)
+
+    def _functional_loss(self, row: Tensor, batch: Any) -> Tensor:
+        tensors = {}
+        for name, shape, piece in zip(self.trainable, self._shapes, row.split(self._sizes), strict=True):
+            value = piece.reshape(shape).to(self._tensors[name].dtype)
+            tensors |= dict.fromkeys(self._slots[name], value)
+        return functional_call(self._called, tensors, (batch,), tie_weights=False)
+
+    def _loss_at(self, row: Tensor, batch: Any) -> Tensor:
+        self._load_flat(row)
+        return self.loss(self.model, batch).to(self.dtype)
+
+    def _loss_and_grad_at(self, row: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        loss = self._loss_at(row, batch)
+        parameters = [self._tensors[name] for name in self.trainable]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return loss.detach(), torch.cat([grad.flatten().to(self.dtype) for grad in grads])
+
+    @torch.no_grad()
+    def _load_flat(self, row: Tensor) -> None:
+        for name, shape, piece in zip(self.trainable, self._shapes, row.detach().split(self._sizes), strict=True):
+            self._tensors[name].copy_(piece.reshape(shape))
+
+    def _warn_once(self, message: str, topic: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(message, PhasewatchWarning, stacklevel=2)
+
+
+class _LossModule(nn.Module):
+    """A loss as a module, so that `functional_call` reaches a model however the loss uses it."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of a module to measure with, so that the one in training is never run, switched or hooked into.
+
+    Tensors that a forward pass left on the module are detached. Hooks that the user registered stay behind, since they would write
+    the chains' activations where training's belong; those of torch itself, such as weight normalisation's, come along.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The copy, without gradients.
+
+    Raises:
+        PhasewatchError: if the module can't be copied.
+    """
+    model = unwrap(model)
+    left_behind = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    try:
+        copied = copy.deepcopy(model, left_behind)
+    except Exception as error:
+        raise PhasewatchError(
+            f"Probe(model={type(model).__name__}(...)) can't copy the model ({error}). "
+            "Give the function that builds it instead: Probe(make_model, ...)."
+        ) from error
+    for parameter in copied.parameters():
+        parameter.grad = None
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if not getattr(hook, "__module__", type(hook).__module__).startswith("torch."):
+                    del hooks[key]
+    return copied
+
+
+def _slots(model: nn.Module, names: list[str]) -> dict[str, list[str]]:
+    """Where each parameter sits: every attribute of every module object, each named once and as the loss module sees it.
+
+    A parameter tied in two places has two slots. A module reachable by two names has one: naming it twice makes `functional_call`
+    put the sampled weights back for good.
+    """
+    first_name = {id(dict(model.named_parameters())[name]): name for name in names}
+    slots: dict[str, list[str]] = {name: [] for name in names}
+    for module_name, module in model.named_modules(prefix="model"):
+        for attribute, parameter in module._parameters.items():
+            if id(parameter) in first_name:
+                slots[first_name[id(parameter)]].append(f"{module_name}.{attribute}")
+    return slots
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Every name that a tensor of the model goes by, in `named_parameters` or `state_dict`, to its first one."""
+    first_name = {id(tensor): name for name, tensor in named_tensors(model)}
+    everything: list[Mapping[str, Any]] = [
+        dict(model.named_parameters(remove_duplicate=False)),
+        dict(model.named_buffers(remove_duplicate=False)),
+        model.state_dict(keep_vars=True),
+    ]
+    return {
+        alias: first_name[id(tensor)] for names in everything for alias, tensor in names.items() if id(tensor) in first_name
+    }
+
+
+def _non_persistent_buffers(model: nn.Module) -> set[str]:
+    return {
+        f"{module_name}.{name}" if module_name else name
+        for module_name, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    tolerance = 1e-3 if a.dtype == torch.float32 else 1e-6
+    return torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().max().item() or 1.0), equal_nan=True)
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest if names else "nothing"

@@ -1,0 +1,27 @@
+"""The local learning coefficient of one model, without a training loop."""
+
+from typing import Any
+
+from torch import nn
+
+from phasewatch.monitor.estimate import Estimate
+from phasewatch.monitor.flat_model import Loss
+from phasewatch.monitor.probe import Probe
+from phasewatch.monitor.sgld import SGLD
+from phasewatch.monitor.snapshot import Snapshot
+
+
+def estimate_llc(model: nn.Module, loss: Loss, data: Any, *, sampler: SGLD | None = None, seed: int = 0) -> Estimate:
+    """Estimate the local learning coefficient of a model where it stands (Lau et al. 2023).
+
+    Args:
+        model: the model at a minimum of its loss, or nearly.
+        loss: `loss(model, batch)`, the mean over the batch as a scalar tensor.
+        data: any form that `Probe` takes.
+        sampler: how to sample.
+        seed: of the minibatches and the noise.
+
+    Returns:
+        λ̂ with its error and its verdict.
+    """
+    return Probe(model, loss, data, sampler=sampler, seed=seed)(Snapshot.of(model, step=0)).llc

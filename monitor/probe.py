@@ -1,0 +1,227 @@
+"""From a snapshot to a point: the only code that measures."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from phasewatch.monitor.data import as_minibatches, move
+from phasewatch.monitor.diagnostics import estimate_from_losses
+from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.flat_model import FlatModel, Loss, own_copy
+from phasewatch.monitor.isolation import measuring, untouched_randomness
+from phasewatch.monitor.sgld import SGLD, chain_seed, run_chains
+from phasewatch.monitor.snapshot import Snapshot
+from phasewatch.monitor.trajectory import Point
+
+Metric = Callable[[nn.Module, Any], float]
+
+
+class Probe:
+    """Measures snapshots: the loss on a fixed batch, the local learning coefficient, and metrics of your own.
+
+    It works on a copy of the model, in evaluation mode, and touches neither the model in training nor any random stream. The
+    minibatches and the noise depend on `seed` alone, so that neighbouring snapshots share them.
+
+    Args:
+        model: a module, or a function of no arguments that builds one. The function is what another process needs: measuring in
+            the background and replaying with several workers ask for it.
+        loss: `loss(model, batch)`, the mean over the batch as a scalar tensor.
+        data: what minibatches are drawn from: a tensor, a tuple or dict of tensors with the sample axis first, a map-style Dataset, a
+            DataLoader over one, or a function `(generator, batch_size) -> batch`.
+        eval_batch: the batch that `Point.loss` and the metrics are taken on; drawn once from `data` if not given.
+        sampler: how to sample, the same for a whole trajectory.
+        metrics: name to `f(model, eval_batch) -> float`.
+        seed: of the minibatches and the noise.
+        device: where to measure, such as "cuda:1"; the model's own if not given.
+        threads: of torch's CPU operators while measuring; as many as torch uses now if not given. They decide the order of
+            floating-point sums, so a replay repeats a run bit for bit with the same number only.
+
+    Raises:
+        PhasewatchError: for a model, loss, data, device or metric that can't be measured, when the probe is made.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        loss: Loss,
+        data: Any,
+        *,
+        eval_batch: Any = None,
+        sampler: SGLD | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+    ) -> None:
+        sampler = sampler or SGLD()
+        threads = threads or torch.get_num_threads()
+        self._arguments: dict[str, Any] = {
+            "model": model,
+            "loss": loss,
+            "data": data,
+            "eval_batch": eval_batch,
+            "sampler": sampler,
+            "metrics": metrics,
+            "seed": seed,
+            "device": device,
+            "threads": threads,
+        }
+        self.sampler = sampler
+        self.seed = seed
+        self.threads = threads
+        self.metrics = dict(metrics or {})
+        self._matmul_precision = torch.get_float32_matmul_precision()
+        self._complained: set[str] = set()
+        if not isinstance(model, nn.Module) and not callable(model):
+            raise PhasewatchError(
+                f"Probe(model=...) takes a module or a function that builds one; a {type(model).__name__} came."
+            )
+        wanted_device = None if device is None else _device(device)
+        with untouched_randomness(seed, wanted_device or torch.device("cpu")):
+            mine = own_copy(model) if isinstance(model, nn.Module) else _built(model)
+        self.model = FlatModel(mine, loss, wanted_device)
+        self._minibatches = as_minibatches(data, sampler.batch_size)
+        generators = [Generator().manual_seed(chain_seed(seed, chain, 2)) for chain in range(3)]
+        with self._measuring():
+            batches = [self._draw(generator) for generator in generators[:2]]
+            self._check_loss(batches[0])
+            self.model.choose_path(batches)
+            size = min(getattr(self._minibatches, "size", 1024), max(1024, sampler.batch_size))
+            self.eval_batch = (
+                move(self._minibatches(generators[2], size), self.model.device)
+                if eval_batch is None
+                else move(eval_batch, self.model.device)
+            )
+            self._fingerprint = _fingerprint([batches, self.eval_batch])
+
+    def __call__(self, snapshot: Snapshot) -> Point:
+        """Measure a snapshot.
+
+        Args:
+            snapshot: of the probe's model.
+
+        Returns:
+            The point. A failed estimate is a point too, with a verdict in `point.llc.health`.
+
+        Raises:
+            PhasewatchError: if the snapshot isn't one of this model.
+        """
+        with self._measuring():
+            self.model.load(snapshot)
+            with torch.no_grad():
+                loss = float(self.model.loss(self.model.model, self.eval_batch))
+                metrics = {name: self._metric(name, metric) for name, metric in self.metrics.items()}
+            anchor = self.model.weights()
+            chains = run_chains(self.model, anchor, self._draw, self.sampler, self.seed)
+        estimate = estimate_from_losses(
+            chains.losses,
+            chains.reference,
+            nbeta=self.sampler.nbeta,
+            acceptance=chains.acceptance,
+            parameters=self.model.size,
+        )
+        return Point(snapshot.step, loss, estimate, metrics)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a point depends on besides the snapshot, as plain JSON types; points of different settings are never compared."""
+        return {
+            "sampler": self.sampler.as_json(),
+            "seed": self.seed,
+            "metrics": sorted(self.metrics),
+            "loss": getattr(self.model.loss, "__name__", type(self.model.loss).__name__),
+            "model": type(self.model.model).__name__,
+            "parameters": self.model.size,
+            "data": self._fingerprint,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as the function that builds the model, never as the module."""
+        if isinstance(self._arguments["model"], nn.Module):
+            raise PhasewatchError(
+                f"Probe(model={type(self.model.model).__name__}(...)) holds a module, which is never sent to another process. "
+                "Give the function that builds it instead, Probe(make_model, ...), to measure in the background or with workers."
+            )
+        return _rebuild, (self._arguments, self._matmul_precision)
+
+    def _measuring(self) -> Any:
+        return measuring(self.seed, self.model.device, threads=self.threads, matmul_precision=self._matmul_precision)
+
+    def _draw(self, generator: Generator) -> Any:
+        return move(self._minibatches(generator, self.sampler.batch_size), self.model.device)
+
+    def _check_loss(self, batch: Any) -> None:
+        name = getattr(self.model.loss, "__name__", "loss")
+        value = self.model.loss(self.model.model, batch)
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise PhasewatchError(
+                f"Probe(loss={name}): {name}(model, batch) returned {came}; "
+                "it must return a scalar tensor, the mean over the batch, so perhaps .mean() is missing."
+            )
+        if not value.isfinite():
+            raise PhasewatchError(
+                f"Probe(loss={name}): {name}(model, batch) returned {value.item()} on a minibatch of data. "
+                "Check the data and the model's weights for values that are not finite."
+            )
+        if not value.requires_grad:
+            raise PhasewatchError(
+                f"Probe(loss={name}): {name}(model, batch) returned a tensor that needs no gradient. "
+                "Sampling follows the gradient, so return it without .detach(), .item() or torch.no_grad()."
+            )
+
+    def _metric(self, name: str, metric: Metric) -> float:
+        try:
+            return float(metric(self.model.model, self.eval_batch))
+        except Exception as error:  # noqa: BLE001 - the user's code
+            if name not in self._complained:
+                self._complained.add(name)
+                warnings.warn(
+                    f"Probe(metrics={{{name!r}: ...}}) failed and is recorded as NaN: {type(error).__name__}: {error}",
+                    PhasewatchWarning,
+                    stacklevel=2,
+                )
+            return math.nan
+
+
+def _rebuild(arguments: dict[str, Any], matmul_precision: str) -> Probe:
+    torch.set_float32_matmul_precision(matmul_precision)
+    return Probe(**arguments)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise PhasewatchError(
+            f"Probe(device={str(device)!r}) is not a device that torch can use here ({reason}). "
+            "Use 'cpu' or 'cuda', or leave it out to measure where the model is."
+        ) from error
+    return wanted
+
+
+def _built(make_model: Callable[[], nn.Module]) -> nn.Module:
+    model = make_model()
+    if not isinstance(model, nn.Module):
+        raise PhasewatchError(
+            f"Probe(model={getattr(make_model, '__name__', make_model)!r}) was called to build the model and returned a "
+            f"{type(model).__name__}; it must return a torch.nn.Module."
+        )
+    return model
+
+
+def _fingerprint(batches: Any) -> str:
+    """A short hash of tensors, to tell one data set from another."""
+    digest = hashlib.sha256()
+    for leaf in tree_leaves(batches):
+        if isinstance(leaf, Tensor):
+            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
