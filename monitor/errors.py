@@ -1,4 +1,7 @@
-"""The one exception that phasewatch raises at its users."""
+"""What phasewatch says when something can't be done, or was done without."""
+
+import sys
+import warnings
 
 
 class PhasewatchError(ValueError):
@@ -9,4 +12,12 @@ class PhasewatchError(ValueError):
 
 
 class PhasewatchWarning(UserWarning):
-    """Something went wrong that training or a replay can go on without."""
+    """Something went wrong that training or a replay goes on without."""
+
+
+def warn(message: str) -> None:
+    """Warn without ever interrupting training, even where warnings are turned into errors."""
+    try:
+        warnings.warn(message, PhasewatchWarning, stacklevel=3)
+    except PhasewatchWarning:
+        print(f"phasewatch: {message}", file=sys.stderr)

@@ -1,0 +1,149 @@
+"""Measuring a saved series of checkpoints again, in order, with one process or several."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.probe import Probe
+from phasewatch.monitor.publish import Publisher, Sink
+from phasewatch.monitor.run_folder import RunFolder
+from phasewatch.monitor.series import open_series
+from phasewatch.monitor.trajectory import Point
+from phasewatch.monitor.worker import Snapshots, Worker, WorkerDied, packed
+
+OnError = Callable[[str], None]
+
+
+def replay(
+    series: str | Path | Snapshots,
+    probe: Probe,
+    *,
+    run: str | Path | None = None,
+    workers: int = 1,
+    sinks: Sequence[Sink] = (),
+    progress: bool = False,
+    on_error: OnError = warn,
+) -> Iterator[Point]:
+    """Measure every snapshot of a series.
+
+    A checkpoint that can't be read or measured costs its own point and a message; the others go on.
+
+    Args:
+        series: a run's folder, a folder of checkpoints, or what `open_series` returned.
+        probe: measures; made with a function that builds its model if `workers` is more than 1.
+        run: a folder to keep the points in. What it holds is not measured again.
+        workers: processes, one checkpoint each at a time. With one, this process measures.
+        sinks: told of each point and transition.
+        progress: show a bar with the time left.
+        on_error: takes a sentence for each checkpoint that could not be measured; a warning by default.
+
+    Returns:
+        The points: those that `run` holds already first, then the others as they are measured, in order of step with one worker.
+
+    Raises:
+        PhasewatchError: before anything is measured, if the series, the folder or the probe can't be used.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise PhasewatchError(f"replay(workers={workers!r}) must be a whole number of at least 1.")
+    snapshots = open_series(series) if isinstance(series, str | Path) else series
+    package = packed(probe, snapshots) if workers > 1 else None
+    folder = None if run is None else RunFolder(run, probe.settings)
+    return _replayed(snapshots, probe, folder, package, workers, sinks, progress, on_error)
+
+
+def _replayed(
+    snapshots: Snapshots,
+    probe: Probe,
+    folder: RunFolder | None,
+    package: bytes | None,
+    workers: int,
+    sinks: Sequence[Sink],
+    progress: bool,
+    on_error: OnError,
+) -> Iterator[Point]:
+    known = folder.points[:] if folder else []
+    missing = sorted(set(snapshots.steps) - {point.step for point in known})
+    publisher = Publisher(sinks, known=known)
+    bar = tqdm(total=len(known) + len(missing), initial=len(known), unit="checkpoint", disable=not progress)
+    bad = 0
+    try:
+        yield from known
+        measured = _in_turn(snapshots, probe, missing) if package is None else _in_workers(package, missing, workers)
+        for step, result in measured:
+            bar.update()
+            if isinstance(result, Exception):
+                bad += 1
+                on_error(f"Step {step} is left out: {result}")
+                continue
+            if folder:
+                folder.append(result)
+            transitions = publisher.publish(result)
+            if folder:
+                folder.write_transitions(transitions)
+            yield result
+        transitions = publisher.close()
+        if folder:
+            folder.write_transitions(transitions)
+    finally:
+        bar.close()
+        if folder:
+            folder.close()
+    if bad and bad == len(missing) and not known:
+        raise PhasewatchError(f"None of the {bad} checkpoints could be measured; the messages above say why.")
+
+
+def _in_turn(
+    snapshots: Snapshots, probe: Probe, steps: Iterable[int]
+) -> Iterator[tuple[int, Point | PhasewatchError | WorkerDied]]:
+    for step in steps:
+        try:
+            yield step, probe(snapshots.load(step))
+        except PhasewatchError as error:
+            yield step, error
+
+
+def _in_workers(
+    package: bytes, steps: Sequence[int], workers: int
+) -> Iterator[tuple[int, Point | PhasewatchError | WorkerDied]]:
+    """Each of `workers` threads drives a process; this one alone sees their results."""
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[int, Point | PhasewatchError | WorkerDied]] = queue.SimpleQueue()
+    for step in steps:
+        waiting.put(step)
+    running: list[Worker] = []
+    stopped = threading.Event()
+
+    def drive() -> None:
+        worker = Worker(package)
+        running.append(worker)
+        while not stopped.is_set():
+            try:
+                step = waiting.get_nowait()
+            except queue.Empty:
+                break
+            try:
+                results.put((step, worker.measure(step)))
+            except PhasewatchError as error:
+                results.put((step, error))
+            except WorkerDied as error:
+                results.put((step, error))
+                worker.stop()
+                worker = Worker(package)
+                running.append(worker)
+
+    threads = [threading.Thread(target=drive, daemon=True) for _ in range(min(workers, len(steps)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in steps:
+            yield results.get()
+    finally:
+        stopped.set()
+        for worker in running:
+            worker.stop()
+        for thread in threads:
+            thread.join()
