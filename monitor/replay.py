@@ -13,9 +13,10 @@ from phasewatch.monitor.publish import Publisher, Sink
 from phasewatch.monitor.run_folder import RunFolder
 from phasewatch.monitor.series import open_series
 from phasewatch.monitor.trajectory import Point
-from phasewatch.monitor.worker import Snapshots, Worker, WorkerDied, packed
+from phasewatch.monitor.worker import Snapshots, Worker, WorkerDied, in_words, packed
 
 OnError = Callable[[str], None]
+Result = tuple[int, Point | Exception]
 
 
 def replay(
@@ -77,7 +78,7 @@ def _replayed(
             bar.update()
             if isinstance(result, Exception):
                 bad += 1
-                on_error(f"Step {step} is left out: {result}")
+                on_error(f"Step {step} is left out: {in_words(result)}")
                 continue
             if folder:
                 folder.append(result)
@@ -98,20 +99,20 @@ def _replayed(
 
 def _in_turn(
     snapshots: Snapshots, probe: Probe, steps: Iterable[int]
-) -> Iterator[tuple[int, Point | PhasewatchError | WorkerDied]]:
+) -> Iterator[Result]:
     for step in steps:
         try:
             yield step, probe(snapshots.load(step))
-        except PhasewatchError as error:
+        except Exception as error:  # noqa: BLE001 - the user's code too
             yield step, error
 
 
 def _in_workers(
     package: bytes, steps: Sequence[int], workers: int
-) -> Iterator[tuple[int, Point | PhasewatchError | WorkerDied]]:
+) -> Iterator[Result]:
     """Each of `workers` threads drives a process; this one alone sees their results."""
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    results: queue.SimpleQueue[tuple[int, Point | PhasewatchError | WorkerDied]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Result] = queue.SimpleQueue()
     for step in steps:
         waiting.put(step)
     running: list[Worker] = []
@@ -131,7 +132,8 @@ def _in_workers(
                 results.put((step, error))
             except WorkerDied as error:
                 results.put((step, error))
-                worker.stop()
+                if stopped.is_set():
+                    break
                 worker = Worker(package)
                 running.append(worker)
 

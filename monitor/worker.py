@@ -148,7 +148,7 @@ def serve(nice: int) -> None:
         try:
             probe, series = cloudpickle.loads(package)
         except Exception as error:  # noqa: BLE001 - the user's code
-            failure = f"The probe can't be rebuilt in another process: {_in_words(error)}"
+            failure = f"The probe can't be rebuilt in another process: {in_words(error)}"
     while True:
         step = json.loads(frames.get())
         answer: dict[str, Any]
@@ -157,13 +157,14 @@ def serve(nice: int) -> None:
                 raise PhasewatchError(failure)
             answer = {"point": probe(series.load(step)).as_json()}
         except Exception as error:  # noqa: BLE001 - the user's code
-            answer = {"error": _in_words(error)}
+            answer = {"error": in_words(error)}
         frame = json.dumps(answer).encode()
         out.write(len(frame).to_bytes(8) + frame)
         out.flush()
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """Our own sentences as they are, somebody else's exception with its type."""
     return str(error) if isinstance(error, PhasewatchError) else f"{type(error).__name__}: {error}"
 
 

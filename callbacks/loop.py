@@ -1,0 +1,284 @@
+"""The monitor that a plain training loop calls once per step."""
+
+import operator
+import queue
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from torch import nn
+
+from phasewatch.callbacks.recorder import Measure, Recorder
+from phasewatch.callbacks.report import write_report
+from phasewatch.callbacks.schedule import Budget, Schedule
+from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.probe import Probe
+from phasewatch.monitor.publish import Publisher, Sink
+from phasewatch.monitor.run_folder import RunFolder, same_weights
+from phasewatch.monitor.snapshot import Snapshot
+from phasewatch.monitor.trajectory import Point, Trajectory
+from phasewatch.monitor.worker import Worker, WorkerDied, in_words, packed
+
+BACKGROUND_NICE = 10
+"""How far a background measurement steps back behind training on the same processor."""
+
+
+class PhaseMonitor:
+    """Watches a training run: one call per step, `monitor(step)`.
+
+    Training with it is bit-identical to training without it. After construction it raises nothing: what goes wrong is a warning. A run
+    folder that holds points already is resumed: what it lacks is measured, and a step it holds is not measured again.
+
+    Args:
+        model: the model in training.
+        probe: measures its snapshots.
+        run: the run's folder; made if it isn't there.
+        at: which steps, such as `every(100)`, `log_spaced(1, 50_000, num=80)`, `Budget(0.1, at=...)`, or any `step -> bool`.
+        sinks: told of each point and each transition; each in a thread of its own.
+        measure: "inline" measures before the call returns. "background" measures in another process, so that the loop pays for
+            copying the snapshot alone; the probe must have been made with a function that builds its model.
+        keep_snapshots: keep each snapshot's file after it is measured, so that it can be measured again.
+        sink_timeout: seconds that a sink may take for one item before it gets nothing more.
+
+    Raises:
+        PhasewatchError: for what can't work, before the first step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Probe,
+        *,
+        run: str | Path,
+        at: Schedule,
+        sinks: Sequence[Sink] = (),
+        measure: Literal["inline", "background"] = "inline",
+        keep_snapshots: bool = True,
+        sink_timeout: float = 30.0,
+    ) -> None:
+        if not callable(at):
+            raise PhasewatchError(
+                f"PhaseMonitor(at={at!r}) must be a schedule such as every(100), or any function from a step to True or False."
+            )
+        if measure not in {"inline", "background"}:
+            raise PhasewatchError(f"PhaseMonitor(measure={measure!r}) must be 'inline' or 'background'.")
+        try:
+            probe.model.load(Snapshot.of(model, 0))
+        except PhasewatchError as error:
+            raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
+        self._folder = RunFolder(run, probe.settings)
+        if measure == "background":
+            packed(probe, self._folder.snapshots)
+        self._model = model
+        self._probe = probe
+        self._at = at
+        self._sinks = sinks
+        self._background = measure == "background"
+        self._keep_snapshots = keep_snapshots
+        self._sink_timeout = sink_timeout
+        self._first_step: int | None = None
+        self._publisher: Publisher | None = None
+        self._recorder: Recorder | None = None
+        self._worker: _MeasuringProcess | None = None
+        self._queue: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._taken: set[int] = set()
+        self._hurry = threading.Event()
+        self._closed = False
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self._folder.path
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The points measured so far."""
+        return Trajectory(self._folder.points[:])
+
+    def __call__(self, step: int) -> bool:
+        """Take a snapshot if one is due, and measure it or send it to be measured.
+
+        Args:
+            step: the training step that the model is at.
+
+        Returns:
+            Whether a snapshot was taken.
+        """
+        if self._closed:
+            return False
+        try:
+            return self._observe(operator.index(step))
+        except Exception as error:  # noqa: BLE001 - training is never interrupted
+            warn(f"monitor({step!r}) failed, and training goes on: {in_words(error)}")
+            return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(measure_rest=error is None)
+
+    def close(self, *, measure_rest: bool = True) -> None:
+        """Measure what still waits, tell the sinks that this is the end, and write the report.
+
+        Args:
+            measure_rest: False leaves what still waits to a resumed run or a replay.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._finish(measure_rest)
+        except Exception as error:  # noqa: BLE001 - training is never interrupted
+            warn(f"monitor.close() failed, and training goes on: {in_words(error)}")
+        finally:
+            self._folder.close()
+
+    def _observe(self, step: int) -> bool:
+        if self._first_step is None:
+            self._first_step = step
+        if not self._at(step):
+            return False
+        snapshot = Snapshot.of(self._model, step)
+        if self._recorder is None:
+            self._start(snapshot)
+        if step in self._taken:
+            return False
+        self._taken.add(step)
+        if self._thread:
+            self._queue.put(snapshot)
+        else:
+            self._take(snapshot)
+        return True
+
+    def _start(self, snapshot: Snapshot | None) -> None:
+        """Begin or resume the run, now that the first snapshot tells whether it is the same training."""
+        if snapshot and self._is_another_training(snapshot):
+            self._divert()
+        folder = self._folder
+        self._publisher = Publisher(self._sinks, timeout=self._sink_timeout, known=folder.points)
+        if self._background:
+            self._worker = _MeasuringProcess(packed(self._probe, folder.snapshots))
+        self._recorder = Recorder(
+            folder,
+            self._publisher,
+            self._worker.measure if self._worker else self._measure_here,
+            budget=self._at if isinstance(self._at, Budget) else None,
+            keep_snapshots=self._keep_snapshots,
+            waits=not self._background,
+        )
+        self._taken = self._recorder.steps
+        if self._background:
+            self._thread = threading.Thread(target=self._run, name="phasewatch", daemon=True)
+            self._thread.start()
+
+    def _is_another_training(self, snapshot: Snapshot) -> bool:
+        """Whether training began anew in a folder that holds another training's points."""
+        recorded = set(self._folder.snapshots.steps) & self._folder.steps
+        began_anew = self._first_step is not None and bool(recorded) and self._first_step <= min(recorded)
+        return (
+            began_anew
+            and snapshot.step in recorded
+            and not same_weights(snapshot, self._folder.snapshots.load(snapshot.step))
+        )
+
+    def _divert(self) -> None:
+        taken = self._folder
+        number = 2
+        while (path := taken.path.with_name(f"{taken.path.name}-{number}")).exists():
+            number += 1
+        self._folder = RunFolder(path, self._probe.settings)
+        taken.close()
+        warn(f"{taken.path} holds another training's points, with other weights; this one is kept in {path}.")
+
+    def _measure_here(self, step: int, snapshot: Snapshot | None) -> Point:
+        return self._probe(snapshot or self._folder.snapshots.load(step))
+
+    def _take(self, snapshot: Snapshot) -> None:
+        assert self._recorder
+        self._recorder.take(snapshot)
+        while self._queue.empty() and not self._hurry.is_set() and self._recorder.measure_next():
+            pass
+
+    def _run(self) -> None:
+        """The background thread: saves snapshots as they come, and measures between them."""
+        while (snapshot := self._queue.get()) is not None:
+            try:
+                self._take(snapshot)
+            except Exception as error:  # noqa: BLE001 - training is never interrupted
+                warn(f"The snapshot of step {snapshot.step} was lost, and training goes on: {in_words(error)}")
+
+    def _finish(self, measure_rest: bool) -> None:
+        if self._recorder is None:
+            if not self._folder.points and not self._folder.snapshots.steps:
+                if self._first_step is not None:
+                    warn(f"PhaseMonitor(at={self._at!r}) never fired from step {self._first_step} on; nothing was measured.")
+                return
+            self._start(None)
+        assert self._recorder and self._publisher
+        if not measure_rest:
+            self._hurry.set()
+            if self._worker:
+                self._worker.stop()
+        if self._thread:
+            if measure_rest and (left := self._queue.qsize() + len(self._recorder.waiting)) > 1:
+                print(f"phasewatch: measuring the last {left} snapshots of {self.run}", file=sys.stderr)
+            self._queue.put(None)
+            self._thread.join()
+        while measure_rest and self._recorder.measure_next():
+            pass
+        if self._worker:
+            self._worker.stop()
+        self._folder.write_transitions(self._publisher.close())
+        if left_out := self._recorder.waiting:
+            why = "the budget left out" if measure_rest else "were not measured:"
+            warn(
+                f"Of {self.run}, {why} {len(left_out)} snapshots, steps {', '.join(map(str, left_out))}. "
+                f"replay({str(self.run)!r}, probe, run={str(self.run)!r}) measures them."
+            )
+        if self._folder.points:
+            write_report(self.run)
+
+
+class _MeasuringProcess:
+    """A worker that is started again when it dies."""
+
+    def __init__(self, package: bytes) -> None:
+        self._package = package
+        self._stopped = False
+        self._worker = Worker(package, nice=BACKGROUND_NICE)
+
+    def measure(self, step: int, snapshot: Snapshot | None) -> Point:
+        """Measure a step from disk.
+
+        Args:
+            step: the step.
+            snapshot: given only if the disk refused it.
+
+        Returns:
+            The point.
+
+        Raises:
+            PhasewatchError: if the snapshot never reached the disk, where the process looks.
+            WorkerDied: if the process ended; the next measurement has a new one.
+        """
+        if snapshot is not None:
+            raise PhasewatchError("its snapshot could not be written, and measuring in the background reads it from disk.")
+        try:
+            return self._worker.measure(step)
+        except WorkerDied:
+            if not self._stopped:
+                self._worker.stop()
+                self._worker = Worker(self._package, nice=BACKGROUND_NICE)
+            raise
+
+    def stop(self) -> None:
+        """End the process at once."""
+        self._stopped = True
+        self._worker.stop()

@@ -1,0 +1,145 @@
+"""Which steps of a training run are measured, and how much of its time that may take."""
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from phasewatch.monitor.errors import PhasewatchError
+
+Schedule = Callable[[int], bool]
+"""Whether a snapshot is due at a training step."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """Due at every n-th step; made by `every`."""
+
+    n: int
+
+    def __call__(self, step: int) -> bool:
+        """Whether the step is a multiple of n."""
+        return step % self.n == 0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Due at the steps named; made by `log_spaced`."""
+
+    steps: frozenset[int]
+
+    def __call__(self, step: int) -> bool:
+        """Whether the step is among them."""
+        return step in self.steps
+
+
+def every(n: int) -> Every:
+    """A snapshot every n steps.
+
+    Args:
+        n: at least 1.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        PhasewatchError: if n is not a whole number of at least 1.
+    """
+    _check_whole("every", "n", n)
+    return Every(n)
+
+
+def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
+    """Steps that crowd early, as changes do, with a linear grid beside them for the transitions that come late.
+
+    Args:
+        first: the first step, at least 1.
+        last: the last step, at least `first`.
+        num: how many steps evenly spaced in log step; those that round to one step are one.
+        linear: how many evenly spaced steps to add.
+
+    Returns:
+        The schedule; its `steps` are the union of both grids.
+
+    Raises:
+        PhasewatchError: if the numbers make no schedule.
+    """
+    _check_whole("log_spaced", "first", first)
+    _check_whole("log_spaced", "last", last)
+    _check_whole("log_spaced", "num", num)
+    if last < first:
+        raise PhasewatchError(f"log_spaced(first={first}, last={last}): the last step must not come before the first.")
+    if isinstance(linear, bool) or not isinstance(linear, int) or linear < 0:
+        raise PhasewatchError(f"log_spaced(linear={linear!r}) must be a whole number of at least 0.")
+    ratio = last / first
+    log_grid = {round(first * ratio ** (i / max(num - 1, 1))) for i in range(num)}
+    linear_grid = {round(first + (last - first) * (i + 1) / linear) for i in range(linear)}
+    return Steps(frozenset(log_grid | linear_grid))
+
+
+def _check_whole(function: str, name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PhasewatchError(f"{function}({name}={value!r}) must be a whole number of at least 1.")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Holds measuring to a share of the run's own wall time, by leaving out the least useful of the scheduled steps.
+
+    A snapshot is saved at each scheduled step, which is cheap. As time is earned, the one is measured whose neighbours are the furthest
+    away in log step; what is never measured is named at the end, and a replay of the run can measure it. The first measurement is made
+    at once, to learn what one costs, and paid back before the second.
+
+    Attributes:
+        fraction: seconds of measuring for each second of training, above 0.
+        at: the steps to choose from.
+
+    Raises:
+        PhasewatchError: if the fraction is not above 0.
+    """
+
+    fraction: float
+    at: Schedule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fraction, int | float) or not math.isfinite(self.fraction) or self.fraction <= 0:
+            raise PhasewatchError(
+                f"Budget(fraction={self.fraction!r}) must be a number above 0, such as 0.1 for a tenth of the training's time."
+            )
+        if not callable(self.at):
+            raise PhasewatchError(f"Budget(at={self.at!r}) must be a schedule such as log_spaced(1, 50_000, num=80).")
+
+    def __call__(self, step: int) -> bool:
+        """Whether the step is among those to choose from."""
+        return self.at(step)
+
+    def affords(self, *, training: float, measuring: float, measured: int) -> bool:
+        """Whether one more measurement fits.
+
+        Args:
+            training: seconds of the run so far, without the measuring that it waited for.
+            measuring: seconds measured so far.
+            measured: measurements so far.
+
+        Returns:
+            True for the first, and whenever one more of mean cost stays within the share.
+        """
+        return measured == 0 or measuring + measuring / measured <= self.fraction * training
+
+
+def most_useful(candidates: Iterable[int], measured: Collection[int]) -> int:
+    """The step that is furthest in log step from every measured one; the earliest if nothing is measured.
+
+    Args:
+        candidates: steps, at least one.
+        measured: steps.
+
+    Returns:
+        One of the candidates.
+    """
+    if not measured:
+        return min(candidates)
+
+    def gap(step: int) -> float:
+        return min(abs(math.log1p(step) - math.log1p(other)) for other in measured)
+
+    return max(candidates, key=lambda step: (gap(step), step))
