@@ -1,10 +1,29 @@
 """Transitions between the plateaus of a trajectory, and their kinds."""
 
 import enum
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+from scipy import stats
+
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.estimate import json_number
+from phasewatch.monitor.segments import Curve, log_steps, smooth, stages, wanders
+from phasewatch.monitor.trajectory import Point, Trajectory
+
 Trend = Literal["up", "flat", "down"]
+
+FEWEST = 5
+"""Fewer usable points than this have no transitions yet."""
+
+CONFIDENT = 0.95
+"""The least confidence at which a change of λ̂ counts."""
+
+SETTLED = 5
+"""A transition is provisional until this many usable points lie behind its end."""
 
 
 class Kind(enum.Enum):
@@ -27,10 +46,11 @@ class Transition:
         loss_after: smoothed loss at `end`.
         llc_before: smoothed λ̂ at `start`.
         llc_after: smoothed λ̂ at `end`.
-        llc_error: standard error of `llc_change`, from paired differences of the chains.
+        llc_error: standard error of `llc_change`: the larger of what the paired differences of the chains and the scatter
+            of the points around the smoothed curve give.
         loss_trend: "up", "flat" or "down".
         llc_trend: "up", "flat" or "down".
-        confidence: probability that the sign of `llc_change` is right.
+        confidence: probability that the sign of `llc_change` is right, by the more doubtful of the same two.
         provisional: True while later points may still move it.
     """
 
@@ -56,3 +76,155 @@ class Transition:
     def llc_change(self) -> float:
         """λ̂ at the end minus λ̂ at the start."""
         return self.llc_after - self.llc_before
+
+    def as_json(self) -> dict[str, Any]:
+        """This transition as plain JSON types."""
+        record = {name: json_number(v) if isinstance(v, float) else v for name, v in asdict(self).items()}
+        return record | {"kind": self.kind.name}
+
+    def __str__(self) -> str:
+        loss_before, loss_after = _pair(self.loss_before, self.loss_after, decimals=3)
+        llc_before, llc_after = _pair(self.llc_before, self.llc_after, decimals=1)
+        seen = f"OTHER (loss {self.loss_trend}, llc {self.llc_trend})" if self.kind is Kind.OTHER else self.kind.name
+        return (
+            f"{seen}  steps {_grouped(self.start)} -> {_grouped(self.end)}"
+            f"  loss {loss_before} -> {loss_after} ({self.loss_trend})"
+            f"  llc {llc_before} -> {llc_after} ({self.llc_trend}, {_percent(self.confidence)})"
+            f"{' provisional' if self.provisional else ''}"
+        )
+
+    def sentence(self) -> str:
+        """What happened, in plain English for a reader who has not met the notation."""
+        before, after = _pair(self.loss_before, self.loss_after, decimals=3)
+        slightly = " slightly" if abs(self.loss_change) < 0.1 * abs(self.loss_before) else ""
+        loss = {
+            "up": f"rose{slightly}, {before} to {after}",
+            "flat": f"stayed flat at {after}",
+            "down": f"fell{slightly}, {before} to {after}",
+        }[self.loss_trend]
+        before, after = _pair(self.llc_before, self.llc_after, decimals=1)
+        verdict = {
+            Kind.A: "a type A transition, the model became more complex to fit the data better",
+            Kind.B: "a type B transition, the model simplified itself",
+            Kind.OTHER: "neither a type A nor a type B transition",
+        }[self.kind]
+        return (
+            f"Between steps {_grouped(self.start)} and {_grouped(self.end)} the loss {loss}, while the complexity λ̂ "
+            f"{'rose' if self.llc_trend == 'up' else 'fell'} from {before} to {after}: {verdict}. "
+            f"The sign of the complexity's change is right with probability {_percent(self.confidence)}."
+            f"{' Later points may still move it.' if self.provisional else ''}"
+        )
+
+
+def find_transitions(trajectory: Trajectory | Iterable[Point], *, min_effect: float = 0.02) -> list[Transition]:
+    """The transitions of a trajectory, in order, judged on the points so far.
+
+    λ̂ is smoothed against log step and cut at its milestones: its extrema, and where it slows down between two stages of
+    one direction (Hoogland et al. 2024, arXiv 2402.02364, chose such points by eye). The plateaus at a stage's two ends
+    belong to no transition. The kind follows from the signs: λ̂ up and loss down is A; λ̂ down and loss flat or down is B,
+    however far the loss falls. The loss is flat when its change is within 2.33 standard errors of the smoothed loss or
+    within 0.2 % of the range of the loss.
+
+    Points whose estimate failed, or whose loss or λ̂ is not finite, are left out. With fewer than five others, or when
+    λ̂ can't be told from independent noise around one value, there are no transitions, so that a monitor can ask after
+    every point.
+
+    Args:
+        trajectory: points of one run measured with one setting, in any order.
+        min_effect: the smallest change of λ̂ that counts, as a share of the range of λ̂ so far. That range is taken as at
+            least a quarter of the largest |λ̂|, for a run that has not moved yet.
+
+    Returns:
+        Transitions by increasing step; neighbours may have the same kind, and may leave a plateau between them.
+
+    Raises:
+        PhasewatchError: `min_effect` is not a share.
+    """
+    if not 0 <= min_effect < 1:
+        raise PhasewatchError(f"find_transitions(min_effect={min_effect!r}) must be at least 0 and below 1.")
+    usable = Trajectory(p for p in trajectory if not p.llc.health.failed and math.isfinite(p.llc.value + p.loss))
+    values = usable.llc
+    if len(usable) < FEWEST or not wanders(values):
+        return []
+    x = log_steps(usable.steps)
+    llc, loss = smooth(x, values), smooth(x, usable.loss)
+    chains = usable.per_chain
+    least = min_effect * max(np.ptp(values), 0.25 * np.abs(values).max())
+
+    def holds(start: int, end: int) -> bool:
+        change = abs(llc.value[end] - llc.value[start])
+        return 0 < change >= least and _error_and_confidence(llc, chains, start, end)[1] >= CONFIDENT
+
+    return [_transition(usable, llc, loss, chains, start, end) for start, end in stages(llc, holds)]
+
+
+def _transition(
+    usable: Trajectory, llc: Curve, loss: Curve, chains: np.ndarray | None, start: int, end: int
+) -> Transition:
+    error, confidence = _error_and_confidence(llc, chains, start, end)
+    llc_trend: Trend = "up" if llc.value[end] > llc.value[start] else "down"
+    loss_trend = _loss_trend(loss, float(np.ptp(usable.loss)), start, end)
+    if llc_trend == "up":
+        kind = Kind.A if loss_trend == "down" else Kind.OTHER
+    else:
+        kind = Kind.OTHER if loss_trend == "up" else Kind.B
+    return Transition(
+        kind=kind,
+        start=usable[start].step,
+        end=usable[end].step,
+        loss_before=float(loss.value[start]),
+        loss_after=float(loss.value[end]),
+        llc_before=float(llc.value[start]),
+        llc_after=float(llc.value[end]),
+        llc_error=error,
+        loss_trend=loss_trend,
+        llc_trend=llc_trend,
+        confidence=confidence,
+        provisional=len(usable) - 1 - end < SETTLED,
+    )
+
+
+def _error_and_confidence(llc: Curve, chains: np.ndarray | None, start: int, end: int) -> tuple[float, float]:
+    """Standard error of the change of λ̂ between two points, and the probability that its sign is right.
+
+    Two doubts, of which the larger counts. The scatter of the points around the curve holds each checkpoint's own
+    jitter, which all chains share; its p-value is multiplied by the curve's degrees of freedom, since the two points
+    were picked for being far apart. The chains' differences hold the sampling noise that neighbouring points share;
+    they are averaged over three points at each end, with Student's t for their number.
+    """
+    change = abs(llc.value[end] - llc.value[start])
+    error, confidence = llc.change_error(start, end), 1.0
+    if error > 0:
+        confidence -= min(0.5, 2 * llc.freedom * float(stats.t.sf(change / error, len(llc.x) - 2)))
+    if chains is not None and chains.shape[1] > 1 and np.isfinite(chains).all():
+        reach = min(1, (end - start - 1) // 2)
+        before, after = (chains[max(i - reach, 0) : i + reach + 1].mean(axis=0) for i in (start, end))
+        paired = float(np.std(after - before, ddof=1)) / math.sqrt(chains.shape[1])
+        if paired > 0:
+            confidence = min(confidence, float(stats.t.cdf(change / paired, chains.shape[1] - 1)))
+        error = max(error, paired)
+    return error, confidence
+
+
+def _loss_trend(loss: Curve, span: float, start: int, end: int) -> Trend:
+    change = loss.value[end] - loss.value[start]
+    if abs(change) <= max(0.002 * span, 2.33 * loss.change_error(start, end)):
+        return "flat"
+    return "up" if change > 0 else "down"
+
+
+def _grouped(step: int) -> str:
+    return f"{step:,}".replace(",", " ")
+
+
+def _pair(before: float, after: float, decimals: int) -> tuple[str, str]:
+    """Two numbers with as many decimals as it takes to tell them apart, and not fewer than given."""
+    change = abs(after - before)
+    if 0 < change < math.inf:
+        decimals = max(decimals, 1 - math.floor(math.log10(change)))
+    return f"{before:.{decimals}f}", f"{after:.{decimals}f}"
+
+
+def _percent(probability: float) -> str:
+    """In percent, rounded down: nothing measured is certain."""
+    return "> 99.9 %" if probability > 0.999 else f"{math.floor(probability * 1000) / 10:.1f} %"
