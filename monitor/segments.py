@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -17,7 +18,7 @@ PART = 0.1
 """... and each of them makes up at least this share of the change."""
 
 FLAT = 0.01
-"""A curve that is steeper than this share of its stage's peak slope, on the way to a milestone, has left the plateau."""
+"""A plateau lasts while the mean slope to the milestone in it is below this share of the stage's peak slope."""
 
 
 def log_steps(steps: np.ndarray) -> np.ndarray:
@@ -88,7 +89,7 @@ def smooth(x: np.ndarray, y: np.ndarray) -> Curve:
         The curve at the same positions.
     """
     n = len(x)
-    knots = x[np.unique(np.linspace(0, n - 1, min(n, MOST_KNOTS)).round().astype(int))]
+    knots = _knots(x)
     spline = CubicSpline(knots, np.eye(len(knots)), bc_type="natural")
     basis, basis_slope, bend = spline(x), spline(x, 1), spline(knots, 2)
     gaps = np.diff(knots)
@@ -118,6 +119,20 @@ def smooth(x: np.ndarray, y: np.ndarray) -> Curve:
         value_root=noise * modes * np.sqrt(shrink),
         slope_root=noise * modes_slope * np.sqrt(shrink),
     )
+
+
+def _knots(x: np.ndarray) -> np.ndarray:
+    """At most `MOST_KNOTS` of the positions, evenly by index.
+
+    Curvature between positions h apart weighs 1/h³: two snapshots a step apart, late in a long run, would take all the
+    digits that the rest needs. Knots closer together than 1/10,000 of the whole are left out.
+    """
+    chosen = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_KNOTS)).round().astype(int))]
+    knots = [chosen[0]]
+    for position in chosen[1:]:
+        if position - knots[-1] >= 1e-4 * (x[-1] - x[0]):
+            knots.append(position)
+    return np.array(knots) if len(knots) > 2 else x[[0, len(x) // 2, -1]]
 
 
 def wanders(y: np.ndarray) -> bool:
@@ -151,9 +166,7 @@ def stages(curve: Curve, holds: Callable[[int, int], bool]) -> list[tuple[int, i
     found = []
     for start, end in _monotone(curve.value, holds):
         for part in _split_at_slow_downs(curve, start, end, holds):
-            core = _without_plateaus(curve, *part)
-            if holds(*core):
-                found.append(core)
+            found.append(_without_plateaus(curve, *part))
     return found
 
 
@@ -173,7 +186,7 @@ def _monotone(value: np.ndarray, holds: Callable[[int, int], bool]) -> list[tupl
             del marks[-1]
         else:
             del marks[k : k + 2]
-    return list(zip(marks, marks[1:], strict=False))
+    return list(pairwise(marks))
 
 
 def _split_at_slow_downs(

@@ -46,8 +46,8 @@ class Transition:
         loss_after: smoothed loss at `end`.
         llc_before: smoothed λ̂ at `start`.
         llc_after: smoothed λ̂ at `end`.
-        llc_error: standard error of `llc_change`: the larger of what the paired differences of the chains and the scatter
-            of the points around the smoothed curve give.
+        llc_error: standard error of `llc_change`: the larger of what the paired differences of the chains and the
+            scatter of the points around the smoothed curve give.
         loss_trend: "up", "flat" or "down".
         llc_trend: "up", "flat" or "down".
         confidence: probability that the sign of `llc_change` is right, by the more doubtful of the same two.
@@ -121,9 +121,9 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, min_effect: fl
 
     λ̂ is smoothed against log step and cut at its milestones: its extrema, and where it slows down between two stages of
     one direction (Hoogland et al. 2024, arXiv 2402.02364, chose such points by eye). The plateaus at a stage's two ends
-    belong to no transition. The kind follows from the signs: λ̂ up and loss down is A; λ̂ down and loss flat or down is B,
-    however far the loss falls. The loss is flat when its change is within 2.33 standard errors of the smoothed loss or
-    within 0.2 % of the range of the loss.
+    belong to no transition. The kind follows from the signs: λ̂ up and loss down is A; λ̂ down and loss flat or down is
+    B, however far the loss falls. The loss is flat when its change is within 2.33 standard errors of the smoothed loss,
+    or within 0.2 % of its range so far.
 
     Points whose estimate failed, or whose loss or λ̂ is not finite, are left out. With fewer than five others, or when
     λ̂ can't be told from independent noise around one value, there are no transitions, so that a monitor can ask after
@@ -155,7 +155,8 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, min_effect: fl
         change = abs(llc.value[end] - llc.value[start])
         return 0 < change >= least and _error_and_confidence(llc, chains, start, end)[1] >= CONFIDENT
 
-    return [_transition(usable, llc, loss, chains, start, end) for start, end in stages(llc, holds)]
+    found = (_transition(usable, llc, loss, chains, start, end) for start, end in stages(llc, holds))
+    return [transition for transition in found if transition.confidence >= CONFIDENT]
 
 
 def _transition(
@@ -222,7 +223,7 @@ def _pair(before: float, after: float, decimals: int) -> tuple[str, str]:
     change = abs(after - before)
     if 0 < change < math.inf:
         decimals = max(decimals, 1 - math.floor(math.log10(change)))
-    return f"{before:.{decimals}f}", f"{after:.{decimals}f}"
+    return f"{before:z.{decimals}f}", f"{after:z.{decimals}f}"
 
 
 def _percent(probability: float) -> str:

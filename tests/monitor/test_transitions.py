@@ -1,0 +1,329 @@
+import json
+import time
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.interpolate import PchipInterpolator
+
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.estimate import Estimate, Health
+from phasewatch.monitor.trajectory import Point, Trajectory
+from phasewatch.monitor.transitions import Kind, Transition, find_transitions
+
+PUBLISHED = Path(__file__).parents[1] / "data" / "published"
+
+
+def point(step, loss, llc, per_chain=(), health=Health.OK):
+    estimate = Estimate(float(llc), 1.0, tuple(map(float, per_chain)), 66.7, 1.0, 400.0, 0.9, health)
+    return Point(int(step), float(loss), estimate)
+
+
+def published(seed):
+    return Trajectory.read(PUBLISHED / f"lr_seed{seed}.csv")
+
+
+def kinds(transitions):
+    return "".join(t.kind.name[0] for t in transitions)
+
+
+def merged(transitions):
+    return "".join(kind for kind, _ in groupby(kinds(transitions)))
+
+
+def short_run(seed, shared=0.9):
+    """The smaller regression run of 7,000 steps: λ̂ to 142 by step 1k, flat to 2.3k, then down; 4 chains.
+
+    Each point has a standard error of 0.5 to 2, of which the variance is shared between neighbours but for a rest.
+    """
+    rng = np.random.default_rng(seed)
+    steps = np.unique(np.append(0, np.geomspace(1, 7000, rng.integers(30, 46)).round())).astype(int)
+    x = np.log(np.maximum(steps, 0.5))
+    known = np.log([0.5, 1, 20, 74, 175, 415, 1000, 2300, 3300, 5000, 6700, 7000])
+    llc = PchipInterpolator(known, [-4, -4, 10, 50, 107, 133, 142.5, 142.5, 137, 131, 124, 123])(x)
+    loss = np.interp(x, known, [4.27, 4.25, 4.04, 3.44, 2.60, 2.21, 2.05, 1.95, 1.94, 1.90, 1.90, 1.90])
+    loss += rng.normal(0, 0.008, len(x))
+    spread = 2 * rng.uniform(0.5, 2)
+    wander = np.linalg.cholesky(np.exp(-np.abs(x[:, None] - x) / 3)) @ rng.normal(size=(len(x), 4))
+    fresh = rng.normal(size=(len(x), 4))
+    chains = llc[:, None] + spread * (np.sqrt(shared) * wander + np.sqrt(1 - shared) * fresh)
+    return [point(s, y, c.mean(), c) for s, y, c in zip(steps, loss, chains, strict=True)]
+
+
+def noise_only(seed, n, chains):
+    rng = np.random.default_rng([seed, n])
+    steps = np.unique(np.geomspace(1, 1e5, 4 * n).round())[-n:] if seed % 2 else np.arange(n) * 100
+    llc = 50 + rng.normal(size=(n, max(chains, 1)))
+    loss = 2 + 0.01 * rng.normal(size=n)
+    return [point(s, y, c.mean(), c if chains else ()) for s, y, c in zip(steps, loss, llc, strict=True)]
+
+
+def run(steps, loss, llc):
+    return [point(*values) for values in zip(steps, loss, llc, strict=True)]
+
+
+def rise_and_fall(loss_rise=-1.0, loss_fall=0.0, n=60):
+    """λ̂ from 10 to 90 around step 30, and to 60 around step 3,000."""
+    steps = np.geomspace(1, 1e5, n).round().astype(int) + np.arange(n)
+    x = np.log(steps)
+    up, down = 1 / (1 + np.exp(-3 * (x - np.log(30)))), 1 / (1 + np.exp(-3 * (x - np.log(3000))))
+    rng = np.random.default_rng(0)
+    llc = 10 + 80 * up - 30 * down + rng.normal(0, 0.3, n)
+    loss = 3 + loss_rise * up + loss_fall * down + rng.normal(0, 0.01, n)
+    return run(steps, loss, llc)
+
+
+def test_the_published_stages_of_seed_1():
+    transitions = find_transitions(published(1))
+    assert kinds(transitions) == "AABBA"
+    first, main, collapse, deeper, last = transitions
+    assert 700 < first.end < 1_500
+    assert 25_000 < main.end < 60_000
+    assert 25_000 < collapse.start < 61_000
+    assert 100_000 < collapse.end < 160_000
+    assert 320_000 * 0.6 < deeper.end < 320_000 * 1.4
+    assert main.llc_after == pytest.approx(170, abs=1.5)
+    assert deeper.llc_after == pytest.approx(112.5, abs=1.5)
+    assert collapse.loss_after < collapse.loss_before
+    assert all(t.confidence > 0.99 for t in transitions)
+    assert [t.provisional for t in transitions] == [False] * 4 + [True]
+    assert last.end <= 499_999
+
+
+def test_the_published_stages_of_seed_0():
+    transitions = find_transitions(published(0))
+    assert merged(transitions) == "ABA"
+    assert 20_000 < transitions[0].end <= transitions[1].start < 65_000
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_kinds_from_25_of_the_published_points(seed):
+    trajectory = published(seed)
+    kept = np.linspace(0, len(trajectory) - 1, 25).round().astype(int)
+    assert merged(find_transitions([trajectory[int(i)] for i in kept])) == "ABA"
+    for offset in range(8):  # where the last rise, of 4, has two or three points it may go
+        assert merged(find_transitions(trajectory[offset::8])) in {"ABA", "AB"}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_kinds_with_more_noise(seed):
+    trajectory = published(seed)
+    found = []
+    for trial in range(20):
+        noise = np.random.default_rng(trial).normal(0, 0.8, len(trajectory))
+        noisy = [
+            point(p.step, p.loss, p.llc.value + e, np.add(p.llc.per_chain, e))
+            for p, e in zip(trajectory, noise, strict=True)
+        ]
+        found.append(merged(find_transitions(noisy)))
+    assert found.count("ABA") >= 19
+
+
+@pytest.mark.parametrize("shared", [0.8, 0.95])
+def test_short_runs_have_one_rise_and_one_fall(shared):
+    good = 0
+    for seed in range(100):
+        transitions = find_transitions(short_run(seed, shared))
+        if kinds(transitions) == "AB":
+            a, b = transitions
+            good += 500 <= a.end <= 2_500 and 900 <= b.start <= 3_400 and b.end > 5_000
+    assert good >= 95
+
+
+@pytest.mark.parametrize("n", [15, 40, 200])
+@pytest.mark.parametrize("chains", [0, 4])
+def test_noise_alone_seldom_has_transitions(n, chains):
+    assert sum(bool(find_transitions(noise_only(seed, n, chains))) for seed in range(200)) <= 10
+
+
+def test_a_constant_has_none():
+    assert find_transitions(run(range(30), np.full(30, 2.0), np.full(30, 7.0))) == []
+
+
+def test_fewer_than_five_usable_points_have_none():
+    points = run([1, 10, 100, 1000, 10_000], [5, 4, 3, 2, 1], [0, 10, 20, 30, 40])
+    assert kinds(find_transitions(points)) == "A"
+    assert find_transitions(points[:4]) == []
+    assert find_transitions([]) == []
+    for bad in (
+        replace(points[2], llc=replace(points[2].llc, health=Health.DIVERGED)),
+        replace(points[2], llc=replace(points[2].llc, value=np.nan)),
+        replace(points[2], loss=np.inf),
+    ):
+        assert find_transitions([*points[:2], bad, *points[3:]]) == []
+
+
+def test_failed_points_are_left_out():
+    points = rise_and_fall()
+    broken = [point(p.step + 1, 9.0, 1e9, health=Health.DIVERGED) for p in points[5::7]]
+    assert find_transitions([*points, *broken]) == find_transitions(points)
+
+
+@pytest.mark.parametrize(
+    ("loss_rise", "loss_fall", "expected", "trends"),
+    [
+        (-1.0, 0.0, "AB", ["down", "flat"]),
+        (-1.0, -0.8, "AB", ["down", "down"]),
+        (-1.0, 0.5, "AO", ["down", "up"]),
+        (0.0, -0.5, "OB", ["flat", "down"]),
+        (0.5, -0.5, "OB", ["up", "down"]),
+    ],
+)
+def test_kinds_follow_from_the_signs(loss_rise, loss_fall, expected, trends):
+    transitions = find_transitions(rise_and_fall(loss_rise, loss_fall))
+    assert kinds(transitions) == expected
+    assert [t.loss_trend for t in transitions] == trends
+    assert [t.llc_trend for t in transitions] == ["up", "down"]
+
+
+def test_the_plateau_belongs_to_neither():
+    rise, fall = find_transitions(rise_and_fall())
+    assert rise.start < 20 < 45 < rise.end < 300
+    assert 300 < fall.start < 2_000
+    assert 4_500 < fall.end < 40_000
+    assert rise.llc_change == pytest.approx(80, abs=2)
+    assert fall.llc_change == pytest.approx(-30, abs=2)
+
+
+def test_changes_below_the_least_effect_are_dropped():
+    points = rise_and_fall()
+    assert kinds(find_transitions(points, min_effect=0.45)) == "A"
+    assert kinds(find_transitions(points, min_effect=0.0)) == "AB"
+    with pytest.raises(PhasewatchError, match=r"find_transitions\(min_effect=2\) must be at least 0 and below 1"):
+        find_transitions(points, min_effect=2)
+
+
+def test_units_change_nothing():
+    trajectory = published(1)
+    expected = find_transitions(trajectory)
+    for loss, llc, steps in [(1e3, 1, 1), (1, 1e-6, 1), (1, 1, 512), (1e-4, 30, 7)]:
+        scaled = [
+            point(p.step * steps, p.loss * loss, p.llc.value * llc, np.multiply(p.llc.per_chain, llc))
+            for p in trajectory
+        ]
+        found = find_transitions(scaled)
+        assert kinds(found) == kinds(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert (a.start, a.end, a.provisional) == (b.start * steps, b.end * steps, b.provisional)
+            assert a.loss_after == pytest.approx(b.loss_after * loss)
+            assert a.llc_change == pytest.approx(b.llc_change * llc)
+            assert a.llc_error == pytest.approx(b.llc_error * llc)
+            assert a.confidence == pytest.approx(b.confidence)
+
+
+def test_order_does_not_matter_and_the_input_is_left_alone():
+    points = short_run(3)
+    before = repr(points)
+    assert find_transitions(points[::-1]) == find_transitions(Trajectory(points)) == find_transitions(iter(points))
+    assert repr(points) == before
+
+
+def test_the_error_is_that_of_paired_differences():
+    """Chains that lie 20 apart, but move together to within 1, know their difference to within 1."""
+    rng = np.random.default_rng(0)
+    apart, moved = rng.normal(0, 20, 8), rng.normal(0, 1, 8)
+    plain = [p.llc.value for p in rise_and_fall()]
+    risen = (np.array(plain) - plain[0]) / (plain[30] - plain[0])
+    points = [
+        replace(p, llc=replace(p.llc, per_chain=tuple(p.llc.value + apart + moved * r)))
+        for p, r in zip(rise_and_fall(), risen, strict=True)
+    ]
+    rise = find_transitions(points)[0]
+    assert rise.llc_error == pytest.approx(moved.std(ddof=1) / np.sqrt(8), rel=0.1)
+
+
+def test_chains_that_disagree_about_a_change_veto_it():
+    points = rise_and_fall()
+    scatter = np.array([-1.0, 1.0, -0.5, 0.5])
+    torn = [
+        replace(p, llc=replace(p.llc, per_chain=tuple(p.llc.value + 200 * i * scatter))) for i, p in enumerate(points)
+    ]
+    assert find_transitions(torn) == []
+
+
+def test_what_is_settled_is_found_again():
+    reports = lost = 0
+    for points in [published(0), published(1), published(1)[::8], *(Trajectory(short_run(seed)) for seed in range(5))]:
+        found = [find_transitions(points[:n]) for n in range(5, len(points) + 1, 3)]
+        for i, transitions in enumerate(found):
+            for t in (t for t in transitions if not t.provisional):
+                reports += 1
+                lost += not all(
+                    any(u.kind is t.kind and u.start < t.end and t.start < u.end for u in later)
+                    for later in found[i + 1 :]
+                )
+    assert reports > 100
+    assert lost <= 0.05 * reports
+
+
+def test_a_transition_in_progress_is_provisional():
+    points = rise_and_fall()
+    middle = [p.step for p in points].index(next(p.step for p in points if p.step > 40))
+    (growing,) = find_transitions(points[:middle])
+    assert growing.provisional
+    assert not find_transitions(points)[0].provisional
+
+
+def test_a_thousand_points_take_less_than_50_ms():
+    rng = np.random.default_rng(0)
+    steps = np.unique(np.geomspace(1, 1e6, 1400).round())[-1000:]
+    llc = 60 * np.sin(np.log(steps) / 2)
+    points = Trajectory(
+        point(s, 4 - np.log(s) / 5 + 0.01 * rng.normal(), c, c + rng.normal(size=8))
+        for s, c in zip(steps, llc + rng.normal(size=1000), strict=True)
+    )
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert len(find_transitions(points)) >= 2
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.05
+
+
+B = Transition(Kind.B, 40_404, 318_181, 1.89, 1.78, 169.7, 112.8, 3.1, "down", "down", 0.999, False)
+
+
+def test_str():
+    assert str(B) == "B  steps 40 404 -> 318 181  loss 1.890 -> 1.780 (down)  llc 169.7 -> 112.8 (down, 99.9 %)"
+    other = replace(B, kind=Kind.OTHER, loss_trend="up", llc_trend="up", llc_after=180.0, loss_after=1.9)
+    assert str(replace(other, provisional=True, confidence=0.9567)) == (
+        "OTHER (loss up, llc up)  steps 40 404 -> 318 181  loss 1.890 -> 1.900 (up)"
+        "  llc 169.7 -> 180.0 (up, 95.6 %) provisional"
+    )
+
+
+def test_str_never_claims_certainty():
+    for confidence in (0.9991, 0.999999, 1.0):
+        assert "(down, > 99.9 %)" in str(replace(B, confidence=confidence))
+        assert "100" not in str(replace(B, confidence=confidence))
+
+
+def test_str_tells_small_numbers_apart():
+    small = replace(B, loss_before=1e-5, loss_after=0.9e-5, llc_before=0.253, llc_after=0.251, start=7)
+    assert "steps 7 -> " in str(small)
+    assert "loss 0.0000100 -> 0.0000090" in str(small)
+    assert "llc 0.2530 -> 0.2510" in str(small)
+    assert "llc 0.0 -> -57.0" in str(replace(B, llc_before=-0.01, llc_after=-57.0))
+
+
+def test_sentence():
+    assert B.sentence() == (
+        "Between steps 40 404 and 318 181 the loss fell slightly, 1.890 to 1.780, "
+        "while the complexity λ̂ fell from 169.7 to 112.8: a type B transition, the model simplified itself. "
+        "The sign of the complexity's change is right with probability 99.9 %."
+    )
+    a = replace(B, kind=Kind.A, loss_before=4.1, llc_after=200.0, llc_trend="up", provisional=True)
+    assert "the loss fell, 4.100 to 1.780, while the complexity λ̂ rose from 169.7 to 200.0: a type A" in a.sentence()
+    assert a.sentence().endswith("Later points may still move it.")
+    assert "the loss stayed flat at 1.780" in replace(B, loss_trend="flat").sentence()
+    assert "neither a type A nor a type B" in replace(B, kind=Kind.OTHER, loss_trend="up").sentence()
+
+
+def test_as_json():
+    record = replace(B, llc_error=float("nan")).as_json()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["kind"] == "B"
+    assert record["llc_error"] == "nan"
+    assert (record["start"], record["end"], record["confidence"]) == (40_404, 318_181, 0.999)
