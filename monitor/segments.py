@@ -146,7 +146,7 @@ def wanders(y: np.ndarray) -> bool:
     if spread == 0:
         return False
     ratio = float(np.sum(np.diff(y) ** 2)) / spread
-    return (2 - ratio) / np.sqrt(4 * (n - 2) / (n**2 - 1)) > 1.645
+    return bool((2 - ratio) / np.sqrt(4 * (n - 2) / (n**2 - 1)) > 1.645)
 
 
 def stages(curve: Curve, holds: Callable[[int, int], bool]) -> list[tuple[int, int]]:

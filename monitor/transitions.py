@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr  # Student's t: degrees of freedom, then t
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import json_number
@@ -196,13 +196,13 @@ def _error_and_confidence(llc: Curve, chains: np.ndarray | None, start: int, end
     change = abs(llc.value[end] - llc.value[start])
     error, confidence = llc.change_error(start, end), 1.0
     if error > 0:
-        confidence -= min(0.5, 2 * llc.freedom * float(stats.t.sf(change / error, len(llc.x) - 2)))
+        confidence -= min(0.5, 2 * llc.freedom * float(stdtr(len(llc.x) - 2, -change / error)))
     if chains is not None and chains.shape[1] > 1 and np.isfinite(chains).all():
         reach = min(1, (end - start - 1) // 2)
         before, after = (chains[max(i - reach, 0) : i + reach + 1].mean(axis=0) for i in (start, end))
         paired = float(np.std(after - before, ddof=1)) / math.sqrt(chains.shape[1])
         if paired > 0:
-            confidence = min(confidence, float(stats.t.cdf(change / paired, chains.shape[1] - 1)))
+            confidence = min(confidence, float(stdtr(chains.shape[1] - 1, change / paired)))
         error = max(error, paired)
     return error, confidence
 

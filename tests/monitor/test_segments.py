@@ -6,7 +6,7 @@ from phasewatch.monitor.segments import log_steps, smooth, stages, wanders
 
 
 def anything_large(curve, least):
-    return lambda start, end: abs(curve.value[end] - curve.value[start]) > least
+    return lambda start, end: bool(abs(curve.value[end] - curve.value[start]) > least)
 
 
 def test_step_zero_lies_one_gap_before_the_first():

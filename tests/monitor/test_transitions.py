@@ -138,8 +138,9 @@ def test_noise_alone_seldom_has_transitions(n, chains):
     assert sum(bool(find_transitions(noise_only(seed, n, chains))) for seed in range(200)) <= 10
 
 
-def test_a_constant_has_none():
-    assert find_transitions(run(range(30), np.full(30, 2.0), np.full(30, 7.0))) == []
+@pytest.mark.parametrize("level", [0.0, 7.1, -1e9 / 3])
+def test_a_constant_has_none(level):
+    assert find_transitions(run(range(30), np.full(30, 2.1), np.full(30, level))) == []
 
 
 def test_fewer_than_five_usable_points_have_none():
