@@ -1,0 +1,105 @@
+"""A run in a terminal: its transitions as a table and in words, and a point as one line of a log."""
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from phasewatch.callbacks.numerals import MISSING, integer, measured, number, percent, value_and_error
+from phasewatch.monitor.estimate import Health
+from phasewatch.monitor.trajectory import Point, Trajectory
+from phasewatch.monitor.transitions import Kind, Transition
+
+_STYLES = {Kind.A: "bold blue", Kind.B: "bold yellow", Kind.OTHER: "bold"}
+
+_INSIDE_A_NUMBER = re.compile(r"(?<=\d) (?=\d{3}\b|[±%])|(?<=[±>]) (?=\d)")
+
+
+def print_transitions(
+    trajectory: Trajectory, transitions: Sequence[Transition], console: Console | None = None
+) -> None:
+    """Print the transitions as a table, then each as a sentence, then how many points stand behind them.
+
+    Piped into a file or another program, the same text comes without colours, and neither there nor in a narrow
+    terminal is a row folded or a number broken.
+
+    Args:
+        trajectory: the points that the transitions were found in.
+        transitions: what to print, in order.
+        console: where to; standard output if left out.
+    """
+    console = console or Console(highlight=False)
+    if transitions:
+        table = _table(transitions)
+        # Rich folds cells to fit the console, inside a number if need be; it leaves a table of fixed width alone.
+        table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+        console.print(table, soft_wrap=True)
+        console.print()
+        for transition in transitions:
+            _print_wrapped(console, transition.sentence())
+        console.print()
+    else:
+        _print_wrapped(console, "No transition so far.")
+    _print_wrapped(console, _count(trajectory), style="dim")
+
+
+def point_line(point: Point) -> str:
+    """One line of a live log, as wide for every point: `step     1 234  loss    1.945  llc    142.5 ± 0.8    ok`."""
+    value, error = measured(point.llc.value, point.llc.error)
+    spread = "" if value == MISSING or error == MISSING else f"± {error}"
+    return (
+        f"step {integer(point.step):>9}  loss {number(point.loss):>8}  llc {value:>8} {spread:<6}  "
+        f"{point.llc.health.name.lower()}"
+    )
+
+
+def _table(transitions: Sequence[Transition]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    table.add_column("kind")
+    table.add_column("steps", justify="right")
+    table.add_column("loss", justify="right")
+    table.add_column("llc", justify="right")
+    table.add_column("confidence", justify="right")
+    provisional = any(transition.provisional for transition in transitions)
+    if provisional:
+        table.add_column("")
+    for transition in transitions:
+        cells: list[Text | str] = [
+            Text(
+                transition.kind.name.lower() if transition.kind is Kind.OTHER else transition.kind.name,
+                style=_STYLES[transition.kind],
+            ),
+            f"{integer(transition.start)} → {integer(transition.end)}",
+            number(transition.loss_change, sign=True),
+            value_and_error(transition.llc_change, transition.llc_error, sign=True),
+            percent(transition.confidence),
+        ]
+        if provisional:
+            cells.append(Text("provisional" if transition.provisional else "", style="dim"))
+        table.add_row(*cells)
+    return table
+
+
+def _count(trajectory: Trajectory) -> str:
+    """How many points there are, and how many of them are doubtful or left out."""
+    healths = [point.llc.health for point in trajectory]
+    failed = sum(health.failed for health in healths)
+    doubtful = sum(health is not Health.OK for health in healths) - failed
+    text = f"{integer(len(healths))} point{'' if len(healths) == 1 else 's'}"
+    if failed:
+        text += f", {integer(failed)} left out because the estimate failed"
+    if doubtful:
+        text += f", {integer(doubtful)} doubtful"
+    return text + "."
+
+
+def _print_wrapped(console: Console, sentence: str, style: str = "") -> None:
+    """Print a sentence, wrapped at its words but never inside a number such as `40 404` or `1.2 ± 0.3`."""
+    # textwrap breaks at ASCII blanks alone, so a no-break space holds a number together until the lines are cut.
+    glued = _INSIDE_A_NUMBER.sub("\N{NO-BREAK SPACE}", sentence)
+    for line in textwrap.wrap(glued, console.width, break_long_words=False, break_on_hyphens=False):
+        console.print(Text(line.replace("\N{NO-BREAK SPACE}", " "), style=style), soft_wrap=True)
