@@ -23,7 +23,6 @@ MAX_METRICS = 4
 
 _INK = "#1c1c1c"
 _MUTED = "#6b6b6b"
-_ZERO_GAP = 0.5  # decades between step 0 and the first step after it
 
 
 def draw_trajectory(
@@ -46,7 +45,7 @@ def draw_trajectory(
     Raises:
         PhasewatchError: if a metric is on no point, or more than four are named.
     """
-    points = list(trajectory)
+    points, transitions = list(trajectory), list(transitions)
     _check_metrics(metrics, {name for point in points for name in point.metrics})
     steps = np.asarray(trajectory.steps, dtype=float)
     heights = [2.2, 1.3, *[0.9] * len(metrics)]
@@ -58,9 +57,7 @@ def draw_trajectory(
         _shade_stages(panel, transitions)
     _label_stages(panels[0], transitions)
 
-    marks = _draw_llc(
-        panels[0], steps, trajectory, np.array([p.llc.health is not Health.OK for p in points], dtype=bool)
-    )
+    marks = _draw_llc(panels[0], steps, trajectory, [point.llc.health for point in points])
     _draw_curve(panels[1], steps, np.asarray(trajectory.loss, dtype=float))
     panels[0].set_ylabel(r"complexity  $\hat{\lambda}$  ± 2 s.e.", fontsize=9, color=_INK)
     panels[1].set_ylabel("loss", fontsize=9, color=_INK)
@@ -105,12 +102,13 @@ def _check_metrics(wanted: Sequence[str], there: set[str]) -> None:
 
 
 def _set_step_axis(panels: Sequence[Axes], steps: np.ndarray) -> None:
-    """A logarithmic axis of steps, with step 0 half a decade left of the first step after it."""
+    """A logarithmic axis of steps, with step 0 a little to the left of the first step after it."""
     positive = steps[steps > 0]
     first, last = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
     bottom = panels[-1]
     if steps.size and steps.min() <= 0:
-        bottom.set_xscale("symlog", linthresh=first, linscale=_ZERO_GAP)
+        gap = min(0.5, 0.15 * math.log10(last / first)) or 0.5
+        bottom.set_xscale("symlog", linthresh=first, linscale=gap)
         zero = [0.0]
     else:
         bottom.set_xscale("log")
@@ -160,6 +158,12 @@ def _step_label(step: float) -> str:
     return f"{step:.6g}"
 
 
+def _tint(colour: str, share: float) -> tuple[float, float, float]:
+    """A colour thinned with white; opaque, since matplotlib's SVG gives a face's transparency to its hatch as well."""
+    r, g, b = (share * c + 1 - share for c in to_rgb(colour))
+    return r, g, b
+
+
 def _shade_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
     left, right = panel.get_xlim()
     for stage in transitions:
@@ -168,8 +172,8 @@ def _shade_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
         panel.axvspan(
             start,
             end,
-            facecolor=(colour, 0.07 if stage.provisional else 0.15),
-            edgecolor=[0.45 * c + 0.55 for c in to_rgb(colour)],  # opaque: SVG loses a transparent hatch
+            facecolor=_tint(colour, 0.07 if stage.provisional else 0.15),
+            edgecolor=_tint(colour, 0.35),
             hatch="////" if stage.provisional else None,
             linewidth=0,
             zorder=0,
@@ -208,18 +212,18 @@ def _draw_curve(panel: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     panel.plot(steps, values, color=_INK, linewidth=1.0, marker="o", markersize=size, markeredgewidth=0, zorder=3)
 
 
-def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, doubtful: np.ndarray) -> list[Line2D]:
+def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: Sequence[Health]) -> list[Line2D]:
     """λ̂, its band, and the marks of what isn't to be trusted.
 
     Returns:
         A legend's entry for each sort of mark that was needed.
     """
     llc = np.asarray(trajectory.llc, dtype=float)
-    there = np.isfinite(llc)
+    there = np.isfinite(llc) & ~np.array([health.failed for health in healths], dtype=bool)
+    doubtful = there & np.array([health is not Health.OK for health in healths], dtype=bool)
     llc = np.where(there, llc, math.nan)
     error = np.asarray(trajectory.llc_error, dtype=float)
     error = np.where(np.isfinite(error), error, 0.0)
-    doubtful = doubtful & there
 
     panel.fill_between(steps, llc - 2 * error, llc + 2 * error, color=_INK, alpha=0.2, linewidth=0, zorder=2)
     low, high = _limits(llc, error, doubtful)
@@ -278,7 +282,7 @@ def _limits(llc: np.ndarray, error: np.ndarray, doubtful: np.ndarray) -> tuple[f
 def _stage_legend(transitions: Sequence[Transition]) -> list[Patch]:
     entries = []
     if any(stage.kind is Kind.OTHER for stage in transitions):
-        entries.append(Patch(facecolor=(STAGE_COLOURS[Kind.OTHER], 0.3), linewidth=0, label="neither A nor B"))
+        entries.append(Patch(facecolor=_tint(STAGE_COLOURS[Kind.OTHER], 0.3), linewidth=0, label="neither A nor B"))
     if any(stage.provisional for stage in transitions):
         entries.append(
             Patch(facecolor="white", edgecolor=_MUTED, hatch="//////", linewidth=0, label="provisional stage")

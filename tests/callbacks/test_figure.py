@@ -133,6 +133,13 @@ def test_a_wild_doubtful_point_does_not_flatten_the_curve():
     assert legend_labels(figure) == ["doubtful, below"]
 
 
+def test_a_failed_estimate_is_never_drawn_as_a_value():
+    points = [a_point(1), a_point(10, 99.0, health=Health.DIVERGED), a_point(100, 12.0)]
+    above = draw_trajectory(Trajectory(points)).axes[0]
+    assert math.isnan(above.lines[0].get_ydata()[1])
+    assert marker_steps(above, "x") == [10]
+
+
 def test_nothing_but_failures_still_makes_a_picture():
     points = [a_point(s, math.nan, error=math.nan, health=Health.DIVERGED, loss=math.nan) for s in (0, 10, 100)]
     figure = draw_trajectory(Trajectory(points))

@@ -15,8 +15,8 @@ from phasewatch.callbacks import report
 from phasewatch.callbacks.report import MAX_TRACES, write_report
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Estimate, Health
-from phasewatch.monitor.trajectory import Point
-from phasewatch.monitor.transitions import Kind, Transition
+from phasewatch.monitor.trajectory import Point, Trajectory
+from phasewatch.monitor.transitions import Kind, Transition, find_transitions
 
 UP = Transition(Kind.A, 0, 1000, 4.26, 1.89, 12.6, 169.7, 0.9, "down", "up", 0.99999, False)
 DOWN = Transition(Kind.B, 1000, 40404, 1.89, 1.78, 169.7, 112.8, 1.1, "down", "down", 0.981, True)
@@ -268,7 +268,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
 
 
 def test_what_is_no_run_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(PhasewatchError, match="found neither run.json nor points.jsonl there"):
+    with pytest.raises(PhasewatchError, match=r"found neither run\.json nor points\.jsonl there"):
         write_report(tmp_path)
     with pytest.raises(PhasewatchError, match="found neither"):
         write_report(tmp_path / "missing")
@@ -279,6 +279,18 @@ def test_what_is_no_run_is_refused_in_a_sentence(tmp_path):
     (run / "run.json").write_text("[]")
     with pytest.raises(PhasewatchError, match=r"expects a JSON object in run\.json"):
         write_report(run)
+
+
+def test_the_transitions_that_are_found_are_told(tmp_path):
+    levels = [10.0] * 15 + [10 + 4.0 * i for i in range(15)] + [70.0] * 15
+    points = [a_point(round(10 * 1.2**i), llc, loss=4 - llc / 30, error=0.2) for i, llc in enumerate(levels)]
+    run = a_run(tmp_path / "run", points)
+    found = find_transitions(Trajectory.read(run / "points.jsonl"))
+    text, page = page_of(run)
+    assert found
+    for transition in found:
+        assert str(escape(transition.sentence())) in text
+    assert len([attrs for attrs in page.tags("span") if attrs.get("class", "").startswith("kind ")]) == len(found)
 
 
 @pytest.mark.parametrize("line", ['{"step": 1}', "not json", '{"step": 1, "loss": 2, "llc": {"value": []}}'])

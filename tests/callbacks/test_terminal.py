@@ -22,7 +22,10 @@ DOWN = Transition(Kind.B, 40404, 318181, 1.89, 1.78, 169.7, 112.8, 1.1, "down", 
 HUGE = Transition(Kind.OTHER, 123456789, 987654321, 1.0, 1.1, 1.0, 123456.7, 1234.5, "up", "up", 0.97, True)
 
 
-def printed(transitions, points=(a_point(1),), **options):
+ONE = (a_point(1),)
+
+
+def printed(transitions, points=ONE, **options):
     file = io.StringIO()
     print_transitions(Trajectory(points), transitions, Console(file=file, **options))
     return file.getvalue()
