@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from markupsafe import escape
 
@@ -282,8 +283,13 @@ def test_what_is_no_run_is_refused_in_a_sentence(tmp_path):
 
 
 def test_the_transitions_that_are_found_are_told(tmp_path):
+    random = np.random.default_rng(0)
     levels = [10.0] * 15 + [10 + 4.0 * i for i in range(15)] + [70.0] * 15
-    points = [a_point(round(10 * 1.2**i), llc, loss=4 - llc / 30, error=0.2) for i, llc in enumerate(levels)]
+    points = []
+    for i, level in enumerate(levels):
+        chains = level + 0.4 * random.normal(size=4)
+        point = a_point(round(10 * 1.2**i), chains.mean(), loss=4 - level / 30, error=0.2)
+        points.append(dataclasses.replace(point, llc=dataclasses.replace(point.llc, per_chain=tuple(chains.tolist()))))
     run = a_run(tmp_path / "run", points)
     found = find_transitions(Trajectory.read(run / "points.jsonl"))
     text, page = page_of(run)
