@@ -17,12 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_WHOLE_MODEL = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TRAINING_STATE = re.compile(
     r"(?<![a-z])(optim(izer)?s?|(lr_)?sched(uler)?s?|(grad_)?scaler|rng|random_states?|training_args)(?![a-z])", re.I
 )
@@ -79,7 +74,7 @@ class Series:
             PhasewatchError: if there is no such step, or its file is gone, damaged, not a state dict, or pickled code.
         """
         source = self.source(step)
-        return Snapshot(step=step, tensors=_plain_names(_read_checkpoint(source), source))
+        return Snapshot(step=int(step), tensors=_plain_names(_read_checkpoint(source), source))
 
 
 def open_series(path: str | Path) -> Series:
@@ -95,11 +90,11 @@ def open_series(path: str | Path) -> Series:
     """
     folder = Path(path)
     call = f"open_series({str(path)!r})"
-    if not folder.exists():
-        raise PhasewatchError(f"{call}: there is no such folder; give the folder that holds the checkpoints.")
-    if not folder.is_dir():
-        raise PhasewatchError(f"{call}: this is a file; give the folder that holds it and the other checkpoints.")
     try:
+        if not folder.exists():
+            raise PhasewatchError(f"{call}: there is no such folder; give the folder that holds the checkpoints.")
+        if not folder.is_dir():
+            raise PhasewatchError(f"{call}: this is a file; give the folder that holds it and the other checkpoints.")
         if (folder / "run.json").is_file() and (folder / "snapshots").is_dir():
             folder = folder / "snapshots"
         return _scan(folder, call)
@@ -171,7 +166,7 @@ def _scan(folder: Path, call: str) -> Series:
 
 
 def _nothing_found(folder: Path, call: str, names: list[str]) -> str:
-    if any(name in _WHOLE_MODEL or name == "trainer_state.json" for name in names):
+    if any(name in _HF_FILES or name == "trainer_state.json" for name in names):
         return f"{call}: {folder} is one checkpoint, not a series; give the folder that holds it and the others."
     there = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return (
@@ -186,7 +181,7 @@ def _weights_files(entry: Path) -> list[Path]:
         return [entry] if _may_be_weights(entry) else []
     if not entry.is_dir():
         return []
-    for name in _WHOLE_MODEL:
+    for name in _HF_FILES:
         if (entry / name).is_file():
             return [entry / name]
     return sorted(file for file in entry.iterdir() if file.is_file() and _may_be_weights(file))
@@ -214,7 +209,7 @@ def _step_inside(source: Path) -> int | None:
     try:
         with _reading(source):
             content = _torch_load(source)
-    except PhasewatchError:
+    except (PhasewatchError, MemoryError):  # a foreign .bin may ask for any amount
         return None
     steps = (content.get(key) for key in _STEP_KEYS) if isinstance(content, Mapping) else ()
     return next((step for step in steps if _is_step(step)), None)
