@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -162,6 +163,7 @@ def test_run_folder_of_our_own(tmp_path):
         ("best", None),
         ("gpt2-best", None),
         ("epoch=3-run=7-loss=0.25", None),
+        ("step1.5", None),
         ("model-00001-of-00002", None),
         ("", None),
     ],
@@ -181,6 +183,7 @@ def test_names_without_a_step_are_left_out(tmp_path):
     (tmp_path / "log_5.txt").write_text("")
     (tmp_path / "figures_7").mkdir()
     (tmp_path / "._step11.pt").write_bytes(b"left by a mac")
+    save(tmp_path / ".trash-12" / "model.pt", weights(12))
     series = open_series(tmp_path)
     assert series.steps == (10,)
     assert series.left_out == ("best.safetensors", "broken.pt", "final.pt", "last", "step20")
@@ -190,10 +193,11 @@ def test_names_without_a_step_are_left_out(tmp_path):
 def test_a_name_without_a_step_is_read_for_one(tmp_path, key):
     save(tmp_path / "final.pt", {key: 70, "model": weights(70)})
     save(tmp_path / "best.ckpt", {key: True, "model": weights(1)})
+    save(tmp_path / "first.ckpt", {key: -1, "model": weights(1)})
     save(tmp_path / "model_60.pt", {key: 999, "model": weights(60)})
     series = open_series(tmp_path)
     assert series.steps == (60, 70)
-    assert series.left_out == ("best.ckpt",)
+    assert series.left_out == ("best.ckpt", "first.ckpt")
     assert_weights(series.load(70), weights(70))
 
 
@@ -257,6 +261,7 @@ def test_safetensors_go_before_pickles(tmp_path):
 
 def test_folders_of_one_file(tmp_path):
     save(tmp_path / "step1000" / "weights.pt", weights(1000))
+    (tmp_path / "step1000" / "._weights.pt").write_bytes(b"left by a mac")
     save(tmp_path / "step2000-lr0.1" / "consolidated.00.pth", weights(2000))
     save(tmp_path / "global_step3000" / "mp_rank_00_model_states.pt", {"module": weights(3000), "dp_world_size": 1})
     save(tmp_path / "global_step3000" / "zero_pp_rank_0_mp_rank_00_optim_states.pt", {"x": torch.ones(1)})
@@ -268,7 +273,7 @@ def test_folders_of_one_file(tmp_path):
 
 def test_optimizers_next_to_models_are_no_rivals(tmp_path):
     save(tmp_path / "model_100.pt", weights(100))
-    for name in ("optimizer_100.pt", "model_100_optim.pt", "scheduler_100.pt", "rng_state_100.pth", "scaler_100.pt"):
+    for name in ("Optimizer_100.pt", "model_100_optim.pt", "scheduler_100.pt", "rng_state_100.pth", "scaler_100.pt"):
         save(tmp_path / name, {"state": torch.ones(1)})
     series = open_series(tmp_path)
     assert series.steps == (100,)
@@ -299,6 +304,10 @@ def test_nested_next_to_training_state(tmp_path, key):
         lambda state: {"state": {"model": state, "optimizers": optimizer_state()}, "rng": {"cpu": torch.ones(1)}},
         lambda state: {"model": {"state_dict": state}},
         lambda state: {"weights": state, "opt": optimizer_state(), "epoch": 3},
+        lambda state: {
+            "weights": state,
+            "adam": {"state": {"a.weight": {"exp_avg": torch.ones(1)}}, "param_groups": []},
+        },
     ],
 )
 def test_nested_deeper_or_under_another_key(tmp_path, wrap):
@@ -318,6 +327,16 @@ def test_views_and_parameters_become_plain_tensors(tmp_path):
     snapshot = open_series(tmp_path).load(5)
     assert_weights(snapshot, {"view": matrix.T, "parameter": matrix[:2]})
     assert snapshot.tensors["parameter"].untyped_storage().nbytes() == 2 * 4 * 4
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_load_runs_no_code_and_maps_what_it_can(tmp_path, monkeypatch, zipped):
+    for name in ("step5.pt", "final.pt"):
+        torch.save(weights(5), tmp_path / name, _use_new_zipfile_serialization=zipped)
+    torch_load, calls = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda file, **options: calls.append(options) or torch_load(file, **options))
+    open_series(tmp_path).load(5)
+    assert calls == [{"map_location": "cpu", "weights_only": True, "mmap": zipped}] * 2
 
 
 def test_files_of_old_torch(tmp_path):
@@ -402,6 +421,10 @@ def test_one_checkpoint_is_not_a_series(tmp_path):
         PhasewatchError, match=r"checkpoint-5 is one checkpoint, not a series; give the folder that holds"
     ):
         open_series(tmp_path / "checkpoint-5")
+    save(tmp_path / "last" / "adapter_model.safetensors", weights(5))
+    (tmp_path / "last" / "trainer_state.json").write_text('{"global_step": 5}')
+    with pytest.raises(PhasewatchError, match="last is one checkpoint, not a series"):
+        open_series(tmp_path / "last")
 
 
 @pytest.mark.parametrize(
@@ -554,7 +577,10 @@ def test_pickled_code_is_never_run(tmp_path, zipped):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_torchscript_is_pickled_code(tmp_path):
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "step5.pt")
-    assert "holds pickled code" in load_error(tmp_path)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert "holds pickled code" in load_error(tmp_path)
+    assert not warned
 
 
 @pytest.mark.parametrize(("stem", "suffix"), [("model", ".safetensors"), ("pytorch_model", ".bin")])
