@@ -218,7 +218,9 @@ class PhaseMonitor:
         if self._recorder is None:
             if not self._folder.points and not self._folder.snapshots.steps:
                 if self._first_step is not None:
-                    warn(f"PhaseMonitor(at={self._at!r}) never fired from step {self._first_step} on; nothing was measured.")
+                    warn(
+                        f"PhaseMonitor(at={self._at!r}) never fired from step {self._first_step} on; nothing was measured."
+                    )
                 return
             self._start(None)
         assert self._recorder and self._publisher
@@ -269,7 +271,9 @@ class _MeasuringProcess:
             WorkerDied: if the process ended; the next measurement has a new one.
         """
         if snapshot is not None:
-            raise PhasewatchError("its snapshot could not be written, and measuring in the background reads it from disk.")
+            raise PhasewatchError(
+                "its snapshot could not be written, and measuring in the background reads it from disk."
+            )
         try:
             return self._worker.measure(step)
         except WorkerDied:

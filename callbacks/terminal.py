@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 from rich.text import Text
 
 from phasewatch.callbacks.numerals import MISSING, integer, measured, number, percent, value_and_error
@@ -103,3 +104,14 @@ def _print_wrapped(console: Console, sentence: str, style: str = "") -> None:
     glued = _INSIDE_A_NUMBER.sub("\N{NO-BREAK SPACE}", sentence)
     for line in textwrap.wrap(glued, console.width, break_long_words=False, break_on_hyphens=False):
         console.print(Text(line.replace("\N{NO-BREAK SPACE}", " "), style=style), soft_wrap=True)
+
+
+class TerminalSink:
+    """Prints each point and each transition as it comes, beside a progress bar if one runs."""
+
+    def write(self, item: Point | Transition) -> None:
+        """Print one line."""
+        tqdm.write(f"→ {item}" if isinstance(item, Transition) else point_line(item))
+
+    def close(self) -> None:
+        """Nothing is held back."""

@@ -97,7 +97,9 @@ def _tensor_data(data: Any) -> TensorData:
     leaves = tree_leaves(data)
     strangers = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
     if strangers or not leaves:
-        raise PhasewatchError(f"{_FORMS}; a {type(data).__name__} with {strangers[0] if strangers else 'nothing'} in it came.")
+        raise PhasewatchError(
+            f"{_FORMS}; a {type(data).__name__} with {strangers[0] if strangers else 'nothing'} in it came."
+        )
     sizes = {len(leaf) if leaf.ndim else 0 for leaf in leaves}
     if len(sizes) > 1:
         raise PhasewatchError(

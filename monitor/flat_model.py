@@ -247,7 +247,12 @@ def own_copy(model: nn.Module) -> nn.Module:
     for parameter in copied.parameters():
         parameter.grad = None
     for module in copied.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        ):
             for key, hook in list(hooks.items()):
                 if not getattr(hook, "__module__", type(hook).__module__).startswith("torch."):
                     del hooks[key]
@@ -278,7 +283,10 @@ def _aliases(model: nn.Module) -> dict[str, str]:
         model.state_dict(keep_vars=True),
     ]
     return {
-        alias: first_name[id(tensor)] for names in everything for alias, tensor in names.items() if id(tensor) in first_name
+        alias: first_name[id(tensor)]
+        for names in everything
+        for alias, tensor in names.items()
+        if id(tensor) in first_name
     }
 
 
@@ -292,7 +300,9 @@ def _non_persistent_buffers(model: nn.Module) -> set[str]:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     tolerance = 1e-3 if a.dtype == torch.float32 else 1e-6
-    return torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().max().item() or 1.0), equal_nan=True)
+    return torch.allclose(
+        a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().max().item() or 1.0), equal_nan=True
+    )
 
 
 def _some(names: list[str]) -> str:

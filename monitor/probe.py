@@ -160,7 +160,9 @@ class Probe:
         name = getattr(self.model.loss, "__name__", "loss")
         value = self.model.loss(self.model.model, batch)
         if not isinstance(value, Tensor) or value.ndim != 0:
-            came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            came = (
+                f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            )
             raise PhasewatchError(
                 f"Probe(loss={name}): {name}(model, batch) returned {came}; "
                 "it must return a scalar tensor, the mean over the batch, so perhaps .mean() is missing."

@@ -97,9 +97,7 @@ def _replayed(
         raise PhasewatchError(f"None of the {bad} checkpoints could be measured; the messages above say why.")
 
 
-def _in_turn(
-    snapshots: Snapshots, probe: Probe, steps: Iterable[int]
-) -> Iterator[Result]:
+def _in_turn(snapshots: Snapshots, probe: Probe, steps: Iterable[int]) -> Iterator[Result]:
     for step in steps:
         try:
             yield step, probe(snapshots.load(step))
@@ -107,9 +105,7 @@ def _in_turn(
             yield step, error
 
 
-def _in_workers(
-    package: bytes, steps: Sequence[int], workers: int
-) -> Iterator[Result]:
+def _in_workers(package: bytes, steps: Sequence[int], workers: int) -> Iterator[Result]:
     """Each of `workers` threads drives a process; this one alone sees their results."""
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     results: queue.SimpleQueue[Result] = queue.SimpleQueue()

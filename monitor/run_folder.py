@@ -86,18 +86,24 @@ class RunFolder:
                 self._end = file.tell()
         except OSError as error:
             if len(self._unsaved) == 1:
-                warn(f"{self._lines} can't be written ({error.strerror or error}); its points wait in memory until it can.")
+                warn(
+                    f"{self._lines} can't be written ({error.strerror or error}); its points wait in memory until it can."
+                )
         else:
             self._unsaved.clear()
 
     def write_transitions(self, transitions: Sequence[Transition]) -> None:
         """Replace `transitions.json`; it can always be worked out again from the points."""
-        write_atomically(self.path / "transitions.json", json.dumps([t.as_json() for t in transitions], indent=1) + "\n")
+        write_atomically(
+            self.path / "transitions.json", json.dumps([t.as_json() for t in transitions], indent=1) + "\n"
+        )
 
     def close(self) -> None:
         """Let another writer in; say so if points could not be written."""
         if self._unsaved:
-            warn(f"{len(self._unsaved)} points of {self._lines} were never written to disk; replay measures them again.")
+            warn(
+                f"{len(self._unsaved)} points of {self._lines} were never written to disk; replay measures them again."
+            )
             self._unsaved.clear()
         self._lock.release()
 

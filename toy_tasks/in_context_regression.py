@@ -197,7 +197,9 @@ def ridge_predictions(x: Tensor, y: Tensor, noise_variance: float) -> Tensor:
     return (torch.linalg.solve(gram, moment) * x).sum(-1)
 
 
-def out_of_distribution(data: RegressionData, *, size: int = 1024, seed: int = 0) -> Callable[[nn.Module, Batch], float]:
+def out_of_distribution(
+    data: RegressionData, *, size: int = 1024, seed: int = 0
+) -> Callable[[nn.Module, Batch], float]:
     """A metric: the loss on a fixed batch of other data, such as `RegressionData(input_scale=4)`.
 
     Args:

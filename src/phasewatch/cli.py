@@ -1,0 +1,204 @@
+"""The command line: demo, replay, transitions and report."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phasewatch.monitor.errors import PhasewatchError
+
+if TYPE_CHECKING:
+    from phasewatch.monitor.probe import Probe
+    from phasewatch.monitor.publish import Sink
+    from phasewatch.monitor.trajectory import Trajectory
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Tells when a model in training reorganised itself, and how.",
+)
+
+
+def main() -> None:
+    """Run the command line; what can't be done is one sentence and exit status 2."""
+    try:
+        app()
+    except PhasewatchError as error:
+        print(f"phasewatch: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="Folder of the run; a number is added if it exists.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the model, its data and the probe.")] = 0,
+    steps: Annotated[int, typer.Option(min=100, help="Training steps.")] = 7000,
+    wandb: Annotated[bool, typer.Option(help="Also write an offline W&B run.")] = True,
+) -> None:
+    """Train a small transformer on in-context linear regression and watch its transitions."""
+    from phasewatch.demo import run_demo
+
+    run = _free(run)
+    print(f"Training {steps} steps on this machine's CPU, and measuring beside it. Points and snapshots go to {run}/.")
+    run_demo(run, seed=seed, steps=steps, wandb=wandb)
+    print(f"\nThe report, with the picture: {run}/report.html")
+    print(f"The points and snapshots:     {run}/points.jsonl, {run}/snapshots/")
+    if wandb:
+        print("W&B, offline:                 wandb/ (`wandb sync` sends it, `wandb leet` opens it here)")
+
+
+@app.command()
+def replay(
+    series: Annotated[Path, typer.Argument(help="A run's folder, or any folder of checkpoints.")],
+    probe: Annotated[str, typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Where the points are kept; runs/SERIES if not given, SERIES-replay for a run.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one checkpoint each at a time.")] = 1,
+    wandb: Annotated[bool, typer.Option(help="Also write a W&B run.")] = False,
+) -> None:
+    """Measure a saved series of checkpoints; what is measured already is not measured again."""
+    from phasewatch.callbacks.report import write_report
+    from phasewatch.monitor.replay import replay as replay_series
+    from phasewatch.monitor.series import open_series
+    from phasewatch.monitor.trajectory import Trajectory
+
+    opened = open_series(series)
+    run = run or _default_run(series)
+    sinks: list[Sink] = []
+    if wandb:
+        from phasewatch.callbacks.weights_and_biases import WandbSink
+
+        sinks.append(WandbSink(own_run=True, name=run.name))
+    if opened.left_out:
+        print(f"Left out, since their names carry no step: {', '.join(opened.left_out)}", file=sys.stderr)
+    print(f"{len(opened)} checkpoints of {series}, measured into {run}/", file=sys.stderr)
+    failures: list[str] = []
+    measured = 0
+    points = replay_series(
+        opened, load_probe(probe), run=run, workers=workers, sinks=sinks, progress=True, on_error=failures.append
+    )
+    try:
+        for _ in points:
+            measured += 1
+    except KeyboardInterrupt:
+        points.close()
+        print(
+            f"\nphasewatch: stopped. {measured} of {len(opened)} checkpoints are measured and kept in {run}/points.jsonl; "
+            "the same command goes on from there.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    finally:
+        for failure in failures:
+            print(f"phasewatch: {failure}", file=sys.stderr)
+    _show(Trajectory.read(run / "points.jsonl"))
+    print(f"The report: {write_report(run)}")
+    if failures:
+        raise typer.Exit(2)
+
+
+@app.command()
+def transitions(
+    file: Annotated[Path, typer.Argument(help="points.jsonl, a run's folder, or a csv with step, loss and llc.")],
+    plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the transitions as JSON.")] = False,
+) -> None:
+    """Find the transitions of a trajectory."""
+    from phasewatch.monitor.trajectory import Trajectory
+    from phasewatch.monitor.transitions import find_transitions
+
+    trajectory = Trajectory.read(file / "points.jsonl" if file.is_dir() else file)
+    found = find_transitions(trajectory)
+    if as_json:
+        print(json.dumps([transition.as_json() for transition in found], indent=1))
+    else:
+        _show(trajectory)
+    if plot:
+        from phasewatch.callbacks.figure import draw_trajectory
+
+        try:
+            draw_trajectory(trajectory, found).savefig(plot, dpi=200)
+        except (OSError, ValueError) as error:
+            raise PhasewatchError(f"--plot {plot} can't be written ({error}).") from error
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it; RUN/report.html if not given.")] = None,
+) -> None:
+    """Write a run's report: one HTML file that opens anywhere."""
+    from phasewatch.callbacks.report import write_report
+    from phasewatch.monitor.trajectory import Trajectory
+
+    written = write_report(run, out)
+    if (run / "points.jsonl").exists():
+        _show(Trajectory.read(run / "points.jsonl"))
+    print(f"The report: {written}")
+
+
+def load_probe(spec: str) -> "Probe":
+    """Import a probe from the user's file.
+
+    Args:
+        spec: "FILE.py:NAME", the name of a Probe or of a function that returns one.
+
+    Returns:
+        The probe.
+
+    Raises:
+        PhasewatchError: if there is no such file or name, or it is no probe.
+    """
+    from phasewatch.monitor.probe import Probe
+
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not file or not name or not path.is_file():
+        raise PhasewatchError(
+            f"--probe {spec} must be FILE.py:NAME, a Python file and the name of a Probe (or of a function that returns one) "
+            f"in it; {'there is no such file' if file and name else 'the colon and the name are missing'}."
+        )
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        module = importlib.import_module(path.stem)
+    except Exception as error:
+        raise PhasewatchError(f"--probe {spec}: importing {path} failed with {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise PhasewatchError(f"--probe {spec}: {path} has no {name}.")
+    if not isinstance(found, Probe) and callable(found):
+        found = found()
+    if not isinstance(found, Probe):
+        raise PhasewatchError(f"--probe {spec} must be a Probe or a function that returns one; a {type(found).__name__} came.")
+    return found
+
+
+def _show(trajectory: "Trajectory") -> None:
+    from phasewatch.callbacks.terminal import print_transitions
+    from phasewatch.monitor.transitions import find_transitions
+
+    print_transitions(trajectory, find_transitions(trajectory))
+
+
+def _default_run(series: Path) -> Path:
+    if (series / "run.json").exists():
+        return series.with_name(f"{series.resolve().name}-replay")
+    return Path("runs") / series.resolve().name
+
+
+def _free(run: Path) -> Path:
+    number = 2
+    free = run
+    while free.exists():
+        free = run.with_name(f"{run.name}-{number}")
+        number += 1
+    return free
+
+
+if __name__ == "__main__":
+    main()
