@@ -9,7 +9,6 @@ adds at most one result to each of their rows (`commit=False`; a second one woul
 import atexit
 import io
 import math
-import os
 import threading
 import time
 import warnings
@@ -96,7 +95,7 @@ class WandbSink:
         self._points: dict[int, Point] = {}
         self._rows: deque[dict[str, Any]] = deque()
         self._alerts: deque[tuple[str, str]] = deque()
-        self._alerted: set[tuple[str, int, int]] = set()
+        self._confirmed: set[tuple[str, int, int]] = set()
         self._defined: set[str] = set()
         self._news = False
         self._redraw = False
@@ -109,7 +108,6 @@ class WandbSink:
         self._failure: Exception | None = None
         self._poller: threading.Thread | None = None
         self._lock = threading.RLock()
-        self._pid = os.getpid()
 
     def write(self, item: Point | Transition) -> None:
         """Log a point or a transition, at once or with the user's next row.
@@ -139,12 +137,14 @@ class WandbSink:
                 return
             self._closed = True
             self._redraw = self._news and bool(self._points)
-            if self._run is None or not self._opened or self._finished:
+            if not (self._opened or self._rows) or self._finished:
                 return
             try:
-                self._deliver()
+                self._open()
+                if not self._finished:
+                    self._deliver()
             finally:
-                if self._ours:
+                if self._ours and self._run is not None:
                     self._finished = True
                     self._run.finish()
 
@@ -155,14 +155,14 @@ class WandbSink:
             self._points[item.step] = item
             self._rows.append(point_row(item))
             return
-        self._rows.append(transition_row(item))
-        if item.provisional:
-            return
-        self._redraw = bool(self._points)
-        key = (item.kind.name, item.start, item.end)
-        if key not in self._alerted:
-            self._alerted.add(key)
+        if not item.provisional:
+            key = (item.kind.name, item.start, item.end)
+            if key in self._confirmed:
+                return
+            self._confirmed.add(key)
             self._alerts.append((f"phasewatch: transition of type {item.kind.name}", str(item)))
+            self._redraw = bool(self._points)
+        self._rows.append(transition_row(item))
 
     def _open(self) -> None:
         """Find the run to write to, once."""
@@ -170,13 +170,16 @@ class WandbSink:
             return
         import wandb
 
-        run = self._run if self._run is not None else None if self._own_run else wandb.run
+        run = self._run
+        if run is None and not self._own_run:
+            run = wandb.run
         if run is not None and _is_finished(run):
             self._finished = self._opened = True
             return
         says = None
         if run is not None and (run.disabled or self._join(run)):
-            self._run, self._commits = run, run.disabled
+            # Exit handlers that are registered while the process exits aren't called any more.
+            self._run, self._commits = run, run.disabled or not threading.main_thread().is_alive()
         else:
             self._run, says = _open_own_run(run or wandb.run, **self._settings)
             self._ours = self._commits = True
@@ -229,9 +232,12 @@ class WandbSink:
         return step > self._filled
 
     def _send_one(self, run: "wandb.Run") -> None:
-        """Log the next result; a picture that fails is tried again at the next transition, a row with the next call."""
+        """Log the next result: in the user's rows the picture goes first, since they may log seldom.
+
+        A picture that fails is tried again at the next transition or at the end, a row with the next call.
+        """
         self._filled = None
-        if self._redraw:
+        if self._redraw and not (self._commits and self._rows):
             self._redraw = False
             self._log(run, drawing_row(self._points.values()))
             self._news = False
@@ -245,7 +251,7 @@ class WandbSink:
     def _log(self, run: "wandb.Run", row: Mapping[str, Any]) -> None:
         for name in row:
             if name not in self._defined:
-                # By exact name: against another library's `*` the winner of a pattern is not defined.
+                # Never `phase/*`: which of two patterns wins over another library's `*` varies between processes.
                 axis = None if name == "phase/step" else "phase/step"
                 run.define_metric(name, step_metric=axis, step_sync=False if axis else None)
                 self._defined.add(name)
@@ -269,7 +275,7 @@ class WandbSink:
     def _on_finish(self) -> None:
         """The user finishes the run: they log no more, so rows of our own can't cost them any."""
         with self._lock:
-            if os.getpid() == self._pid and not self._finished:
+            if not self._finished:
                 atexit.unregister(self._at_exit)
                 self._settle()
                 self._finished = True
@@ -277,7 +283,7 @@ class WandbSink:
     def _at_exit(self) -> None:
         """The process ends with the run open: W&B calls no hook then. What a monitor still sends is logged at once."""
         with self._lock:
-            if os.getpid() == self._pid and not self._finished:
+            if not self._finished:
                 self._settle()
 
     def _settle(self) -> None:

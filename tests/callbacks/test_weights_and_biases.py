@@ -8,7 +8,6 @@ import sys
 import textwrap
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,14 @@ def a_transition(start: int, end: int, *, provisional: bool = False) -> Transiti
     return Transition(Kind.B, start, end, 1.9, 1.8, 170.0, 113.0, 2.0, "down", "down", 0.99, provisional)
 
 
+def a_png() -> bytes:
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(png, format="png")
+    return png.getvalue()
+
+
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """W&B in a folder of this test's own, without a key, without a network."""
@@ -57,15 +64,11 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The steps that each drawing was made from; every drawing shows one transition."""
-    from PIL import Image
-
     calls: list[list[int]] = []
 
     def find_and_draw(points: list[Point]) -> tuple[list[Transition], bytes]:
         calls.append([point.step for point in points])
-        png = io.BytesIO()
-        Image.new("RGB", (4, 3)).save(png, format="png")
-        return [a_transition(10, 20)], png.getvalue()
+        return [a_transition(10, 20)], a_png()
 
     monkeypatch.setattr(weights_and_biases, "find_and_draw", find_and_draw)
     return calls
@@ -132,6 +135,11 @@ def send(sink: WandbSink, *items: Point | Transition) -> None:
     in_a_thread(lambda: [sink.write(item) for item in items] and None)
 
 
+def send_and_close(sink: WandbSink, *items: Point | Transition) -> None:
+    send(sink, *items)
+    in_a_thread(sink.close)
+
+
 # Which rows the user logs while points come, and with which arguments: (what run.log gets, when it is logged).
 STYLES: dict[str, Callable[[Any, int], None]] = {
     "with step=": lambda run, i: run.log({"theirs": i}, step=i),
@@ -143,8 +151,7 @@ STYLES: dict[str, Callable[[Any, int], None]] = {
 
 
 def test_nothing_of_the_users_is_lost_and_all_of_ours_arrives(offline: Path, drawn: list[list[int]]) -> None:
-    # Every style of logging has its run; points come live, late, in bursts and out of order; logging goes on after close().
-    found = {}
+    # Every style has a run of its own; points come live, late, in bursts and out of order; logging outlives close().
     runs = {}
     for style, log in STYLES.items():
         run = runs[style] = open_run()
@@ -176,8 +183,8 @@ def test_nothing_of_the_users_is_lost_and_all_of_ours_arrives(offline: Path, dra
         assert {row["phase/step"]: row["phase/loss"] for row in ours}[12] == pytest.approx(1 / 13)
         assert [row["phase/transition_end"] for row in rows(written) if "phase/transition_end" in row] == [9], style
         assert len([record for record in written if record["type"] == "alert"]) == 1, style
-        assert 1 <= len(values(written, "phase/transitions")) <= 2, style
-        assert len(values(written, "phase/figure")) == len(values(written, "phase/transitions")), style
+        assert 1 <= len(values(written, "phase/transitions._type")) <= 2, style
+        assert len(values(written, "phase/figure._type")) == len(values(written, "phase/transitions._type")), style
     assert drawn[-1] == [1, 2, 3, 12, 14, 16, 20]
 
 
@@ -218,8 +225,8 @@ def test_a_row_says_what_a_point_and_a_transition_are(offline: Path, drawn: list
     assert transition["phase/transition_kind"] == "B"
     assert (transition["phase/transition_start"], transition["phase/transition_end"]) == (1, 3)
     assert transition["phase/transition_llc_change"] == -57.0
-    assert values(written, "phase/transition_provisional") == [0, 0, 1]
-    # One alert a transition, however often it comes, and none for one that may still move.
+    assert values(written, "phase/transition_provisional") == [0, 1]
+    # One row and one alert a transition, however often it comes, and none for one that may still move.
     alerts = [record["alert"] for record in written if record["type"] == "alert"]
     assert [alert["title"] for alert in alerts] == ["phasewatch: transition of type B"]
     metrics = {m["name"]: m for r in written if r["type"] == "metric" for m in [r["metric"]]}
@@ -242,7 +249,8 @@ def test_a_run_of_its_own_stays_out_of_the_users_way(offline: Path, drawn: list[
     send(sink, a_point(1))
     assert wandb.run is None
     theirs = open_run(name="a-name")
-    assert theirs is wandb.run and theirs is not sink._run
+    assert theirs is wandb.run
+    assert theirs is not sink._run
     beside = WandbSink(own_run=True)
     send(beside, a_point(1))
     assert beside._run is not None
@@ -276,7 +284,8 @@ def test_no_key_means_offline_and_says_so_once(
         sink.write(a_point(1))
     sink.write(a_point(2))
     sink.close()
-    assert sink._run is not None and sink._run.offline
+    assert sink._run is not None
+    assert sink._run.offline
     (written,) = read_back(sink._run)
     assert values(written, "phase/llc") == [11.0, 12.0]
 
@@ -301,9 +310,7 @@ def test_a_finished_run_costs_one_warning(offline: Path, drawn: list[list[int]])
     send(sink, a_point(1))
     run.finish()
     with pytest.warns(PhasewatchWarning, match=r"run .* is finished.*points\.jsonl.*own_run=True") as caught:
-        sink.write(a_point(2))
-        sink.write(a_point(3))
-        sink.close()
+        send_and_close(sink, a_point(2), a_point(3))
     assert len(caught) == 1
     with pytest.warns(PhasewatchWarning, match="is finished"):
         late.write(a_point(1))
@@ -334,7 +341,7 @@ def test_what_wandb_raises_comes_out_and_costs_nothing(
         assert sorted(values(written, "phase/llc")) == [11.0, 12.0]
         assert values(written, "phase/transition_kind") == ["B"]
         assert len([record for record in written if record["type"] == "alert"]) == 1
-        assert len(values(written, "phase/figure")) == 1
+        assert len(values(written, "phase/figure._type")) == 1
 
 
 def _refuse(*args: Any, **kwargs: Any) -> None:
@@ -360,14 +367,13 @@ def test_what_fails_between_rows_comes_out_of_the_next_write(
     assert sorted(values(written, "phase/llc")) == [11.0, 12.0, 13.0]
 
 
-def test_a_picture_that_cannot_be_drawn_costs_itself_alone(
-    offline: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_cannot_be_drawn_costs_itself_alone(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_and_biases, "find_and_draw", _refuse)
     run = open_run()
     sink = WandbSink()
-    sink.write(a_point(1))
-    with pytest.warns(PhasewatchWarning, match=r"could not log .*OSError: no space"):
+    for step in (1, 2, 3):
+        sink.write(a_point(step))
+    with pytest.warns(PhasewatchWarning, match=r"could not log 0 of its rows and its picture .*OSError: no space"):
         run.finish()
     own = WandbSink(own_run=True)
     own.write(a_point(1))
@@ -377,7 +383,7 @@ def test_a_picture_that_cannot_be_drawn_costs_itself_alone(
     with pytest.raises(OSError, match="no space"):
         own.close()
     joined, alone = read_back(run, own._run)
-    assert values(joined, "phase/llc") == [11.0]
+    assert values(joined, "phase/llc") == [11.0, 12.0, 13.0]
     assert values(alone, "phase/llc") == [11.0, 12.0]
     assert values(alone, "phase/transition_kind") == ["B"]
 
@@ -386,14 +392,18 @@ def test_a_run_that_cannot_be_held_gets_a_run_beside_it(
     offline: Path, drawn: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run()
-    monkeypatch.delattr("wandb.sdk.wandb_run.TeardownHook")
     sink = WandbSink()
-    with pytest.warns(PhasewatchWarning, match=f"can't share the W&B run {run.id} safely"):
-        sink.write(a_point(1))
-    assert sink._run is not run
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.delattr("wandb.sdk.wandb_run.TeardownHook")
+        with pytest.warns(PhasewatchWarning, match=f"can't share the W&B run {run.id} safely"):
+            sink.write(a_point(1))
+    run.log({"theirs": 1}, step=1)
     sink.close()
+    run.log({"theirs": 2}, step=2)
     run.finish()
+    theirs, ours = read_back(run, sink._run)
+    assert [(row["_step"], row["theirs"]) for row in rows(theirs)] == [(1, 1), (2, 2)]
+    assert values(ours, "phase/llc") == [11.0]
 
 
 def test_a_disabled_run_takes_everything_and_keeps_nothing(offline: Path, drawn: list[list[int]]) -> None:
@@ -426,41 +436,34 @@ def test_random_streams_are_untouched(offline: Path, drawn: list[list[int]]) -> 
     assert after == before
 
 
-# A process that ends without run.finish(): W&B calls no hook. A monitor of which the exit handler came first sends more.
+# A process that ends without run.finish(): W&B calls no hook. A monitor whose exit handler comes last sends more.
 FORGETFUL = """
-import atexit, os, sys
+import atexit, sys
 sys.path.insert(0, {tests!r})
 import test_weights_and_biases as t
 from phasewatch.callbacks import weights_and_biases
 weights_and_biases.find_and_draw = lambda points: ([], t.a_png())
 import wandb
 run = wandb.init(project="theirs")
-sink = weights_and_biases.WandbSink()
+sink, last = weights_and_biases.WandbSink(), weights_and_biases.WandbSink()
 atexit.register(lambda: (sink.write(t.a_point(4)), sink.close()))
+if "late" in sys.argv:
+    atexit.register(lambda: [last.write(t.a_point(step)) for step in (5, 6)])
 for step in (1, 2, 3):
     sink.write(t.a_point(step))
 run.log({{"theirs": 1}}, step=5)
-if "fork" in sys.argv and os.fork() == 0:
-    sys.exit()
 print(run.settings.sync_dir)
 """
 
 
-def a_png() -> bytes:
-    from PIL import Image
-
-    png = io.BytesIO()
-    Image.new("RGB", (4, 3)).save(png, format="png")
-    return png.getvalue()
-
-
-def test_a_process_that_ends_without_finish_leaves_everything_behind(offline: Path) -> None:
+@pytest.mark.parametrize("late", [[], ["late"]], ids=["open run", "first write at exit"])
+def test_a_process_that_ends_without_finish_leaves_everything_behind(offline: Path, late: list[str]) -> None:
     script = textwrap.dedent(FORGETFUL.format(tests=str(Path(__file__).parent)))
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    out = subprocess.run([sys.executable, "-c", script, *late], capture_output=True, text=True, check=True, timeout=120)
     written = records(Path(out.stdout.split()[-1]))
-    assert sorted(values(written, "phase/llc")) == [11.0, 12.0, 13.0, 14.0]
+    assert sorted(values(written, "phase/llc")) == [11.0, 12.0, 13.0, 14.0, *([15.0, 16.0] if late else [])]
     assert [row["_step"] for row in rows(written) if "theirs" in row] == [5]
-    assert values(written, "phase/figure")
+    assert values(written, "phase/figure._type")
     assert "Traceback" not in out.stderr
 
 
@@ -501,4 +504,4 @@ def test_the_real_picture_and_the_real_transitions(offline: Path) -> None:
     sink.close()
     (written,) = read_back(sink._run)
     assert len(values(written, "phase/llc")) == 61
-    assert len(values(written, "phase/figure")) == len(values(written, "phase/transitions")) == 1
+    assert len(values(written, "phase/figure._type")) == len(values(written, "phase/transitions._type")) == 1
