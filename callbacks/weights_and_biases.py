@@ -300,8 +300,8 @@ class WandbSink:
             self._deliver()
         except Exception as error:
             warnings.warn(
-                f"WandbSink could not log {len(self._rows)} of its rows and its picture to the run {run.id} "
-                f"when it finished: {type(error).__name__}: {error}. points.jsonl has them.",
+                f"WandbSink could not log its last results to the W&B run {run.id} as it ended ({len(self._rows)} rows "
+                f"are left): {type(error).__name__}: {error}. They are in points.jsonl.",
                 PhasewatchWarning,
                 stacklevel=3,
             )

@@ -373,7 +373,7 @@ def test_a_picture_that_cannot_be_drawn_costs_itself_alone(offline: Path, monkey
     sink = WandbSink()
     for step in (1, 2, 3):
         sink.write(a_point(step))
-    with pytest.warns(PhasewatchWarning, match=r"could not log 0 of its rows and its picture .*OSError: no space"):
+    with pytest.warns(PhasewatchWarning, match=r"its last results .*\(0 rows are left\): OSError: no space"):
         run.finish()
     own = WandbSink(own_run=True)
     own.write(a_point(1))
@@ -497,11 +497,18 @@ def test_the_real_picture_and_the_real_transitions(offline: Path) -> None:
     transitions = pytest.importorskip("phasewatch.monitor.transitions")
     if not hasattr(transitions, "find_transitions"):
         pytest.skip("find_transitions isn't there yet")
+    rng = np.random.default_rng(0)
     sink = WandbSink(own_run=True)
     for step in range(0, 600, 10):
-        sink.write(a_point(step))
+        rise = 1 / (1 + math.exp(-(step - 300) / 20))
+        chains = 10 + 30 * rise + rng.normal(0, 0.3, size=4)
+        llc = Estimate(chains.mean(), 0.15, tuple(chains.tolist()), 60.0, 1.0, 50.0, 0.9, Health.OK)
+        sink.write(Point(step, 2 - rise + rng.normal(0, 0.003), llc))
     sink.write(a_point(600, Health.DIVERGED))
     sink.close()
     (written,) = read_back(sink._run)
     assert len(values(written, "phase/llc")) == 61
     assert len(values(written, "phase/figure._type")) == len(values(written, "phase/transitions._type")) == 1
+    table = json.loads(next(offline.rglob("transitions_*.table.json")).read_text())
+    assert [row[0] for row in table["data"]] == ["A"]
+    assert table["data"][0][1] < 300 < table["data"][0][2]
