@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from torch import nn
 
-from phasewatch.callbacks.recorder import Measure, Recorder
+from phasewatch.callbacks.recorder import Recorder
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Budget, Schedule
 from phasewatch.monitor.errors import PhasewatchError, warn
@@ -29,17 +29,18 @@ BACKGROUND_NICE = 10
 class PhaseMonitor:
     """Watches a training run: one call per step, `monitor(step)`.
 
-    Training with it is bit-identical to training without it. After construction it raises nothing: what goes wrong is a warning. A run
-    folder that holds points already is resumed: what it lacks is measured, and a step it holds is not measured again.
+    Training with it is bit-identical to training without it. After construction it raises nothing: what goes wrong is
+    a warning. A run folder that holds points already is resumed: what it lacks is measured, and a step it holds is
+    not measured again.
 
     Args:
         model: the model in training.
         probe: measures its snapshots.
         run: the run's folder; made if it isn't there.
-        at: which steps, such as `every(100)`, `log_spaced(1, 50_000, num=80)`, `Budget(0.1, at=...)`, or any `step -> bool`.
+        at: which steps: `every(100)`, `log_spaced(1, 50_000, num=80)`, `Budget(0.1, at=...)`, or any `step -> bool`.
         sinks: told of each point and each transition; each in a thread of its own.
-        measure: "inline" measures before the call returns. "background" measures in another process, so that the loop pays for
-            copying the snapshot alone; the probe must have been made with a function that builds its model.
+        measure: "inline" measures before the call returns. "background" measures in another process, so that the loop
+            pays for copying the snapshot alone; the probe must have been made with a function that builds its model.
         keep_snapshots: keep each snapshot's file after it is measured, so that it can be measured again.
         sink_timeout: seconds that a sink may take for one item before it gets nothing more.
 
@@ -61,7 +62,8 @@ class PhaseMonitor:
     ) -> None:
         if not callable(at):
             raise PhasewatchError(
-                f"PhaseMonitor(at={at!r}) must be a schedule such as every(100), or any function from a step to True or False."
+                f"PhaseMonitor(at={at!r}) must be a schedule such as every(100), "
+                "or any function from a step to True or False."
             )
         if measure not in {"inline", "background"}:
             raise PhasewatchError(f"PhaseMonitor(measure={measure!r}) must be 'inline' or 'background'.")
@@ -112,7 +114,7 @@ class PhaseMonitor:
             return False
         try:
             return self._observe(operator.index(step))
-        except Exception as error:  # noqa: BLE001 - training is never interrupted
+        except Exception as error:
             warn(f"monitor({step!r}) failed, and training goes on: {in_words(error)}")
             return False
 
@@ -135,7 +137,7 @@ class PhaseMonitor:
         self._closed = True
         try:
             self._finish(measure_rest)
-        except Exception as error:  # noqa: BLE001 - training is never interrupted
+        except Exception as error:
             warn(f"monitor.close() failed, and training goes on: {in_words(error)}")
         finally:
             self._folder.close()
@@ -211,7 +213,7 @@ class PhaseMonitor:
         while (snapshot := self._queue.get()) is not None:
             try:
                 self._take(snapshot)
-            except Exception as error:  # noqa: BLE001 - training is never interrupted
+            except Exception as error:
                 warn(f"The snapshot of step {snapshot.step} was lost, and training goes on: {in_words(error)}")
 
     def _finish(self, measure_rest: bool) -> None:
@@ -219,11 +221,13 @@ class PhaseMonitor:
             if not self._folder.points and not self._folder.snapshots.steps:
                 if self._first_step is not None:
                     warn(
-                        f"PhaseMonitor(at={self._at!r}) never fired from step {self._first_step} on; nothing was measured."
+                        f"PhaseMonitor(at={self._at!r}) never fired from step {self._first_step} on; "
+                        "nothing was measured."
                     )
                 return
             self._start(None)
-        assert self._recorder and self._publisher
+        assert self._recorder
+        assert self._publisher
         if not measure_rest:
             self._hurry.set()
             if self._worker:

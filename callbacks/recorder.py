@@ -77,7 +77,7 @@ class Recorder:
         began = time.perf_counter()
         try:
             point = self._measure(step, snapshot)
-        except Exception as error:  # noqa: BLE001 - the user's loss, metrics and disk
+        except Exception as error:
             warn(f"Step {step} could not be measured, and training goes on: {in_words(error)}")
         else:
             self._record(point)

@@ -85,9 +85,9 @@ def _check_whole(function: str, name: str, value: int) -> None:
 class Budget:
     """Holds measuring to a share of the run's own wall time, by leaving out the least useful of the scheduled steps.
 
-    A snapshot is saved at each scheduled step, which is cheap. As time is earned, the one is measured whose neighbours are the furthest
-    away in log step; what is never measured is named at the end, and a replay of the run can measure it. The first measurement is made
-    at once, to learn what one costs, and paid back before the second.
+    A snapshot is saved at each scheduled step, which is cheap. As time is earned, the one is measured whose
+    neighbours are the furthest away in log step; what is never measured is named at the end, and a replay of the run
+    can measure it. The first measurement is made at once, to learn what one costs, and paid back before the second.
 
     Attributes:
         fraction: seconds of measuring for each second of training, above 0.
@@ -103,7 +103,8 @@ class Budget:
     def __post_init__(self) -> None:
         if not isinstance(self.fraction, int | float) or not math.isfinite(self.fraction) or self.fraction <= 0:
             raise PhasewatchError(
-                f"Budget(fraction={self.fraction!r}) must be a number above 0, such as 0.1 for a tenth of the training's time."
+                f"Budget(fraction={self.fraction!r}) must be a number above 0, "
+                "such as 0.1 for a tenth of the training's time."
             )
         if not callable(self.at):
             raise PhasewatchError(f"Budget(at={self.at!r}) must be a schedule such as log_spaced(1, 50_000, num=80).")

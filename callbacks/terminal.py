@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 from rich.text import Text
+from tqdm import tqdm
 
 from phasewatch.callbacks.numerals import MISSING, integer, measured, number, percent, value_and_error
 from phasewatch.monitor.estimate import Health

@@ -55,12 +55,12 @@ class DatasetData:
 def as_minibatches(data: Any, batch_size: int) -> Minibatches:
     """Turn any form of data into a source of minibatches.
 
-    A DataLoader is asked for its dataset and its collate function and never iterated, so that its sampler, its workers and its
-    place in the epoch stay as they are.
+    A DataLoader is asked for its dataset and its collate function and never iterated, so that its sampler, its
+    workers and its place in the epoch stay as they are.
 
     Args:
-        data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset; a DataLoader over one; or a
-            function `(generator, batch_size) -> batch`.
+        data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset; a DataLoader over
+            one; or a function `(generator, batch_size) -> batch`.
         batch_size: the samples that will be drawn at a time.
 
     Returns:
@@ -103,7 +103,8 @@ def _tensor_data(data: Any) -> TensorData:
     sizes = {len(leaf) if leaf.ndim else 0 for leaf in leaves}
     if len(sizes) > 1:
         raise PhasewatchError(
-            f"The tensors of Probe(data=...) have {sorted(sizes)} samples; the first axis must be the same in all of them."
+            f"The tensors of Probe(data=...) have {sorted(sizes)} samples; "
+            "the first axis must be the same in all of them."
         )
     return TensorData(data, sizes.pop())
 

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 
 from phasewatch.monitor.estimate import Estimate, Health
 
@@ -47,9 +47,9 @@ def mixing(paired: np.ndarray) -> tuple[float, float]:
     """
     if np.ptp(paired, axis=1).max() == 0:
         return 1.0, float(len(paired))
-    rhat = array_stats.rhat(paired, chain_axis=0, draw_axis=1, method="split")
-    ess = array_stats.ess(paired, chain_axis=0, draw_axis=1, method="mean")
-    return float(rhat), max(float(ess), 1.0)
+    rhat = np.asarray(array_stats.rhat(paired, chain_axis=0, draw_axis=1, method="split"))
+    ess = np.asarray(array_stats.ess(paired, chain_axis=0, draw_axis=1, method="mean"))
+    return rhat.item(), max(ess.item(), 1.0)
 
 
 def drift(paired: np.ndarray) -> tuple[float, float]:

@@ -48,8 +48,8 @@ class Estimate:
         ess: effective number of independent draws among all chains.
         acceptance: mean Metropolis acceptance that the steps would have had on their own minibatches, 0 to 1.
         health: the verdict.
-        trace: for a doubtful estimate, nβ · (L(w) − L(w*)) along each chain, at most 100 values a chain, evenly thinned;
-            empty otherwise.
+        trace: for a doubtful estimate, nβ · (L(w) − L(w*)) along each chain, at most 100 values a chain, evenly
+            thinned; empty otherwise.
     """
 
     value: float

@@ -19,8 +19,8 @@ Loss = Callable[[nn.Module, Any], Tensor]
 class FlatModel:
     """A model of our own in evaluation mode, whose trainable parameters are read and sampled as one flat vector.
 
-    The chains are one vectorised axis (`torch.func.vmap`). A model that can't be vectorised is run chain after chain with the same
-    weights and minibatches, and says so once.
+    The chains are one vectorised axis (`torch.func.vmap`). A model that can't be vectorised is run chain after chain
+    with the same weights and minibatches, and says so once.
 
     Args:
         model: the module; it is kept and changed, so give a copy (see `own_copy`).
@@ -41,8 +41,8 @@ class FlatModel:
         self.trainable = [n for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()]
         if not self.trainable:
             raise PhasewatchError(
-                f"Probe(model={type(model).__name__}(...)) has no parameters with requires_grad=True, so there is nothing to "
-                "sample. Give the model that is trained, with the parameters that are trained unfrozen."
+                f"Probe(model={type(model).__name__}(...)) has no parameters with requires_grad=True, so there is "
+                "nothing to sample. Give the model that is trained, with the parameters that are trained unfrozen."
             )
         self.device = device or tensors[self.trainable[0]].device
         self.model = model.to(self.device).eval()
@@ -89,14 +89,14 @@ class FlatModel:
             own = self._tensors[name]
             if own.shape != tensor.shape:
                 raise PhasewatchError(
-                    f"In the snapshot of step {snapshot.step}, {name} has shape {tuple(tensor.shape)} where the probe's model has "
-                    f"{tuple(own.shape)}. Build the probe with the model that was saved."
+                    f"In the snapshot of step {snapshot.step}, {name} has shape {tuple(tensor.shape)} where the "
+                    f"probe's model has {tuple(own.shape)}. Build the probe with the model that was saved."
                 )
         for name, tensor in found.items():
             self._tensors[name].copy_(tensor)
 
     def _resolve(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        """The snapshot's tensors under this model's names; a common prefix such as Lightning's `model.` is tried off."""
+        """The snapshot's tensors under this model's names, without a common prefix such as Lightning's `model.`."""
         names = list(snapshot.tensors)
         prefixes = {""} | {names[0][: i + 1] for i, c in enumerate(names[0] if names else "") if c == "."}
         shared = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
@@ -159,7 +159,7 @@ class FlatModel:
         self.vectorised = True
         try:
             vectorised = self.losses_and_grads(weights, batches)
-        except Exception as error:  # noqa: BLE001 - whatever the user's model raises under vmap
+        except Exception as error:
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         else:
             if all(_close(a, b) for a, b in zip(plain, vectorised, strict=True)):
@@ -167,7 +167,8 @@ class FlatModel:
             reason = "its vectorised loss differs from its plain one"
         self.vectorised = False
         self._warn_once(
-            f"The chains run one after another, which is slower: {type(self.model).__name__} can't be vectorised ({reason}).",
+            f"The chains run one after another, which is slower: {type(self.model).__name__} "
+            f"can't be vectorised ({reason}).",
             "path",
         )
 
@@ -218,8 +219,9 @@ class _LossModule(nn.Module):
 def own_copy(model: nn.Module) -> nn.Module:
     """A copy of a module to measure with, so that the one in training is never run, switched or hooked into.
 
-    Tensors that a forward pass left on the module are detached. Hooks that the user registered stay behind, since they would write
-    the chains' activations where training's belong; those of torch itself, such as weight normalisation's, come along.
+    Tensors that a forward pass left on the module are detached. Hooks that the user registered stay behind, since
+    they would write the chains' activations where training's belong; those of torch itself, such as weight
+    normalisation's, come along.
 
     Args:
         model: any module.
@@ -260,10 +262,10 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 def _slots(model: nn.Module, names: list[str]) -> dict[str, list[str]]:
-    """Where each parameter sits: every attribute of every module object, each named once and as the loss module sees it.
+    """Where each parameter sits: every attribute of every module object, named once, as the loss module sees it.
 
-    A parameter tied in two places has two slots. A module reachable by two names has one: naming it twice makes `functional_call`
-    put the sampled weights back for good.
+    A parameter tied in two places has two slots. A module reachable by two names has one: naming it twice makes
+    `functional_call` put the sampled weights back for good.
     """
     first_name = {id(dict(model.named_parameters())[name]): name for name in names}
     slots: dict[str, list[str]] = {name: [] for name in names}

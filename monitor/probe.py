@@ -25,22 +25,22 @@ Metric = Callable[[nn.Module, Any], float]
 class Probe:
     """Measures snapshots: the loss on a fixed batch, the local learning coefficient, and metrics of your own.
 
-    It works on a copy of the model, in evaluation mode, and touches neither the model in training nor any random stream. The
-    minibatches and the noise depend on `seed` alone, so that neighbouring snapshots share them.
+    It works on a copy of the model, in evaluation mode, and touches neither the model in training nor any random
+    stream. The minibatches and the noise depend on `seed` alone, so that neighbouring snapshots share them.
 
     Args:
-        model: a module, or a function of no arguments that builds one. The function is what another process needs: measuring in
-            the background and replaying with several workers ask for it.
+        model: a module, or a function of no arguments that builds one. The function is what another process needs:
+            measuring in the background and replaying with several workers ask for it.
         loss: `loss(model, batch)`, the mean over the batch as a scalar tensor.
-        data: what minibatches are drawn from: a tensor, a tuple or dict of tensors with the sample axis first, a map-style Dataset, a
-            DataLoader over one, or a function `(generator, batch_size) -> batch`.
+        data: what minibatches are drawn from: a tensor, a tuple or dict of tensors with the sample axis first, a
+            map-style Dataset, a DataLoader over one, or a function `(generator, batch_size) -> batch`.
         eval_batch: the batch that `Point.loss` and the metrics are taken on; drawn once from `data` if not given.
         sampler: how to sample, the same for a whole trajectory.
         metrics: name to `f(model, eval_batch) -> float`.
         seed: of the minibatches and the noise.
         device: where to measure, such as "cuda:1"; the model's own if not given.
-        threads: of torch's CPU operators while measuring; as many as torch uses now if not given. They decide the order of
-            floating-point sums, so a replay repeats a run bit for bit with the same number only.
+        threads: of torch's CPU operators while measuring; as many as torch uses now if not given. They decide the
+            order of floating-point sums, so a replay repeats a run bit for bit with the same number only.
 
     Raises:
         PhasewatchError: for a model, loss, data, device or metric that can't be measured, when the probe is made.
@@ -130,7 +130,7 @@ class Probe:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a point depends on besides the snapshot, as plain JSON types; points of different settings are never compared."""
+        """What a point depends on besides the snapshot; points of different settings are never compared."""
         return {
             "sampler": self.sampler.as_json(),
             "seed": self.seed,
@@ -145,8 +145,9 @@ class Probe:
         """Travel to another process as the function that builds the model, never as the module."""
         if isinstance(self._arguments["model"], nn.Module):
             raise PhasewatchError(
-                f"Probe(model={type(self.model.model).__name__}(...)) holds a module, which is never sent to another process. "
-                "Give the function that builds it instead, Probe(make_model, ...), to measure in the background or with workers."
+                f"Probe(model={type(self.model.model).__name__}(...)) holds a module, which is never sent to another "
+                "process. To measure in the background or with workers, give the function that builds it: "
+                "Probe(make_model, ...)."
             )
         return _rebuild, (self._arguments, self._matmul_precision)
 
@@ -181,7 +182,7 @@ class Probe:
     def _metric(self, name: str, metric: Metric) -> float:
         try:
             return float(metric(self.model.model, self.eval_batch))
-        except Exception as error:  # noqa: BLE001 - the user's code
+        except Exception as error:
             if name not in self._complained:
                 self._complained.add(name)
                 warnings.warn(
@@ -214,8 +215,8 @@ def _built(make_model: Callable[[], nn.Module]) -> nn.Module:
     model = make_model()
     if not isinstance(model, nn.Module):
         raise PhasewatchError(
-            f"Probe(model={getattr(make_model, '__name__', make_model)!r}) was called to build the model and returned a "
-            f"{type(model).__name__}; it must return a torch.nn.Module."
+            f"Probe(model={getattr(make_model, '__name__', make_model)!r}) was called to build the model and "
+            f"returned a {type(model).__name__}; it must return a torch.nn.Module."
         )
     return model
 

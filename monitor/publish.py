@@ -130,7 +130,7 @@ class _Outlet:
         self._started = time.monotonic()
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - somebody else's system
+        except Exception as error:
             self._complain(f"failed and lost what it was writing ({type(error).__name__}: {error})")
         finally:
             self._started = None

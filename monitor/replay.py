@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,7 +28,7 @@ def replay(
     sinks: Sequence[Sink] = (),
     progress: bool = False,
     on_error: OnError = warn,
-) -> Iterator[Point]:
+) -> Generator[Point]:
     """Measure every snapshot of a series.
 
     A checkpoint that can't be read or measured costs its own point and a message; the others go on.
@@ -43,7 +43,8 @@ def replay(
         on_error: takes a sentence for each checkpoint that could not be measured; a warning by default.
 
     Returns:
-        The points: those that `run` holds already first, then the others as they are measured, in order of step with one worker.
+        The points: those that `run` holds already first, then the others as they are measured, in order of step with
+        one worker.
 
     Raises:
         PhasewatchError: before anything is measured, if the series, the folder or the probe can't be used.
@@ -65,7 +66,7 @@ def _replayed(
     sinks: Sequence[Sink],
     progress: bool,
     on_error: OnError,
-) -> Iterator[Point]:
+) -> Generator[Point]:
     known = folder.points[:] if folder else []
     missing = sorted(set(snapshots.steps) - {point.step for point in known})
     publisher = Publisher(sinks, known=known)
@@ -101,7 +102,7 @@ def _in_turn(snapshots: Snapshots, probe: Probe, steps: Iterable[int]) -> Iterat
     for step in steps:
         try:
             yield step, probe(snapshots.load(step))
-        except Exception as error:  # noqa: BLE001 - the user's code too
+        except Exception as error:
             yield step, error
 
 

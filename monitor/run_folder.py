@@ -20,14 +20,17 @@ SCHEMA = 1
 class RunFolder:
     """A run's folder, held by one writer at a time: `run.json`, `points.jsonl`, `transitions.json` and `snapshots/`.
 
-    Opening an existing folder resumes it: a torn last line of `points.jsonl` is cut off, and `points` holds what was measured.
+    Opening an existing folder resumes it: a torn last line of `points.jsonl` is cut off, and `points` holds what was
+    measured.
 
     Args:
         path: the folder; made if it isn't there.
-        settings: of the probe. They are compared with those in `run.json`, since points of different settings can't be compared.
+        settings: of the probe. They are compared with those in `run.json`, since points of different settings can't
+            be compared.
 
     Raises:
-        PhasewatchError: if the folder can't be written, belongs to another process, holds other settings, or is damaged.
+        PhasewatchError: if the folder can't be written, belongs to another process, holds other settings, or is
+            damaged.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
@@ -45,7 +48,8 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise PhasewatchError(
-                f"run={str(path)!r} can't be written to ({error.strerror or error}). Choose a folder that can, or free some space."
+                f"run={str(path)!r} can't be written to ({error.strerror or error}). "
+                "Choose a folder that can, or free some space."
             ) from error
         try:
             self._check_settings(settings)
@@ -53,7 +57,8 @@ class RunFolder:
         except OSError as error:
             self.close()
             raise PhasewatchError(
-                f"run={str(path)!r} can't be read or written ({error.strerror or error}). Mend it, or choose another run=."
+                f"run={str(path)!r} can't be read or written ({error.strerror or error}). "
+                "Mend it, or choose another run=."
             ) from error
         except PhasewatchError:
             self.close()
@@ -87,7 +92,8 @@ class RunFolder:
         except OSError as error:
             if len(self._unsaved) == 1:
                 warn(
-                    f"{self._lines} can't be written ({error.strerror or error}); its points wait in memory until it can."
+                    f"{self._lines} can't be written ({error.strerror or error}); "
+                    "its points wait in memory until it can."
                 )
         else:
             self._unsaved.clear()

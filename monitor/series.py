@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.snapshot import Snapshot
 from safetensors import safe_open
 from torch import Tensor
+
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.snapshot import Snapshot
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

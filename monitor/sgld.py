@@ -50,7 +50,8 @@ class SGLD:
                 kind = "a whole number" if field.type is int else "a number"
                 reason = " One chain has no spread to take an error from." if field.name == "chains" else ""
                 raise PhasewatchError(
-                    f"SGLD({field.name}={value!r}) must be {kind} {'above 0' if strict else f'of at least {least}'}.{reason}"
+                    f"SGLD({field.name}={value!r}) must be {kind} "
+                    f"{'above 0' if strict else f'of at least {least}'}.{reason}"
                 )
 
     def as_json(self) -> dict[str, Any]:
@@ -97,7 +98,8 @@ class Chains:
     Attributes:
         losses: minibatch losses L_m(w), shape (chain, draw), float64.
         reference: L_m(w*) on the same minibatches, shape (chain, draw), float64.
-        acceptance: mean Metropolis acceptance probability of the steps, each on its own minibatch; NaN if the chains diverged.
+        acceptance: mean Metropolis acceptance probability of the steps, each on its own minibatch; NaN if the chains
+            diverged.
     """
 
     losses: np.ndarray
@@ -119,8 +121,9 @@ def run_chains(
 ) -> Chains:
     """Sample around an anchor with noise and minibatches that depend on the seed and the chain alone.
 
-    Neighbouring snapshots so share them, and the difference of their estimates is far better known than either. Each loss is taken
-    on the minibatch of the step that follows it, and paired with the anchor's loss on that same minibatch.
+    Neighbouring snapshots so share them, and the difference of their estimates is far better known than either. Each
+    loss is taken on the minibatch of the step that follows it, and paired with the anchor's loss on that same
+    minibatch.
 
     Args:
         target: the loss to sample.

@@ -21,8 +21,8 @@ class Snapshot:
 
     Attributes:
         step: the training step.
-        tensors: parameters and buffers together, on the CPU and contiguous. `Snapshot.of` names them as `named_parameters` and
-            `named_buffers` do; other people's files name them as `state_dict` does.
+        tensors: parameters and buffers together, on the CPU and contiguous. `Snapshot.of` names them as
+            `named_parameters` and `named_buffers` do; other people's files name them as `state_dict` does.
     """
 
     step: int
@@ -30,7 +30,9 @@ class Snapshot:
 
     @classmethod
     def of(cls, model: nn.Module, step: int) -> "Snapshot":
-        """Copy a model's parameters and buffers, tied ones once; a wrapper left by DDP or `torch.compile` is looked through.
+        """Copy a model's parameters and buffers, tied ones once.
+
+        A wrapper left by DDP or `torch.compile` is looked through.
 
         Args:
             model: any module, left as it is.
@@ -45,13 +47,14 @@ class Snapshot:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside `DistributedDataParallel`, `DataParallel` and `torch.compile`."""
-    while True:
-        if isinstance(model, DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
+    while isinstance(
+        inner := model.module
+        if isinstance(model, DistributedDataParallel | nn.DataParallel)
+        else getattr(model, "_orig_mod", None),
+        nn.Module,
+    ):
+        model = inner
+    return model
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

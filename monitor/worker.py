@@ -89,7 +89,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._in, self._out = self._process.stdin, self._process.stdout
         self._send(package)
 
@@ -147,7 +148,7 @@ def serve(nice: int) -> None:
         warnings.simplefilter("ignore", PhasewatchWarning)
         try:
             probe, series = cloudpickle.loads(package)
-        except Exception as error:  # noqa: BLE001 - the user's code
+        except Exception as error:
             failure = f"The probe can't be rebuilt in another process: {in_words(error)}"
     while True:
         step = json.loads(frames.get())
@@ -156,7 +157,7 @@ def serve(nice: int) -> None:
             if probe is None or series is None:
                 raise PhasewatchError(failure)
             answer = {"point": probe(series.load(step)).as_json()}
-        except Exception as error:  # noqa: BLE001 - the user's code
+        except Exception as error:
             answer = {"error": in_words(error)}
         frame = json.dumps(answer).encode()
         out.write(len(frame).to_bytes(8) + frame)

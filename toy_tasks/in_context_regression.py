@@ -1,8 +1,9 @@
 """In-context linear regression: a transformer that learns to fit a line it is shown (Garg et al. 2022).
 
-The model, the data and the scores are those of Hoogland et al. (arXiv 2402.02364), at any size. Their run (width 64, 500,000 steps)
-has five stages, A A B B A: it learns the task prior (ŷ = 0), then in-context learning, then its layer norms and unembedding
-collapse while the loss hardly moves. At width 32 a type A ends by about step 1,000 and a type B starts by about 3,000.
+The model, the data and the scores are those of Hoogland et al. (arXiv 2402.02364), at any size. Their run (width 64,
+500,000 steps) has five stages, A A B B A: it learns the task prior (ŷ = 0), then in-context learning, then its layer
+norms and unembedding collapse while the loss hardly moves. At width 32 a type A ends by about step 1,000 and a type B
+starts by about 3,000.
 """
 
 import math
@@ -53,8 +54,9 @@ class RegressionData:
 class RegressionTransformer(HookedRootModule):
     """A causal transformer that reads x₁ y₁ x₂ y₂ … and predicts each y_k from what came before it.
 
-    Each token has D + 1 numbers: (0, x) or (y, 0). The prediction is the first of the D + 1 outputs at the token of x_k. With the
-    defaults it has 51,717 parameters, as published: biases in the MLPs, the layer norms and the unembedding alone.
+    Each token has D + 1 numbers: (0, x) or (y, 0). The prediction is the first of the D + 1 outputs at the token of
+    x_k. With the defaults it has 51,717 parameters, as published: biases in the MLPs, the layer norms and the
+    unembedding alone.
 
     Args:
         dimensions: D, the length of x.

@@ -1,7 +1,8 @@
 """phasewatch tells when a model in training reorganised itself, and how.
 
-A training run leaves snapshots; a probe turns a snapshot into a point, its loss and an estimate of its local learning coefficient;
-points in order make a trajectory; between a trajectory's plateaus lie its transitions; sinks write points and transitions down.
+A training run leaves snapshots; a probe turns a snapshot into a point, its loss and an estimate of its local learning
+coefficient; points in order make a trajectory; between a trajectory's plateaus lie its transitions; sinks write
+points and transitions down.
 """
 
 import importlib

@@ -88,8 +88,8 @@ def replay(
     except KeyboardInterrupt:
         points.close()
         print(
-            f"\nphasewatch: stopped. {measured} of {len(opened)} checkpoints are measured and kept in {run}/points.jsonl; "
-            "the same command goes on from there.",
+            f"\nphasewatch: stopped. {measured} of {len(opened)} checkpoints are measured and kept in "
+            f"{run}/points.jsonl; the same command goes on from there.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
@@ -160,21 +160,23 @@ def load_probe(spec: str) -> "Probe":
     path = Path(file)
     if not file or not name or not path.is_file():
         raise PhasewatchError(
-            f"--probe {spec} must be FILE.py:NAME, a Python file and the name of a Probe (or of a function that returns one) "
-            f"in it; {'there is no such file' if file and name else 'the colon and the name are missing'}."
+            f"--probe {spec} must be FILE.py:NAME, a Python file and the name of a Probe in it (or of a function that "
+            f"returns one); {'there is no such file' if file and name else 'the colon and the name are missing'}."
         )
     sys.path.insert(0, str(path.resolve().parent))
     try:
         module = importlib.import_module(path.stem)
     except Exception as error:
-        raise PhasewatchError(f"--probe {spec}: importing {path} failed with {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise PhasewatchError(f"--probe {spec}: importing {path} failed with {reason}") from error
     found = getattr(module, name, None)
     if found is None:
         raise PhasewatchError(f"--probe {spec}: {path} has no {name}.")
     if not isinstance(found, Probe) and callable(found):
         found = found()
     if not isinstance(found, Probe):
-        raise PhasewatchError(f"--probe {spec} must be a Probe or a function that returns one; a {type(found).__name__} came.")
+        came = type(found).__name__
+        raise PhasewatchError(f"--probe {spec} must be a Probe or a function that returns one; a {came} came.")
     return found
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.series import Series, open_series, step_in_name, strip_wrappers
 from phasewatch.monitor.snapshot import Snapshot
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 
 def weights(step: int) -> dict[str, Tensor]:
