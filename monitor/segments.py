@@ -20,6 +20,9 @@ PART = 0.1
 FLAT = 0.01
 """A plateau lasts while the mean slope to the milestone in it is below this share of the stage's peak slope."""
 
+IDLE = 0.05
+"""The first stage starts after the slow part, at most this share of it, that came before."""
+
 
 def log_steps(steps: np.ndarray) -> np.ndarray:
     """Training steps as positions on a log axis.
@@ -163,11 +166,10 @@ def stages(curve: Curve, holds: Callable[[int, int], bool]) -> list[tuple[int, i
     Returns:
         (start, end) as indices into the curve, end inclusive; a stage may end where the next one starts.
     """
-    found = []
-    for start, end in _monotone(curve.value, holds):
-        for part in _split_at_slow_downs(curve, start, end, holds):
-            found.append(_without_plateaus(curve, *part))
-    return found
+    parts = [
+        part for start, end in _monotone(curve.value, holds) for part in _split_at_slow_downs(curve, start, end, holds)
+    ]
+    return [_without_plateaus(curve, *part, opens=number == 0) for number, part in enumerate(parts)]
 
 
 def _monotone(value: np.ndarray, holds: Callable[[int, int], bool]) -> list[tuple[int, int]]:
@@ -212,14 +214,23 @@ def _split_at_slow_downs(
     yield start, end
 
 
-def _without_plateaus(curve: Curve, start: int, end: int) -> tuple[int, int]:
-    steepest = np.abs(curve.slope[start : end + 1]).max()
+def _without_plateaus(curve: Curve, start: int, end: int, *, opens: bool) -> tuple[int, int]:
+    """Cut the flat ends off a stage.
 
-    def flat(i: int, milestone: int) -> bool:
+    A milestone is where the curve itself turns or slows down, so little is flat there. The first stage has none before
+    it, and starts when it gets going.
+    """
+    speed = np.abs(curve.slope[start : end + 1]).max()
+    whole = abs(curve.value[end] - curve.value[start])
+    length = curve.x[end] - curve.x[start]
+
+    def flat(i: int, milestone: int, *, outermost: bool) -> bool:
         change = abs(curve.value[i] - curve.value[milestone])
-        slow = FLAT * steepest * abs(curve.x[i] - curve.x[milestone])
-        return change <= max(slow, curve.change_error(i, milestone))
+        distance = abs(curve.x[i] - curve.x[milestone])
+        slow = change <= max(FLAT * speed * distance, curve.change_error(i, milestone))
+        idle = change <= IDLE * whole and change / whole <= distance / length / 4
+        return slow or (outermost and idle)
 
-    first = max((i for i in range(start, end) if flat(i, start)), default=start)
-    last = min((i for i in range(first + 1, end + 1) if flat(i, end)), default=end)
+    first = max((i for i in range(start, end) if flat(i, start, outermost=opens)), default=start)
+    last = min((i for i in range(first + 1, end + 1) if flat(i, end, outermost=False)), default=end)
     return first, last

@@ -153,7 +153,9 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, min_effect: fl
 
     def holds(start: int, end: int) -> bool:
         change = abs(llc.value[end] - llc.value[start])
-        return 0 < change >= least and _error_and_confidence(llc, chains, start, end)[1] >= CONFIDENT
+        return (
+            end - start >= 2 and 0 < change >= least and _error_and_confidence(llc, chains, start, end)[1] >= CONFIDENT
+        )
 
     found = (_transition(usable, llc, loss, chains, start, end) for start, end in stages(llc, holds))
     return [transition for transition in found if transition.confidence >= CONFIDENT]

@@ -66,7 +66,7 @@ def run_demo(run: Path, *, seed: int = 0, steps: int = STEPS, wandb: bool = True
     sinks: list[Sink] = [TerminalSink()]
     if wandb:
         sinks.append(WandbSink(own_run=True, project="phasewatch-demo", name=run.name, mode="offline"))
-    at = log_spaced(1, steps, num=30, linear=14)
+    at = log_spaced(10, steps, num=26, linear=14)
     with PhaseMonitor(model, make_probe(seed), run=run, at=at, sinks=sinks, measure="background") as monitor:
         for step in tqdm(range(1, steps + 1), desc="training", disable=not sys.stderr.isatty()):
             optimizer.zero_grad()
