@@ -1,5 +1,6 @@
 """The demonstration: watch a transformer learn in-context linear regression, live."""
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,7 @@ def run_demo(run: Path, *, seed: int = 0, steps: int = STEPS, wandb: bool = True
     Returns:
         What was measured.
     """
+    os.environ.setdefault("WANDB_QUIET", "true")
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the other core measures
     data = RegressionData()

@@ -1,0 +1,86 @@
+"""The laws on a CUDA device: run with `-m gpu` where there is one."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import phasewatch as pw
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+SAMPLER = pw.SGLD(step_size=1e-4, localization=100, nbeta=30, chains=3, draws=8, burn_in=4, batch_size=16)
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 3))
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def data(seed=0, size=128):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, 6, generator=generator)
+    return x, x[:, :3].argmax(1)
+
+
+def train(attach, steps=24):
+    torch.manual_seed(0)
+    model = make_model().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    x, y = (part.cuda() for part in data())
+    call, close = attach(model)
+    for step in range(1, steps + 1):
+        rows = torch.randint(len(x), (32,), device="cuda")
+        optimizer.zero_grad()
+        loss(model, (x[rows], y[rows])).backward()
+        optimizer.step()
+        call(step)
+    close()
+    states = [torch.get_rng_state(), torch.cuda.get_rng_state()]
+    return [*model.state_dict().values(), *states]
+
+
+@pytest.mark.parametrize("measure", ["inline", "background"])
+def test_training_on_the_gpu_is_untouched_and_replay_repeats_it(tmp_path, measure):
+    probe = pw.Probe(make_model, loss, data(), sampler=SAMPLER, device="cuda")
+
+    def attach(model):
+        monitor = pw.PhaseMonitor(model, probe, run=tmp_path / "run", at=pw.every(8), measure=measure)
+        return monitor, monitor.close
+
+    plain = train(lambda model: (lambda step: None, lambda: None))
+    watched = train(attach)
+    assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+    live = list(pw.Trajectory.read(tmp_path / "run" / "points.jsonl"))
+    assert [point.step for point in live] == [8, 16, 24]
+    assert all(point.llc.health is not pw.Health.DIVERGED for point in live)
+    assert list(pw.replay(tmp_path / "run", probe)) == live
+
+
+def test_the_gpu_and_the_cpu_measure_the_same_model():
+    torch.manual_seed(1)
+    model = make_model()
+    snapshot = pw.Snapshot.of(model, 0)
+    sampler = pw.SGLD(step_size=1e-4, localization=100, nbeta=30, chains=4, draws=400, burn_in=100, batch_size=64)
+    points = {
+        device: pw.Probe(make_model, loss, data(), sampler=sampler, device=device)(snapshot)
+        for device in ("cpu", "cuda")
+    }
+    assert points["cuda"].loss == pytest.approx(points["cpu"].loss, rel=1e-5)
+    spread = (points["cpu"].llc.error ** 2 + points["cuda"].llc.error ** 2) ** 0.5
+    assert spread < 0.25
+    assert abs(points["cpu"].llc.value - points["cuda"].llc.value) < 4 * spread
+
+
+def test_a_model_on_the_gpu_is_measured_there():
+    model = make_model().cuda()
+    probe = pw.Probe(model, loss, data(), sampler=SAMPLER)
+    assert probe.model.device.type == "cuda"
+    assert probe(pw.Snapshot.of(model, 3)).step == 3
+    assert pw.Probe(partial(make_model), loss, data(), sampler=SAMPLER).model.device.type == "cpu"
