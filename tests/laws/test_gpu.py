@@ -67,7 +67,7 @@ def test_the_gpu_and_the_cpu_measure_the_same_model():
     torch.manual_seed(1)
     model = make_model()
     snapshot = pw.Snapshot.of(model, 0)
-    sampler = pw.SGLD(step_size=1e-4, localization=100, nbeta=30, chains=4, draws=400, burn_in=100, batch_size=64)
+    sampler = pw.SGLD(step_size=1e-3, localization=100, nbeta=30, chains=4, draws=1500, burn_in=100, batch_size=64)
     points = {
         device: pw.Probe(make_model, loss, data(), sampler=sampler, device=device)(snapshot)
         for device in ("cpu", "cuda")
