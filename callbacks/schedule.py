@@ -1,6 +1,7 @@
 """Which steps of a training run are measured, and how much of its time that may take."""
 
 import math
+import operator
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
@@ -44,8 +45,7 @@ def every(n: int) -> Every:
     Raises:
         PhasewatchError: if n is not a whole number of at least 1.
     """
-    _check_whole("every", "n", n)
-    return Every(n)
+    return Every(_whole("every", "n", n))
 
 
 def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
@@ -63,22 +63,24 @@ def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
     Raises:
         PhasewatchError: if the numbers make no schedule.
     """
-    _check_whole("log_spaced", "first", first)
-    _check_whole("log_spaced", "last", last)
-    _check_whole("log_spaced", "num", num)
+    first, last, num = (_whole("log_spaced", name, n) for name, n in (("first", first), ("last", last), ("num", num)))
+    linear = _whole("log_spaced", "linear", linear, least=0)
     if last < first:
         raise PhasewatchError(f"log_spaced(first={first}, last={last}): the last step must not come before the first.")
-    if isinstance(linear, bool) or not isinstance(linear, int) or linear < 0:
-        raise PhasewatchError(f"log_spaced(linear={linear!r}) must be a whole number of at least 0.")
     ratio = last / first
     log_grid = {round(first * ratio ** (i / max(num - 1, 1))) for i in range(num)}
     linear_grid = {round(first + (last - first) * (i + 1) / linear) for i in range(linear)}
     return Steps(frozenset(log_grid | linear_grid))
 
 
-def _check_whole(function: str, name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PhasewatchError(f"{function}({name}={value!r}) must be a whole number of at least 1.")
+def _whole(function: str, name: str, value: int, *, least: int = 1) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise PhasewatchError(f"{function}({name}={value!r}) must be a whole number of at least {least}.")
+    return number
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Budget:
     at: Schedule
 
     def __post_init__(self) -> None:
-        if not isinstance(self.fraction, int | float) or not math.isfinite(self.fraction) or self.fraction <= 0:
+        number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
+        if not number or not math.isfinite(self.fraction) or self.fraction <= 0:
             raise PhasewatchError(
                 f"Budget(fraction={self.fraction!r}) must be a number above 0, "
                 "such as 0.1 for a tenth of the training's time."
