@@ -19,5 +19,13 @@ def warn(message: str) -> None:
     """Warn without ever interrupting training, even where warnings are turned into errors."""
     try:
         warnings.warn(message, PhasewatchWarning, stacklevel=3)
-    except PhasewatchWarning:
+    except Exception:
+        say(message)
+
+
+def say(message: str) -> None:
+    """Print to the terminal, if there still is one: a run outlives the session that started it."""
+    try:
         print(f"phasewatch: {message}", file=sys.stderr)
+    except (OSError, ValueError):
+        pass

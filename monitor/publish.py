@@ -36,13 +36,21 @@ class Publisher:
     def __init__(self, sinks: Iterable[Sink], *, timeout: float = 30.0, known: Sequence[Point] = ()) -> None:
         self._outlets = [_Outlet(sink, timeout) for sink in sinks]
         self._points = list(known)
+        self._found: list[Transition] = []
+        self._complained = False
         self._announced = [t for t in self.transitions() if not t.provisional]
         for point in known:
             self._tell(point)
 
     def transitions(self) -> list[Transition]:
-        """The transitions of the points so far."""
-        return find_transitions(Trajectory(self._points))
+        """The transitions of the points so far; those found last if the search fails, which costs one warning."""
+        try:
+            self._found = find_transitions(Trajectory(self._points))
+        except Exception as error:
+            if not self._complained:
+                self._complained = True
+                warn(f"Transitions could not be looked for, and the points go on: {type(error).__name__}: {error}")
+        return self._found
 
     def publish(self, point: Point) -> list[Transition]:
         """Tell of a point, and of the transitions that it confirms.
@@ -130,7 +138,7 @@ class _Outlet:
         self._started = time.monotonic()
         try:
             action()
-        except Exception as error:
+        except BaseException as error:  # nothing that a sink raises, SystemExit included, may end its thread
             self._complain(f"failed and lost what it was writing ({type(error).__name__}: {error})")
         finally:
             self._started = None
