@@ -1,24 +1,22 @@
 """The monitor that a plain training loop calls once per step."""
 
-import operator
 import queue
-import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from torch import nn
 
-from phasewatch.callbacks.recorder import Recorder
+from phasewatch.callbacks.recorder import Recorder, Stopped
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Budget, Schedule
-from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.errors import PhasewatchError, say, warn
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.publish import Publisher, Sink
 from phasewatch.monitor.run_folder import RunFolder, same_weights
-from phasewatch.monitor.snapshot import Snapshot
+from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
 from phasewatch.monitor.trajectory import Point, Trajectory
 from phasewatch.monitor.worker import Worker, WorkerDied, in_words, packed
 
@@ -67,13 +65,22 @@ class PhaseMonitor:
             )
         if measure not in {"inline", "background"}:
             raise PhasewatchError(f"PhaseMonitor(measure={measure!r}) must be 'inline' or 'background'.")
+        if not isinstance(model, nn.Module):
+            raise PhasewatchError(f"PhaseMonitor(model=...) must be a torch.nn.Module; a {type(model).__name__} came.")
+        if not isinstance(probe, Probe):
+            raise PhasewatchError(f"PhaseMonitor(probe=...) must be a Probe; a {type(probe).__name__} came.")
+        if not isinstance(run, str | Path):
+            raise PhasewatchError(f"PhaseMonitor(run={run!r}) must be the path of a folder.")
+        sinks = _checked(sinks)
+        if not isinstance(sink_timeout, int | float) or not sink_timeout > 0:
+            raise PhasewatchError(f"PhaseMonitor(sink_timeout={sink_timeout!r}) must be a number of seconds above 0.")
         try:
             probe.model.load(Snapshot.of(model, 0))
         except PhasewatchError as error:
             raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
-        self._folder = RunFolder(run, probe.settings)
         if measure == "background":
-            packed(probe, self._folder.snapshots)
+            packed(probe, SnapshotFolder(Path(run) / "snapshots"))
+        self._folder = RunFolder(run, probe.settings)
         self._model = model
         self._probe = probe
         self._at = at
@@ -89,6 +96,7 @@ class PhaseMonitor:
         self._thread: threading.Thread | None = None
         self._taken: set[int] = set()
         self._hurry = threading.Event()
+        self._told: set[str] = set()
         self._closed = False
 
     @property
@@ -105,17 +113,19 @@ class PhaseMonitor:
         """Take a snapshot if one is due, and measure it or send it to be measured.
 
         Args:
-            step: the training step that the model is at.
+            step: the training step that the model is at; an integer of any library.
 
         Returns:
             Whether a snapshot was taken.
         """
         if self._closed:
+            self._tell_once("close", f"monitor({step!r}) came after monitor.close(): nothing is measured any more.")
             return False
         try:
-            return self._observe(operator.index(step))
+            return self._observe(_whole(step))
         except Exception as error:
-            warn(f"monitor({step!r}) failed, and training goes on: {in_words(error)}")
+            kind = str(error) if isinstance(error, PhasewatchError) else type(error).__name__
+            self._tell_once(kind, f"monitor({step!r}) failed, and training goes on: {in_words(error)}")
             return False
 
     def __enter__(self) -> Self:
@@ -140,12 +150,21 @@ class PhaseMonitor:
         except Exception as error:
             warn(f"monitor.close() failed, and training goes on: {in_words(error)}")
         finally:
+            self._hurry.set()
+            if self._worker:
+                self._worker.stop()
             self._folder.close()
+
+    def _tell_once(self, kind: str, message: str) -> None:
+        """Warn the first time: what fails at one step of a night fails at a million."""
+        if kind not in self._told:
+            self._told.add(kind)
+            warn(message)
 
     def _observe(self, step: int) -> bool:
         if self._first_step is None:
             self._first_step = step
-        if not self._at(step):
+        if not self._at(step) or (self._recorder and step in self._taken):
             return False
         snapshot = Snapshot.of(self._model, step)
         if self._recorder is None:
@@ -164,13 +183,13 @@ class PhaseMonitor:
         if snapshot and self._is_another_training(snapshot):
             self._divert()
         folder = self._folder
-        self._publisher = Publisher(self._sinks, timeout=self._sink_timeout, known=folder.points)
-        if self._background:
+        if self._background and not self._worker:
             self._worker = _MeasuringProcess(packed(self._probe, folder.snapshots))
+        self._publisher = Publisher(self._sinks, timeout=self._sink_timeout, known=folder.points)
         self._recorder = Recorder(
             folder,
             self._publisher,
-            self._worker.measure if self._worker else self._measure_here,
+            self._measure,
             budget=self._at if isinstance(self._at, Budget) else None,
             keep_snapshots=self._keep_snapshots,
             waits=not self._background,
@@ -181,14 +200,12 @@ class PhaseMonitor:
             self._thread.start()
 
     def _is_another_training(self, snapshot: Snapshot) -> bool:
-        """Whether training began anew in a folder that holds another training's points."""
-        recorded = set(self._folder.snapshots.steps) & self._folder.steps
-        began_anew = self._first_step is not None and bool(recorded) and self._first_step <= min(recorded)
-        return (
-            began_anew
-            and snapshot.step in recorded
-            and not same_weights(snapshot, self._folder.snapshots.load(snapshot.step))
-        )
+        """Whether training began anew in a folder that holds another's results, or whose snapshot can't show whose."""
+        saved = self._folder.snapshots.steps
+        recorded = self._folder.steps.union(saved)
+        if self._first_step is None or not recorded or self._first_step > min(recorded):
+            return False
+        return snapshot.step not in saved or not same_weights(snapshot, self._folder.snapshots.load(snapshot.step))
 
     def _divert(self) -> None:
         taken = self._folder
@@ -197,9 +214,14 @@ class PhaseMonitor:
             number += 1
         self._folder = RunFolder(path, self._probe.settings)
         taken.close()
-        warn(f"{taken.path} holds another training's points, with other weights; this one is kept in {path}.")
+        warn(
+            f"{taken.path} holds another training's points, or no snapshot to tell whose; this one is kept in {path}. "
+            f"If you resume this one later, say run={str(path)!r}."
+        )
 
-    def _measure_here(self, step: int, snapshot: Snapshot | None) -> Point:
+    def _measure(self, step: int, snapshot: Snapshot | None) -> Point:
+        if self._worker and snapshot is None:
+            return self._worker.measure(step)
         return self._probe(snapshot or self._folder.snapshots.load(step))
 
     def _take(self, snapshot: Snapshot) -> None:
@@ -224,6 +246,7 @@ class PhaseMonitor:
                         f"PhaseMonitor(at={self._at!r}) never fired from step {self._first_step} on; "
                         "nothing was measured."
                     )
+                Publisher(self._sinks, timeout=self._sink_timeout).close()
                 return
             self._start(None)
         assert self._recorder
@@ -234,10 +257,10 @@ class PhaseMonitor:
                 self._worker.stop()
         if self._thread:
             if measure_rest and (left := self._queue.qsize() + len(self._recorder.waiting)) > 1:
-                print(f"phasewatch: measuring the last {left} snapshots of {self.run}", file=sys.stderr)
+                say(f"measuring the last {left} snapshots of {self.run}")
             self._queue.put(None)
             self._thread.join()
-        while measure_rest and self._recorder.measure_next():
+        while measure_rest and self._recorder.measure_next(over=True):
             pass
         if self._worker:
             self._worker.stop()
@@ -252,6 +275,32 @@ class PhaseMonitor:
             write_report(self.run)
 
 
+def _checked(sinks: Sequence[Sink]) -> list[Sink]:
+    if not isinstance(sinks, Iterable):
+        raise PhasewatchError(f"PhaseMonitor(sinks=...) must be a list of sinks; a {type(sinks).__name__} came.")
+    sinks = list(sinks)
+    for sink in sinks:
+        if (
+            isinstance(sink, type)
+            or not callable(getattr(sink, "write", None))
+            or not callable(getattr(sink, "close", None))
+        ):
+            raise PhasewatchError(
+                f"PhaseMonitor(sinks=[{sink!r}]) must hold objects with write(point_or_transition) and close()."
+            )
+    return sinks
+
+
+def _whole(step: Any) -> int:
+    try:
+        number = int(step)
+        if number == step and number >= 0:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise PhasewatchError("a training step is a whole number of at least 0.")
+
+
 class _MeasuringProcess:
     """A worker that is started again when it dies."""
 
@@ -260,28 +309,25 @@ class _MeasuringProcess:
         self._stopped = False
         self._worker = Worker(package, nice=BACKGROUND_NICE)
 
-    def measure(self, step: int, snapshot: Snapshot | None) -> Point:
+    def measure(self, step: int) -> Point:
         """Measure a step from disk.
 
         Args:
             step: the step.
-            snapshot: given only if the disk refused it.
 
         Returns:
             The point.
 
         Raises:
-            PhasewatchError: if the snapshot never reached the disk, where the process looks.
+            Stopped: if the process was told to end.
             WorkerDied: if the process ended; the next measurement has a new one.
         """
-        if snapshot is not None:
-            raise PhasewatchError(
-                "its snapshot could not be written, and measuring in the background reads it from disk."
-            )
         try:
             return self._worker.measure(step)
-        except WorkerDied:
-            if not self._stopped:
+        except (WorkerDied, ValueError) as error:  # ValueError: `stop` closed the pipes under us
+            if self._stopped:
+                raise Stopped from None
+            if isinstance(error, WorkerDied):
                 self._worker.stop()
                 self._worker = Worker(self._package, nice=BACKGROUND_NICE)
             raise

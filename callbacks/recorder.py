@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from phasewatch.callbacks.schedule import Budget, most_useful
 from phasewatch.monitor.errors import warn
@@ -13,6 +14,10 @@ from phasewatch.monitor.worker import in_words
 
 Measure = Callable[[int, Snapshot | None], Point]
 """Measures a step, from the snapshot if it is given and from the run's folder if not."""
+
+
+class Stopped(Exception):
+    """Raised by a `Measure` that was told to stop; its snapshot waits on."""
 
 
 class Recorder:
@@ -44,6 +49,7 @@ class Recorder:
         self._keep_snapshots = keep_snapshots
         self._waits = waits
         self._waiting: dict[int, Snapshot | None] = dict.fromkeys(sorted(set(folder.snapshots.steps) - folder.steps))
+        self._spare: list[int] = []
         self._began = time.perf_counter()
         self._measuring = 0.0
         self._measured = 0
@@ -63,23 +69,30 @@ class Recorder:
         self._waiting[snapshot.step] = snapshot
         self._save()
 
-    def measure_next(self) -> bool:
+    def measure_next(self, *, over: bool = False) -> bool:
         """Measure one snapshot if one waits and the budget affords it.
+
+        Args:
+            over: training is over, so that what the disk still refuses is measured from memory in any case.
 
         Returns:
             Whether it did, or tried.
         """
         self._save()
-        if not self._waiting or not self._affordable():
+        ready = [step for step, held in self._waiting.items() if held is None or self._waits or over]
+        if not ready or not self._affordable():
             return False
-        step = most_useful(self._waiting, self._folder.steps) if self._budget else min(self._waiting)
-        snapshot = self._waiting.pop(step)
+        step = most_useful(ready, self._folder.steps) if self._budget else min(ready)
         began = time.perf_counter()
         try:
-            point = self._measure(step, snapshot)
+            point = self._measure(step, self._waiting[step])
+        except Stopped:
+            return False
         except Exception as error:
+            del self._waiting[step]
             warn(f"Step {step} could not be measured, and training goes on: {in_words(error)}")
         else:
+            del self._waiting[step]
             self._record(point)
         self._measuring += time.perf_counter() - began
         self._measured += 1
@@ -93,24 +106,20 @@ class Recorder:
         )
 
     def _record(self, point: Point) -> None:
-        self._folder.append(point)
-        try:
-            self._folder.write_transitions(self._publisher.publish(point))
-            if not self._keep_snapshots:
-                self._folder.snapshots.source(point.step).unlink(missing_ok=True)
-        except OSError as error:
-            warn(f"{self._folder.path} can't be written ({error.strerror or error}); training goes on.")
+        self._spare.append(point.step)
+        on_disk = self._folder.append(point)
+        self._folder.write_transitions(self._publisher.publish(point))
+        if on_disk and not self._keep_snapshots:
+            for step in self._spare:
+                with suppress(OSError):
+                    self._folder.snapshots.source(step).unlink()
+        if on_disk:
+            self._spare.clear()
 
     def _save(self) -> None:
         for step, snapshot in self._waiting.items():
             if snapshot is None:
                 continue
-            try:
-                self._folder.snapshots.save(snapshot)
-            except OSError as error:
-                warn(
-                    f"The snapshots of {self._folder.path} can't be written ({error.strerror or error}); "
-                    "they wait in memory, and training goes on."
-                )
+            if not self._folder.save(snapshot):
                 return
             self._waiting[step] = None

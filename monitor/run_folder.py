@@ -7,11 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
-from phasewatch.monitor.trajectory import Point
+from phasewatch.monitor.trajectory import Point, Trajectory
 from phasewatch.monitor.transitions import Transition
 
 SCHEMA = 1
@@ -36,8 +38,10 @@ class RunFolder:
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.points: list[Point] = []
+        self._settings = dict(settings)
         self._lines = self.path / "points.jsonl"
         self._unsaved: list[bytes] = []
+        self._complained = False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock")
@@ -52,8 +56,9 @@ class RunFolder:
                 "Choose a folder that can, or free some space."
             ) from error
         try:
-            self._check_settings(settings)
+            self._check_settings()
             self._end = self._read_points()
+            self._remove_unfinished()
         except OSError as error:
             self.close()
             raise PhasewatchError(
@@ -74,59 +79,102 @@ class RunFolder:
         """The steps that are measured."""
         return {point.step for point in self.points}
 
-    def append(self, point: Point) -> None:
+    def append(self, point: Point) -> bool:
         """Keep a point, on disk before this returns; on a full disk in memory, to be written with the next one.
 
         Args:
             point: of a step that isn't there yet.
+
+        Returns:
+            Whether every point is on disk.
         """
         self.points.append(point)
-        self._unsaved.append(json.dumps(point.as_json()).encode() + b"\n")
+        self._unsaved.append(_line(point))
+        return self._write_points()
+
+    def save(self, snapshot: Snapshot) -> bool:
+        """Write a snapshot.
+
+        Args:
+            snapshot: kept by the caller until it is written.
+
+        Returns:
+            Whether the disk took it.
+        """
         try:
-            with open(self._lines, "ab") as file:
-                file.truncate(self._end)
-                file.write(b"".join(self._unsaved))
-                file.flush()
-                os.fsync(file.fileno())
-                self._end = file.tell()
-        except OSError as error:
-            if len(self._unsaved) == 1:
-                warn(
-                    f"{self._lines} can't be written ({error.strerror or error}); "
-                    "its points wait in memory until it can."
-                )
-        else:
-            self._unsaved.clear()
+            self.snapshots.save(snapshot)
+        except Exception as error:  # not only the disk's: a dtype that the format lacks, such as complex128
+            self._complain(error)
+            return False
+        return True
 
     def write_transitions(self, transitions: Sequence[Transition]) -> None:
-        """Replace `transitions.json`; it can always be worked out again from the points."""
-        write_atomically(
-            self.path / "transitions.json", json.dumps([t.as_json() for t in transitions], indent=1) + "\n"
-        )
+        """Replace `transitions.json`, unless the disk refuses; it can always be worked out again from the points."""
+        try:
+            write_atomically(
+                self.path / "transitions.json", json.dumps([t.as_json() for t in transitions], indent=1) + "\n"
+            )
+        except OSError as error:
+            self._complain(error)
 
     def close(self) -> None:
         """Let another writer in; say so if points could not be written."""
-        if self._unsaved:
+        if self._unsaved and not self._write_points():
             warn(
                 f"{len(self._unsaved)} points of {self._lines} were never written to disk; replay measures them again."
             )
             self._unsaved.clear()
         self._lock.release()
 
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+    def _write_points(self) -> bool:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._lines, "ab") as file:
+                if file.tell() < self._end:  # cut or deleted by somebody, who can't have meant the points to be lost
+                    self._unsaved = [_line(point) for point in self.points]
+                    self._end = 0
+                    self._write_header()
+                if file.tell() > self._end:  # a write was cut short
+                    file.truncate(self._end)
+                file.write(b"".join(self._unsaved))
+                file.flush()
+                os.fsync(file.fileno())
+                self._end = file.tell()
+        except OSError as error:
+            self._complain(error)
+            return False
+        self._unsaved.clear()
+        return True
+
+    def _complain(self, error: Exception) -> None:
+        """Say once that the folder can't be written to."""
+        if not self._complained:
+            self._complained = True
+            reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+            warn(f"{self.path} can't be written to ({reason}); what belongs there waits in memory until it can.")
+
+    def _write_header(self) -> None:
+        record = {
+            "schema": SCHEMA,
+            "phasewatch": version("phasewatch"),
+            "torch": version("torch"),
+            "probe": self._settings,
+        }
+        write_atomically(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+
+    def _check_settings(self) -> None:
         header = self.path / "run.json"
         if not header.exists():
-            record = {
-                "schema": SCHEMA,
-                "phasewatch": version("phasewatch"),
-                "torch": version("torch"),
-                "probe": dict(settings),
-            }
-            write_atomically(header, json.dumps(record, indent=1) + "\n")
+            if self._lines.exists() and self._lines.stat().st_size:
+                raise PhasewatchError(
+                    f"run={str(self.path)!r} holds points without a run.json that says what they were measured with. "
+                    "Choose another run=."
+                )
+            self._write_header()
             return
         try:
-            found = json.loads(header.read_text())
-            schema, probe = found["schema"], found["probe"]
+            found = json.loads(header.read_text(encoding="utf-8"))
+            schema, probe = found["schema"], dict(found["probe"])
         except (ValueError, KeyError, TypeError) as error:
             raise PhasewatchError(
                 f"{header} is not the header of a phasewatch run. Choose another run=, or delete the folder."
@@ -137,7 +185,7 @@ class RunFolder:
             )
         changes = [
             f"{name} was {before!r} and is {now!r}"
-            for name, before, now in _differences(probe, json.loads(json.dumps(dict(settings))))
+            for name, before, now in _differences(probe, json.loads(json.dumps(self._settings)))
         ]
         if changes:
             raise PhasewatchError(
@@ -151,16 +199,28 @@ class RunFolder:
             return 0
         content = self._lines.read_bytes()
         end = content.rfind(b"\n") + 1
+        points = []
         for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
-                self.points.append(Point.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
+                points.append(Point.from_json(json.loads(line)))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise PhasewatchError(
                     f"Line {number} of {self._lines} is no point ({error}). Delete that line to measure its step again."
                 ) from error
+        try:
+            self.points = list(Trajectory(points))
+        except PhasewatchError as error:
+            raise PhasewatchError(f"{self._lines} holds points that can't go together. {error}") from error
         if end < len(content):
             os.truncate(self._lines, end)
         return end
+
+    def _remove_unfinished(self) -> None:
+        """Clear what a killed process was writing; safetensors' own unfinished files are called `.tmp...`."""
+        snapshots = self.path / "snapshots"
+        for pattern in (self.path.glob("*.unfinished"), snapshots.glob("*.unfinished"), snapshots.glob(".tmp*")):
+            for leftover in pattern:
+                leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -176,8 +236,18 @@ def write_atomically(path: Path, text: str) -> None:
 def same_weights(a: Snapshot, b: Snapshot) -> bool:
     """Whether two snapshots hold the same tensors, bit for bit."""
     return a.tensors.keys() == b.tensors.keys() and all(
-        a.tensors[name].equal(b.tensors[name]) for name in a.tensors if not a.tensors[name].isnan().any()
+        _same_bits(tensor, b.tensors[name]) for name, tensor in a.tensors.items()
     )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.dtype == b.dtype and a.shape == b.shape and a.flatten().view(torch.uint8).equal(b.flatten().view(torch.uint8))
+    )
+
+
+def _line(point: Point) -> bytes:
+    return json.dumps(point.as_json()).encode() + b"\n"
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:

@@ -98,13 +98,19 @@ class SnapshotFolder:
         return self.path / f"step-{step:08d}.safetensors"
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot; a file under its final name is always whole, whatever kills the process."""
+        """Write a snapshot; a file under its final name is always whole, whatever kills the process.
+
+        Raises:
+            OSError: if the disk refuses it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         target = self.source(snapshot.step)
         unfinished = target.with_suffix(".unfinished")
         try:
             save_file(dict(snapshot.tensors), unfinished, metadata={"step": str(snapshot.step)})
             os.replace(unfinished, target)
+        except SafetensorError as error:  # which is what a full disk is to safetensors
+            raise OSError(str(error)) from error
         finally:
             unfinished.unlink(missing_ok=True)
 

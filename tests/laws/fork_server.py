@@ -1,0 +1,60 @@
+"""Run as a script: imports everything once, then forks a child for each line of JSON that comes, and kills it.
+
+A line is `{"work": "run" | "replay", "folder": ..., "delay": seconds | null, "operation": number | null, ...}`: the
+child dies after so many seconds, or just before so many changes of files.
+The answer is `{"killed": bool, "status": wait status, "seconds": until the end}`.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import warnings
+
+import torch
+
+from phasewatch.callbacks import loop
+from phasewatch.monitor.errors import PhasewatchWarning
+from phasewatch.monitor.replay import replay
+from tiny_run import ToldToFile, die_at_operation, make_probe, train
+
+
+def work(order):
+    if order["operation"] is not None:
+        die_at_operation(order["folder"], order["operation"])
+        loop.write_report = lambda run: None  # half a second, and nothing hangs on it
+    sinks = [ToldToFile(order["told"])]
+    if order["work"] == "run":
+        train(order["folder"], steps=order["steps"], sinks=sinks, measure=order["measure"])
+    else:
+        for _ in replay(order["series"], make_probe(), run=order["folder"], sinks=sinks):
+            pass
+
+
+def forked(order):
+    began = time.monotonic()
+    child = os.fork()
+    if not child:
+        try:
+            work(order)
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+    if order["delay"] is not None:
+        time.sleep(order["delay"])
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return {"killed": killed, "status": status, "seconds": time.monotonic() - began}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("error", PhasewatchWarning)
+    with tempfile.TemporaryDirectory() as folder:
+        train(folder, steps=4)  # whatever is imported or built at first use
+    for line in sys.stdin:
+        print(json.dumps(forked(json.loads(line))), flush=True)
