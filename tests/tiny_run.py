@@ -4,14 +4,17 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from phasewatch.callbacks.loop import PhaseMonitor
 from phasewatch.callbacks.schedule import every
+from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.estimate import Estimate, Health
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.sgld import SGLD
@@ -137,6 +140,14 @@ def wait_for(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
+
+
+@contextmanager
+def one_warning(match):
+    """The block gives one warning, in these words."""
+    with pytest.warns(PhasewatchWarning, match=match) as told:
+        yield
+    assert len(told) == 1, [str(warning.message) for warning in told]
 
 
 def lines(folder):

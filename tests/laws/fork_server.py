@@ -14,11 +14,11 @@ import time
 import warnings
 
 import torch
+from tiny_run import ToldToFile, die_at_operation, make_probe, train
 
 from phasewatch.callbacks import loop
 from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.replay import replay
-from tiny_run import ToldToFile, die_at_operation, make_probe, train
 
 
 def work(order):

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_run import a_point, a_snapshot, lines, make_probe, train
 
 from phasewatch.monitor.run_folder import RunFolder
 from phasewatch.monitor.trajectory import Trajectory
-from tiny_run import a_point, a_snapshot, lines, make_probe, train
 
 TESTS = Path(__file__).parents[1]
 STEPS = 40
