@@ -1,16 +1,15 @@
 """A model and its loss as a function of flat weights, one row a chain."""
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.snapshot import Snapshot, named_tensors, unwrap
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -46,11 +45,12 @@ class FlatModel:
             )
         self.device = device or tensors[self.trainable[0]].device
         self.model = model.to(self.device).eval()
+        _separate_overlapping_buffers(self.model)
         self.loss = loss
         self.vectorised = True
         self._tensors = dict(named_tensors(self.model))
         self._aliases = _aliases(self.model)
-        self._optional = _non_persistent_buffers(self.model)
+        self._optional = {name: self._tensors[name].clone() for name in _non_persistent_buffers(self.model)}
         self._slots = _slots(self.model, self.trainable)
         self._shapes = [self._tensors[name].shape for name in self.trainable]
         self._sizes = [shape.numel() for shape in self._shapes]
@@ -70,7 +70,9 @@ class FlatModel:
 
     @torch.no_grad()
     def load(self, snapshot: Snapshot) -> None:
-        """Take over a snapshot's weights, whichever of a tensor's names the snapshot uses.
+        """Take over a snapshot's weights, whichever of a tensor's names the snapshot uses, in evaluation mode.
+
+        Non-persistent buffers that the snapshot lacks become what they were when the model was given.
 
         Args:
             snapshot: of this model or one built like it.
@@ -78,8 +80,8 @@ class FlatModel:
         Raises:
             PhasewatchError: if a tensor is missing or has another shape.
         """
-        found = self._resolve(snapshot)
-        missing = [name for name in self._tensors if name not in found and name not in self._optional]
+        found = self._optional | self._resolve(snapshot)
+        missing = [name for name in self._tensors if name not in found]
         if missing:
             raise PhasewatchError(
                 f"The snapshot of step {snapshot.step} lacks {_some(missing)} of the probe's model, "
@@ -94,16 +96,26 @@ class FlatModel:
                 )
         for name, tensor in found.items():
             self._tensors[name].copy_(tensor)
+        self.model.eval()
 
     def _resolve(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """The snapshot's tensors under this model's names, without a common prefix such as Lightning's `model.`."""
         names = list(snapshot.tensors)
-        prefixes = {""} | {names[0][: i + 1] for i, c in enumerate(names[0] if names else "") if c == "."}
-        shared = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
-        prefix = max(shared, key=lambda p: (sum(name[len(p) :] in self._aliases for name in names), -len(p)))
+        under: dict[str, set[str]] = {"": set()}
+        for name in names:
+            for start in _part_starts(name):
+                if own := self._aliases.get(name[start:]):
+                    under.setdefault(name[:start], set()).add(own)
+        whole = [prefix for prefix, own in under.items() if own | self._optional.keys() == self._tensors.keys()]
+        if len(whole) > 1 and "" not in whole:
+            raise PhasewatchError(
+                f"The snapshot of step {snapshot.step} holds the probe's model {len(whole)} times, under "
+                f"{_some(whole)}. Save the one to measure by itself."
+            )
+        prefix = "" if "" in whole else max(under, key=lambda prefix: (len(under[prefix]), -len(prefix)))
         found: dict[str, Tensor] = {}
         for name in names:
-            own = self._aliases.get(name[len(prefix) :])
+            own = self._aliases.get(name[len(prefix) :]) if name.startswith(prefix) else None
             if own is None:
                 self._warn_once(f"{name} of the snapshots is not in the probe's model and is left out.", "unknown")
             else:
@@ -121,7 +133,7 @@ class FlatModel:
             Shape (chain,).
         """
         with torch.no_grad():
-            if self.vectorised:
+            if self.vectorised and _stackable(batches):
                 return self._vectorised_losses(weights, batches)
             return torch.stack([self._loss_at(row, batch) for row, batch in zip(weights, batches, strict=True)])
 
@@ -135,7 +147,7 @@ class FlatModel:
         Returns:
             Losses of shape (chain,) and gradients of shape (chain, parameter).
         """
-        if self.vectorised:
+        if self.vectorised and _stackable(batches):
             weights = weights.detach().requires_grad_()
             losses = self._vectorised_losses(weights, batches)
             (grads,) = torch.autograd.grad(losses.sum(), weights)
@@ -143,6 +155,11 @@ class FlatModel:
         pairs = [self._loss_and_grad_at(row, batch) for row, batch in zip(weights, batches, strict=True)]
         losses, grads = zip(*pairs, strict=True)
         return torch.stack(losses), torch.stack(grads)
+
+    def reaches(self, loss: Tensor) -> bool:
+        """Whether the gradient of a loss of this model reaches any of its trainable parameters."""
+        parameters = [self._tensors[name] for name in self.trainable]
+        return any(grad is not None for grad in torch.autograd.grad(loss, parameters, allow_unused=True))
 
     def choose_path(self, batches: list[Any]) -> None:
         """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
@@ -201,7 +218,7 @@ class FlatModel:
     def _warn_once(self, message: str, topic: str) -> None:
         if topic not in self._warned:
             self._warned.add(topic)
-            warnings.warn(message, PhasewatchWarning, stacklevel=2)
+            warn(message)
 
 
 class _LossModule(nn.Module):
@@ -236,7 +253,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     left_behind = {
         id(value): value.detach().clone()
         for module in model.modules()
-        for value in vars(module).values()
+        for value in tree_leaves(list(vars(module).values()))
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
     try:
@@ -298,6 +315,26 @@ def _non_persistent_buffers(model: nn.Module) -> set[str]:
         for module_name, module in model.named_modules()
         for name in module._non_persistent_buffers_set
     }
+
+
+def _separate_overlapping_buffers(model: nn.Module) -> None:
+    """Give expanded buffers memory of their own: several elements in one place can't be written to."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and any(
+                stride == 0 and size > 1 for size, stride in zip(buffer.shape, buffer.stride(), strict=True)
+            ):
+                module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
+
+
+def _part_starts(name: str) -> list[int]:
+    return [0] + [i + 1 for i, character in enumerate(name) if character == "."]
+
+
+def _stackable(batches: list[Any]) -> bool:
+    """Whether the chains' minibatches have one shape; those of a collate function that pads may not."""
+    shapes = [[leaf.shape for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)] for batch in batches]
+    return all(shape == shapes[0] for shape in shapes)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

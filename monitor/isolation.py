@@ -1,6 +1,7 @@
 """Measuring without a trace: random streams, threads and modes as they were before."""
 
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -9,21 +10,22 @@ import torch
 
 
 @contextmanager
-def untouched_randomness(seed: int, device: torch.device) -> Iterator[None]:
+def untouched_randomness(seed: int) -> Iterator[None]:
     """Seed Python's, numpy's and torch's global random streams inside, and put them back after.
 
     Args:
         seed: what they start from inside, so that a model that draws from them is measured the same way each time.
-        device: the device whose stream torch uses besides the CPU's.
     """
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002 - the user's stream, kept as it is
-    devices = [device] if device.type == "cuda" else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
-            torch.manual_seed(seed) if devices else torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed_all(seed)
             yield
     finally:
         random.setstate(python_state)
@@ -31,25 +33,75 @@ def untouched_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def measuring(seed: int, device: torch.device, *, threads: int, matmul_precision: str) -> Iterator[None]:
+def measuring(seed: int, device: torch.device, *, threads: int, precision: str | None) -> Iterator[None]:
     """The same arithmetic wherever a snapshot is measured: in a training loop, a worker or a replay.
 
     Args:
         seed: of the global random streams inside.
         device: where the measurement runs.
         threads: of torch's CPU operators, which decide the order of its sums.
-        matmul_precision: as in `torch.set_float32_matmul_precision`.
+        precision: what `matmul_precision` returned when the probe was made; None leaves it as it is.
     """
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     with ExitStack() as stack:
-        stack.enter_context(untouched_randomness(seed, device))
+        stack.enter_context(untouched_randomness(seed))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        try:
-            torch.set_num_threads(threads)
-            torch.set_float32_matmul_precision(matmul_precision)
-            yield
-        finally:
-            torch.set_num_threads(before[0])
-            torch.set_float32_matmul_precision(before[1])
+        # It would raise at the first NaN, where chains that diverge are a verdict.
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        stack.enter_context(_threads(threads))
+        stack.enter_context(_matmul_precision(precision))
+        stack.enter_context(_plain_attention())
+        # Where warnings are errors, it would decide whether the chains are vectorised.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        yield
+
+
+def matmul_precision() -> str | None:
+    """As `torch.get_float32_matmul_precision`; None where it was set a backend at a time, which has no one word."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def _threads(wanted: int) -> Iterator[None]:
+    """Call `set_num_threads` only for another number: even the same one changes how MKL shares out its work."""
+    before = torch.get_num_threads()
+    if wanted == before:
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _matmul_precision(wanted: str | None) -> Iterator[None]:
+    before = matmul_precision()
+    if before is None or wanted is None or wanted == before:
+        yield
+        return
+    torch.set_float32_matmul_precision(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without the kernels that torch's transformer layers use where no gradient is asked for.
+
+    L(w) and L(w*) are paired, so they come from the same kernels, and these can't be vectorised.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

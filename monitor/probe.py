@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +9,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from phasewatch.monitor.data import as_minibatches, move
+from phasewatch.monitor.data import DatasetData, TensorData, as_minibatches, move
 from phasewatch.monitor.diagnostics import estimate_from_losses
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.flat_model import FlatModel, Loss, own_copy
-from phasewatch.monitor.isolation import measuring, untouched_randomness
+from phasewatch.monitor.isolation import matmul_precision, measuring
 from phasewatch.monitor.sgld import SGLD, chain_seed, run_chains
 from phasewatch.monitor.snapshot import Snapshot
 from phasewatch.monitor.trajectory import Point
@@ -60,7 +59,9 @@ class Probe:
         threads: int | None = None,
     ) -> None:
         sampler = sampler or SGLD()
-        threads = threads or torch.get_num_threads()
+        threads = torch.get_num_threads() if threads is None else threads
+        _check_whole("threads", threads, least=1, most=2**15)
+        _check_whole("seed", seed, least=0, most=2**63 - 1)
         self._arguments: dict[str, Any] = {
             "model": model,
             "loss": loss,
@@ -76,28 +77,28 @@ class Probe:
         self.seed = seed
         self.threads = threads
         self.metrics = dict(metrics or {})
-        self._matmul_precision = torch.get_float32_matmul_precision()
+        self._precision, self._dtype = matmul_precision(), torch.get_default_dtype()
         self._complained: set[str] = set()
         if not isinstance(model, nn.Module) and not callable(model):
             raise PhasewatchError(
                 f"Probe(model=...) takes a module or a function that builds one; a {type(model).__name__} came."
             )
         wanted_device = None if device is None else _device(device)
-        with untouched_randomness(seed, wanted_device or torch.device("cpu")):
+        self._minibatches = self._arguments["data"] = as_minibatches(data, sampler.batch_size)
+        with measuring(seed, wanted_device or torch.device("cpu"), threads=threads, precision=self._precision):
             mine = own_copy(model) if isinstance(model, nn.Module) else _built(model)
-        self.model = FlatModel(mine, loss, wanted_device)
-        self._minibatches = as_minibatches(data, sampler.batch_size)
+            self.model = FlatModel(mine, loss, wanted_device)
         generators = [Generator().manual_seed(chain_seed(seed, chain, 2)) for chain in range(3)]
         with self._measuring():
             batches = [self._draw(generator) for generator in generators[:2]]
             self._check_loss(batches[0])
             self.model.choose_path(batches)
-            size = min(getattr(self._minibatches, "size", 1024), max(1024, sampler.batch_size))
-            self.eval_batch = (
-                move(self._minibatches(generators[2], size), self.model.device)
-                if eval_batch is None
-                else move(eval_batch, self.model.device)
-            )
+            if eval_batch is None:
+                size = max(1024, sampler.batch_size)
+                if isinstance(self._minibatches, TensorData | DatasetData):
+                    size = min(size, self._minibatches.size)
+                eval_batch = self._minibatches(generators[2], size)
+            self.eval_batch = move(eval_batch, self.model.device)
             self._fingerprint = _fingerprint([batches, self.eval_batch])
 
     def __call__(self, snapshot: Snapshot) -> Point:
@@ -116,7 +117,8 @@ class Probe:
             self.model.load(snapshot)
             with torch.no_grad():
                 loss = float(self.model.loss(self.model.model, self.eval_batch))
-                metrics = {name: self._metric(name, metric) for name, metric in self.metrics.items()}
+                metrics = {name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()}
+            self.model.load(snapshot)
             anchor = self.model.weights()
             chains = run_chains(self.model, anchor, self._draw, self.sampler, self.seed)
         estimate = estimate_from_losses(
@@ -149,10 +151,10 @@ class Probe:
                 "process. To measure in the background or with workers, give the function that builds it: "
                 "Probe(make_model, ...)."
             )
-        return _rebuild, (self._arguments, self._matmul_precision)
+        return _rebuild, (self._arguments, self._precision, self._dtype)
 
     def _measuring(self) -> Any:
-        return measuring(self.seed, self.model.device, threads=self.threads, matmul_precision=self._matmul_precision)
+        return measuring(self.seed, self.model.device, threads=self.threads, precision=self._precision)
 
     def _draw(self, generator: Generator) -> Any:
         return move(self._minibatches(generator, self.sampler.batch_size), self.model.device)
@@ -178,24 +180,41 @@ class Probe:
                 f"Probe(loss={name}): {name}(model, batch) returned a tensor that needs no gradient. "
                 "Sampling follows the gradient, so return it without .detach(), .item() or torch.no_grad()."
             )
+        if not self.model.reaches(value):
+            raise PhasewatchError(
+                f"Probe(loss={name}): the gradient of {name}(model, batch) reaches no parameter of the model it was "
+                "given. Call the model that comes as its argument, not another one, such as the one in training."
+            )
 
-    def _metric(self, name: str, metric: Metric) -> float:
+    def _metric(self, name: str, metric: Metric, snapshot: Snapshot) -> float:
+        """A metric at the snapshot itself, whatever the one before it did to the model; NaN if it fails."""
+        self.model.load(snapshot)
         try:
             return float(metric(self.model.model, self.eval_batch))
         except Exception as error:
             if name not in self._complained:
                 self._complained.add(name)
-                warnings.warn(
-                    f"Probe(metrics={{{name!r}: ...}}) failed and is recorded as NaN: {type(error).__name__}: {error}",
-                    PhasewatchWarning,
-                    stacklevel=2,
-                )
+                warn(f"Probe(metrics={{{name!r}: ...}}) failed and is recorded as NaN: {type(error).__name__}: {error}")
             return math.nan
 
 
-def _rebuild(arguments: dict[str, Any], matmul_precision: str) -> Probe:
-    torch.set_float32_matmul_precision(matmul_precision)
-    return Probe(**arguments)
+def _rebuild(arguments: dict[str, Any], precision: str | None, dtype: torch.dtype) -> Probe:
+    """A probe as it was made where it comes from, whatever torch's own defaults are here."""
+    here = matmul_precision(), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    if precision:
+        torch.set_float32_matmul_precision(precision)
+    try:
+        return Probe(**arguments)
+    finally:
+        torch.set_default_dtype(here[1])
+        if here[0]:
+            torch.set_float32_matmul_precision(here[0])
+
+
+def _check_whole(name: str, value: int, *, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise PhasewatchError(f"Probe({name}={value!r}) must be a whole number from {least} to {most}.")
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
@@ -75,30 +76,32 @@ def _replayed(
     try:
         yield from known
         measured = _in_turn(snapshots, probe, missing) if package is None else _in_workers(package, missing, workers)
-        for step, result in measured:
-            bar.update()
-            if isinstance(result, Exception):
-                bad += 1
-                on_error(f"Step {step} is left out: {in_words(result)}")
-                continue
-            if folder:
-                folder.append(result)
-            transitions = publisher.publish(result)
-            if folder:
-                folder.write_transitions(transitions)
-            yield result
-        transitions = publisher.close()
-        if folder:
-            folder.write_transitions(transitions)
+        with closing(measured):
+            for step, result in measured:
+                bar.update()
+                if isinstance(result, Exception):
+                    bad += 1
+                    on_error(f"Step {step} is left out: {in_words(result)}")
+                    continue
+                if folder:
+                    folder.append(result)
+                transitions = publisher.publish(result)
+                if folder:
+                    folder.write_transitions(transitions)
+                yield result
     finally:
+        transitions = publisher.close()
         bar.close()
         if folder:
-            folder.close()
+            try:
+                folder.write_transitions(transitions)
+            finally:
+                folder.close()
     if bad and bad == len(missing) and not known:
         raise PhasewatchError(f"None of the {bad} checkpoints could be measured; the messages above say why.")
 
 
-def _in_turn(snapshots: Snapshots, probe: Probe, steps: Iterable[int]) -> Iterator[Result]:
+def _in_turn(snapshots: Snapshots, probe: Probe, steps: Iterable[int]) -> Generator[Result]:
     for step in steps:
         try:
             yield step, probe(snapshots.load(step))
@@ -106,35 +109,35 @@ def _in_turn(snapshots: Snapshots, probe: Probe, steps: Iterable[int]) -> Iterat
             yield step, error
 
 
-def _in_workers(package: bytes, steps: Sequence[int], workers: int) -> Iterator[Result]:
+def _in_workers(package: bytes, steps: Sequence[int], workers: int) -> Generator[Result]:
     """Each of `workers` threads drives a process; this one alone sees their results."""
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     results: queue.SimpleQueue[Result] = queue.SimpleQueue()
     for step in steps:
         waiting.put(step)
-    running: list[Worker] = []
+    running: dict[int, Worker] = {}
     stopped = threading.Event()
 
-    def drive() -> None:
-        worker = Worker(package)
-        running.append(worker)
+    def drive(number: int) -> None:
         while not stopped.is_set():
             try:
                 step = waiting.get_nowait()
             except queue.Empty:
                 break
             try:
-                results.put((step, worker.measure(step)))
-            except PhasewatchError as error:
-                results.put((step, error))
-            except WorkerDied as error:
-                results.put((step, error))
+                if number not in running:
+                    running[number] = Worker(package)
                 if stopped.is_set():
                     break
-                worker = Worker(package)
-                running.append(worker)
+                results.put((step, running[number].measure(step)))
+            except Exception as error:
+                results.put((step, error))
+                if isinstance(error, WorkerDied):
+                    running.pop(number).stop()
+        if number in running:
+            running.pop(number).stop()
 
-    threads = [threading.Thread(target=drive, daemon=True) for _ in range(min(workers, len(steps)))]
+    threads = [threading.Thread(target=drive, args=(i,), daemon=True) for i in range(min(workers, len(steps)))]
     for thread in threads:
         thread.start()
     try:
@@ -142,7 +145,7 @@ def _in_workers(package: bytes, steps: Sequence[int], workers: int) -> Iterator[
             yield results.get()
     finally:
         stopped.set()
-        for worker in running:
-            worker.stop()
+        for worker in list(running.values()):
+            worker.kill()
         for thread in threads:
             thread.join()

@@ -109,16 +109,21 @@ class Worker:
         """
         self._send(json.dumps(step).encode())
         try:
-            answer = json.loads(_read_frame(self._out))
-        except EOFError:
+            frame = _read_frame(self._out)
+        except (EOFError, ValueError):  # ValueError: stopped by another thread, which closed the pipe
             raise WorkerDied(f"the measuring process ended with status {self._process.wait()}") from None
+        answer = json.loads(frame)
         if "error" in answer:
             raise PhasewatchError(answer["error"])
         return Point.from_json(answer["point"])
 
-    def stop(self) -> None:
-        """End the process at once, whatever it is doing."""
+    def kill(self) -> None:
+        """End the process at once, whatever it is doing; a `measure` in another thread raises `WorkerDied`."""
         self._process.kill()
+
+    def stop(self) -> None:
+        """End the process at once, and let go of it."""
+        self.kill()
         self._process.wait()
         for pipe in (self._in, self._out):
             try:
@@ -130,7 +135,7 @@ class Worker:
         try:
             self._in.write(len(frame).to_bytes(8) + frame)
             self._in.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # `measure` finds out how it ended
             pass
 
 
