@@ -56,9 +56,14 @@ def test_modes_are_plain_inside_and_back_outside():
 def test_everything_is_back_after_an_exception():
     torch.manual_seed(0)
     before = torch.get_rng_state(), torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
-    with pytest.raises(KeyError), measuring(0, CPU, threads=before[1] + 1, precision="high"):
+
+    @measuring(0, CPU, threads=before[1] + 1, precision="high")
+    def fails():
         torch.rand(1)
         raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()) == before[1:]
 

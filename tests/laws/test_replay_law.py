@@ -1,0 +1,230 @@
+"""Points measured live equal points replayed from what the run left, to the last bit."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from law_models import PERCEPTRON, Case, Perceptron, classify, labelled
+from torch import Generator, nn
+
+import phasewatch as pw
+from phasewatch.monitor.flat_model import FlatModel
+
+SAMPLER = pw.SGLD(step_size=1e-5, nbeta=30.0, chains=3, draws=5, burn_in=2, batch_size=16)
+STEPS = (1, 2, 5)
+
+
+def make_toy() -> nn.Module:
+    from phasewatch.toy_tasks.in_context_regression import RegressionTransformer
+
+    return RegressionTransformer(width=8, heads=2)
+
+
+def toy_loss(model, batch):
+    return (model(*batch) - batch[1]).square().mean()
+
+
+def toy_batch(generator: Generator, size: int):
+    x = torch.randn(size, 8, 4, generator=generator)
+    return x, (x @ torch.randn(size, 4, 1, generator=generator)).squeeze(-1)
+
+
+TOY = Case(make_toy, toy_loss, lambda: toy_batch)
+METRICS = {"norm": lambda model, batch: sum(p.square().sum() for p in model.parameters()).item()}
+
+
+def probe_of(case, make=None):
+    return pw.Probe(make or case.make, case.loss, case.data(), sampler=SAMPLER, metrics=METRICS, seed=3)
+
+
+def train(case, model, monitor, checkpoints=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    generator = Generator().manual_seed(8)
+    data = case.data()
+    for step in range(1, max(STEPS) + 1):
+        rows = torch.randperm(64, generator=generator)[:32]
+        batch = data(generator, 32) if callable(data) else tuple(tensor[rows] for tensor in data)
+        optimizer.zero_grad()
+        case.loss(model.train(), batch).backward()
+        optimizer.step()
+        if checkpoints and step in STEPS:
+            torch.save(model.state_dict(), checkpoints / f"step{step}.pt")
+        monitor(step)
+
+
+@pytest.mark.parametrize("case", [PERCEPTRON, TOY], ids=["mlp", "toy"])
+def test_live_points_equal_replayed_points(case, tmp_path):
+    torch.manual_seed(4)
+    start = case.make().state_dict()
+
+    def live(run, measure, made=None):
+        model = case.make()
+        model.load_state_dict(start)
+        torch.manual_seed(5)
+        at = STEPS.__contains__
+        with pw.PhaseMonitor(
+            model, probe_of(case, made and model), run=tmp_path / run, at=at, measure=measure
+        ) as monitor:
+            train(case, model, monitor, tmp_path)
+        return list(monitor.trajectory)
+
+    inline = live("inline", "inline")
+    assert [point.step for point in inline] == list(STEPS)
+    assert len({point.llc.value for point in inline}) == len(STEPS)
+    assert all(np.isfinite(point.llc.value) and np.isfinite(point.metrics["norm"]) for point in inline)
+    assert live("module", "inline", made=True) == inline
+    assert live("background", "background") == inline
+    assert list(pw.replay(tmp_path / "inline", probe_of(case))) == inline
+    assert list(pw.replay(tmp_path, probe_of(case))) == inline
+    kept = pw.Trajectory(pw.replay(tmp_path / "background", probe_of(case), workers=2, run=tmp_path / "kept"))
+    assert list(kept) == inline
+    assert list(pw.Trajectory.read(tmp_path / "kept" / "points.jsonl")) == inline
+
+
+def save_series(path, steps):
+    torch.manual_seed(0)
+    folder = pw.SnapshotFolder(path)
+    for step in steps:
+        folder.save(pw.Snapshot.of(Perceptron(), step))
+    return folder
+
+
+def test_the_order_of_measuring_does_not_matter(tmp_path):
+    folder = save_series(tmp_path, (1, 2, 3))
+    probe = probe_of(PERCEPTRON)
+    forwards = [probe(folder.load(step)) for step in (1, 2, 3)]
+    assert [probe(folder.load(step)) for step in (3, 2, 1)] == forwards[::-1]
+
+
+def test_what_a_replay_holds_is_not_measured_again(tmp_path):
+    folder = save_series(tmp_path / "series", (1, 2, 3, 4))
+    measured = []
+    counting = pw.Probe(
+        Perceptron,
+        classify,
+        labelled(),
+        sampler=SAMPLER,
+        metrics={"count": lambda model, batch: float(len(measured.append(1) or measured))},
+    )
+    first = pw.replay(folder, counting, run=tmp_path / "run")
+    points = [next(first), next(first)]
+    first.close()
+    assert [point.step for point in points] == [1, 2]
+    assert len(measured) == 2
+    again = list(pw.replay(folder, counting, run=tmp_path / "run"))
+    assert again[:2] == points
+    assert [point.step for point in again] == [1, 2, 3, 4]
+    assert len(measured) == 4
+    assert list(pw.replay(folder, counting, run=tmp_path / "run")) == again
+    assert len(measured) == 4
+
+
+class Closed:
+    def __init__(self):
+        self.items, self.closed = [], False
+
+    def write(self, item):
+        self.items.append(item)
+
+    def close(self):
+        self.closed = True
+
+
+def test_an_abandoned_replay_lets_go_of_its_folder_and_its_sinks(tmp_path):
+    folder = save_series(tmp_path / "series", (1, 2, 3))
+    sink = Closed()
+    for _ in pw.replay(folder, probe_of(PERCEPTRON), run=tmp_path / "run", sinks=[sink]):
+        break
+    assert sink.closed
+    assert [point.step for point in sink.items] == [1]
+    assert len(list(pw.replay(folder, probe_of(PERCEPTRON), run=tmp_path / "run"))) == 3
+
+
+def test_both_paths_agree(monkeypatch, tmp_path):
+    def make():
+        return Perceptron().double()
+
+    x, y = labelled()
+
+    def build():
+        return pw.Probe(make, classify, (x.double(), y), sampler=SAMPLER, seed=3)
+
+    torch.manual_seed(0)
+    snapshot = pw.Snapshot.of(make(), 1)
+    vectorised = build()
+    assert vectorised.model.vectorised
+    monkeypatch.setattr(FlatModel, "choose_path", lambda self, batches: setattr(self, "vectorised", False))
+    looped = build()
+    assert not looped.model.vectorised
+    a, b = vectorised(snapshot), looped(snapshot)
+    assert a.loss == pytest.approx(b.loss, rel=1e-12)
+    assert a.llc.per_chain == pytest.approx(b.llc.per_chain, rel=1e-8)
+    assert a.llc.acceptance == pytest.approx(b.llc.acceptance, rel=1e-8)
+    assert abs(a.llc.value) > 1e-3
+
+
+def test_a_probe_rebuilt_elsewhere_has_torchs_defaults_of_where_it_was_made(tmp_path):
+    folder = save_series(tmp_path / "series", ())
+    x, y = labelled()
+    torch.set_default_dtype(torch.float64)
+    try:
+        folder.save(pw.Snapshot.of(Perceptron(), 1))
+        probe = pw.Probe(lambda: Perceptron(), classify, (x.double(), y), sampler=SAMPLER)
+        inline = list(pw.replay(folder, probe))
+        assert list(pw.replay(folder, probe, workers=2)) == inline
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_script_without_a_main_guard_measures_in_other_processes(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys, torch
+            from torch import nn
+            import phasewatch as pw
+
+            print("started")
+            WIDTH = 3
+
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.layer = nn.Linear(WIDTH, 1)
+
+                def forward(self, x):
+                    return self.layer(x)
+
+            def distance(a, b):
+                return (a - b).square().mean()
+
+            def loss(model, batch):
+                return distance(model(batch), batch[:, :1])
+
+            torch.manual_seed(0)
+            model, data = Net(), torch.randn(64, WIDTH)
+            probe = pw.Probe(Net, loss, data, sampler=pw.SGLD(draws=4, batch_size=8), metrics={"w": lambda m, b: WIDTH})
+            with pw.PhaseMonitor(model, probe, run="run", at=pw.every(1), measure="background") as monitor:
+                for step in range(3):
+                    with torch.no_grad():
+                        model.layer.weight += 0.1
+                    monitor(step)
+            live = list(monitor.trajectory)
+            assert [p.step for p in live] == [0, 1, 2], live
+            replayed = sorted(pw.replay("run", probe, workers=2), key=lambda p: p.step)
+            assert replayed == live == list(pw.replay("run", probe))
+            print("done")
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["started", "done"]
+    assert "Error" not in done.stderr
