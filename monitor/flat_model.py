@@ -54,8 +54,9 @@ class FlatModel:
         self._slots = _slots(self.model, self.trainable)
         self._shapes = [self._tensors[name].shape for name in self.trainable]
         self._sizes = [shape.numel() for shape in self._shapes]
-        dtypes = [self._tensors[name].dtype for name in self.trainable]
+        dtypes = {self._tensors[name].dtype for name in self.trainable}
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        self._tolerance = 1e-6 if dtypes == {torch.float64} else 1e-3 if min(d.itemsize for d in dtypes) > 2 else 0.05
         self._called = _LossModule(self.model, loss)
         self._warned: set[str] = set()
 
@@ -167,19 +168,21 @@ class FlatModel:
         Args:
             batches: a minibatch for each of two or more chains.
         """
+        if not _stackable(batches):
+            batches = batches[:1] * len(batches)
         own = self.weights()
         spread = torch.linspace(-1e-3, 1e-3, len(batches), dtype=self.dtype, device=self.device)
         weights = own * (1 + spread.unsqueeze(-1))
         self.vectorised = False
-        plain = self.losses_and_grads(weights, batches)
+        plain = *self.losses_and_grads(weights, batches), self.losses(weights, batches)
         self._load_flat(own)
         self.vectorised = True
         try:
-            vectorised = self.losses_and_grads(weights, batches)
+            vectorised = *self.losses_and_grads(weights, batches), self.losses(weights, batches)
         except Exception as error:
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         else:
-            if all(_close(a, b) for a, b in zip(plain, vectorised, strict=True)):
+            if all(_close(a, b, self._tolerance) for a, b in zip(plain, vectorised, strict=True)):
                 return
             reason = "its vectorised loss differs from its plain one"
         self.vectorised = False
@@ -337,8 +340,7 @@ def _stackable(batches: list[Any]) -> bool:
     return all(shape == shapes[0] for shape in shapes)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    tolerance = 1e-3 if a.dtype == torch.float32 else 1e-6
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(
         a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().max().item() or 1.0), equal_nan=True
     )

@@ -40,8 +40,16 @@ class Snapshot:
 
         Returns:
             The copy.
+
+        Raises:
+            PhasewatchError: if the model lies on the `meta` device.
         """
         model = unwrap(model)
+        if any(tensor.is_meta for _, tensor in named_tensors(model)):
+            raise PhasewatchError(
+                f"Snapshot.of({type(model).__name__}(...), {step}): the model lies on the meta device, which holds "
+                "shapes and no weights. Give the one that is trained."
+            )
         return cls(step, {name: _copy(tensor) for name, tensor in named_tensors(model)})
 
 
