@@ -97,8 +97,19 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if name not in a or name not in b or a[name] != b[name])
 
 
-@pytest.mark.parametrize("measure", ["inline", "background"])
-@pytest.mark.parametrize("case", [PERCEPTRON, TRANSFORMER, BRIDGE, GPT2], ids=["mlp", "transformer", "bridge", "gpt2"])
+@pytest.mark.parametrize(
+    ("case", "measure"),
+    [
+        pytest.param(PERCEPTRON, "inline", id="mlp-inline"),
+        pytest.param(TRANSFORMER, "inline", id="transformer-inline"),
+        pytest.param(BRIDGE, "inline", id="bridge-inline"),
+        pytest.param(GPT2, "inline", id="gpt2-inline"),
+        pytest.param(PERCEPTRON, "background", id="mlp-background"),
+        pytest.param(TRANSFORMER, "background", id="transformer-background", marks=pytest.mark.slow),
+        pytest.param(BRIDGE, "background", id="bridge-background"),
+        pytest.param(GPT2, "background", id="gpt2-background", marks=pytest.mark.slow),
+    ],
+)
 def test_training_is_bit_identical(case, measure, tmp_path):
     def watch(model):
         made = model if measure == "inline" else case.make
