@@ -4,10 +4,17 @@ import math
 
 import numpy as np
 from arviz_stats.base.array import array_stats
+from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
 
 from phasewatch.monitor.estimate import Estimate, Health
 
 TRACE_LENGTH = 100
+
+TOLERATED_DRIFT = 0.2
+"""Change along the chains, as a share of the estimate, that is no reason for doubt."""
+
+DRIFT_CONFIDENCE = 0.995
+"""Probability below which a larger change than that may still be chance."""
 
 
 def estimate_from_losses(
@@ -25,10 +32,11 @@ def estimate_from_losses(
     Returns:
         The estimate; its error is the spread of the draws over the square root of their effective number.
     """
-    paired = nbeta * (losses - reference)
+    finite = np.isfinite(losses).all() and np.isfinite(reference).all()
+    paired = nbeta * (losses - reference) if finite else np.full(losses.shape, math.nan)
     per_chain = paired.mean(axis=1)
     value = float(per_chain.mean())
-    if not np.isfinite(paired).all() or value > 10 * max(parameters, 1):
+    if not math.isfinite(value) or value > 10 * max(parameters, 1):
         nowhere = (math.nan,) * len(losses)
         return Estimate(math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, acceptance, Health.DIVERGED)
     rhat, ess = mixing(paired)
@@ -67,12 +75,17 @@ def drift(paired: np.ndarray) -> tuple[float, float]:
 
 
 def verdict(paired: np.ndarray, error: float, rhat: float) -> Health:
-    """Judge finite paired losses, in units of λ̂, of shape (chain, draw)."""
+    """Judge finite paired losses, in units of λ̂, of shape (chain, draw).
+
+    Stationary chains are called drifting less than once in a hundred times, however few or slow they are: the change
+    is judged by Student's t over the chains, which are independent where neighbouring draws are not.
+    """
     value = float(paired.mean())
     change, change_error = drift(paired)
     if value < -2 * error:
         return Health.NEGATIVE
-    if abs(change) > max(3 * change_error, 0.2 * abs(value)):
+    chance = float(stdtrit(len(paired) - 1, DRIFT_CONFIDENCE)) * change_error
+    if abs(change) > TOLERATED_DRIFT * abs(value) + chance:
         return Health.DRIFTING
     if rhat > 1.5:
         return Health.UNMIXED
