@@ -46,8 +46,8 @@ class SGLD:
             number = isinstance(value, int if field.type is int else int | float) and not isinstance(value, bool)
             least = {"chains": 2, "draws": 4, "batch_size": 1}.get(field.name, 0)
             strict = field.name in {"step_size", "nbeta"}
-            if not number or not math.isfinite(value) or value < least or (strict and value <= 0):
-                kind = "a whole number" if field.type is int else "a number"
+            if not number or not least <= value < math.inf or (strict and value == 0):
+                kind = "a whole number" if field.type is int else "a finite number"
                 reason = " One chain has no spread to take an error from." if field.name == "chains" else ""
                 raise PhasewatchError(
                     f"SGLD({field.name}={value!r}) must be {kind} "
@@ -93,13 +93,12 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Chains:
-    """What the chains saw after the burn-in.
+    """What the chains saw after the burn-in; NaN throughout if a loss was not finite.
 
     Attributes:
         losses: minibatch losses L_m(w), shape (chain, draw), float64.
         reference: L_m(w*) on the same minibatches, shape (chain, draw), float64.
-        acceptance: mean Metropolis acceptance probability of the steps, each on its own minibatch; NaN if the chains
-            diverged.
+        acceptance: mean Metropolis acceptance probability of the steps, each on its own minibatch.
     """
 
     losses: np.ndarray
@@ -133,7 +132,7 @@ def run_chains(
         seed: seed of the noise and the minibatches.
 
     Returns:
-        The paired losses; when a loss stops being finite the chains end there and the rest is NaN.
+        The paired losses. When one stops being finite the chains soon end, since there is nothing to come back to.
     """
     steps = {"nbeta": sampler.nbeta, "gamma": sampler.localization, "eps": sampler.step_size}
     data_generators = [Generator().manual_seed(chain_seed(seed, c, 0)) for c in range(sampler.chains)]
@@ -160,7 +159,7 @@ def run_chains(
                 metropolis_acceptance(w, proposal, anchor, loss, new_loss, grads, new_grads, **steps).mean()
             )
         w = proposal
-    if len(losses) < sampler.draws:
+    if len(losses) < sampler.draws or not torch.stack(losses + reference).isfinite().all():
         nowhere = np.full((sampler.chains, sampler.draws), np.nan)
         return Chains(nowhere, nowhere, math.nan)
     return Chains(_by_chain(losses), _by_chain(reference), torch.stack(acceptance).mean().item())
