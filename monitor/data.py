@@ -69,22 +69,26 @@ def as_minibatches(data: Any, batch_size: int) -> Minibatches:
     Raises:
         PhasewatchError: if the data is of another form, or has fewer samples than a minibatch.
     """
-    collate = collate_by_default
-    if isinstance(data, DataLoader):
-        data, collate = data.dataset, data.collate_fn
-        if isinstance(data, IterableDataset):
-            raise PhasewatchError(
-                "Probe(data=DataLoader(...)) needs a dataset with a length, and this one can only be iterated. "
-                "Give a function (generator, batch_size) -> batch instead."
-            )
-    if isinstance(data, Tensor | tuple | list | dict):
-        source = _tensor_data(data)
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        source = DatasetData(data, len(data), collate)
+    loader = data if isinstance(data, DataLoader) else None
+    dataset: Any = data if loader is None else loader.dataset
+    if isinstance(dataset, IterableDataset):
+        raise PhasewatchError(
+            f"Probe(data={'IterableDataset' if loader is None else 'DataLoader'}(...)) needs a dataset with a length, "
+            "and this one can only be iterated. Give a function (generator, batch_size) -> batch instead."
+        )
+    if loader is not None and loader.batch_sampler is None:
+        raise PhasewatchError(
+            "Probe(data=DataLoader(batch_size=None)) has a dataset of whole batches, and minibatches are drawn sample "
+            "by sample. Give a function (generator, batch_size) -> batch instead."
+        )
+    if loader is None and isinstance(dataset, Tensor | tuple | list | Mapping):
+        source = _tensor_data(dict(dataset) if isinstance(dataset, Mapping) else dataset)
+    elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, str | bytes):
+        source = DatasetData(dataset, len(dataset), collate_by_default if loader is None else loader.collate_fn)
     elif callable(data):
         return cast(Minibatches, data)
     else:
-        raise PhasewatchError(f"{_FORMS}; a {type(data).__name__} came.")
+        raise PhasewatchError(f"{_FORMS}; a {type(dataset).__name__} came.")
     if source.size < batch_size:
         raise PhasewatchError(
             f"Probe(data=...) has {source.size} samples, fewer than SGLD(batch_size={batch_size}). "
