@@ -33,7 +33,7 @@ def estimate_from_losses(
         The estimate; its error is the spread of the draws over the square root of their effective number.
     """
     finite = np.isfinite(losses).all() and np.isfinite(reference).all()
-    paired = nbeta * (losses - reference) if finite else np.full(losses.shape, math.nan)
+    paired: np.ndarray = nbeta * (losses - reference) if finite else np.full(losses.shape, math.nan)
     per_chain = paired.mean(axis=1)
     value = float(per_chain.mean())
     if not math.isfinite(value) or value > 10 * max(parameters, 1):
