@@ -23,5 +23,8 @@ def estimate_llc(model: nn.Module, loss: Loss, data: Any, *, sampler: SGLD | Non
 
     Returns:
         λ̂ with its error and its verdict.
+
+    Raises:
+        PhasewatchError: as `Probe` does, for a model, loss or data that can't be measured.
     """
     return Probe(model, loss, data, sampler=sampler, seed=seed)(Snapshot.of(model, step=0)).llc
