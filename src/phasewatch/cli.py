@@ -1,14 +1,16 @@
 """The command line: demo, replay, transitions and report."""
 
 import importlib
+import io
 import json
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
 
 if TYPE_CHECKING:
     from phasewatch.monitor.probe import Probe
@@ -25,17 +27,26 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; what can't be done is one sentence and exit status 2."""
-    try:
-        app()
-    except PhasewatchError as error:
-        print(f"phasewatch: {error}", file=sys.stderr)
-        sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow that the terminal can't show is no reason to stop
+    with warnings.catch_warnings():
+        warnings.showwarning = _say
+        try:
+            app()
+        except PhasewatchError as error:
+            print(f"phasewatch: {error}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            file = error.filename2 or error.filename  # the second is a rename's target, what the user named
+            print(f"phasewatch: {f'{file}: ' if file else ''}{error.strerror or error}.", file=sys.stderr)
+            sys.exit(2)
 
 
 @app.command()
 def demo(
     run: Annotated[Path, typer.Option(help="Folder of the run; a number is added if it exists.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the model, its data and the probe.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the model, its data and the probe.")] = 0,
     steps: Annotated[int, typer.Option(min=100, help="Training steps.")] = 7000,
     wandb: Annotated[bool, typer.Option(help="Also write an offline W&B run.")] = True,
 ) -> None:
@@ -56,7 +67,7 @@ def replay(
     series: Annotated[Path, typer.Argument(help="A run's folder, or any folder of checkpoints.")],
     probe: Annotated[str, typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one.")],
     run: Annotated[
-        Path | None, typer.Option(help="Where the points are kept; runs/SERIES if not given, SERIES-replay for a run.")
+        Path | None, typer.Option(help="Where the points are kept; SERIES-replay, beside the series, if not given.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one checkpoint each at a time.")] = 1,
     wandb: Annotated[bool, typer.Option(help="Also write a W&B run.")] = False,
@@ -68,6 +79,7 @@ def replay(
     from phasewatch.monitor.trajectory import Trajectory
 
     opened = open_series(series)
+    loaded = load_probe(probe)
     run = run or _default_run(series)
     sinks: list[Sink] = []
     if wandb:
@@ -80,7 +92,13 @@ def replay(
     failures: list[str] = []
     measured = 0
     points = replay_series(
-        opened, load_probe(probe), run=run, workers=workers, sinks=sinks, progress=True, on_error=failures.append
+        opened,
+        loaded,
+        run=run,
+        workers=workers,
+        sinks=sinks,
+        progress=sys.stderr.isatty(),
+        on_error=failures.append,
     )
     try:
         for _ in points:
@@ -152,9 +170,10 @@ def load_probe(spec: str) -> "Probe":
         The probe.
 
     Raises:
-        PhasewatchError: if there is no such file or name, or it is no probe.
+        PhasewatchError: if there is no such file or name, it fails, or it is no probe.
     """
     from phasewatch.monitor.probe import Probe
+    from phasewatch.monitor.worker import in_words
 
     file, _, name = spec.rpartition(":")
     path = Path(file)
@@ -166,14 +185,24 @@ def load_probe(spec: str) -> "Probe":
     sys.path.insert(0, str(path.resolve().parent))
     try:
         module = importlib.import_module(path.stem)
+    except SystemExit as error:
+        raise PhasewatchError(f"--probe {spec}: importing {path} called sys.exit({error.code!r}).") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise PhasewatchError(f"--probe {spec}: importing {path} failed with {reason}") from error
+        raise PhasewatchError(f"--probe {spec}: importing {path} failed with {in_words(error)}") from error
+    origin = getattr(module, "__file__", None)
+    if origin is None or Path(origin).resolve() != path.resolve():
+        raise PhasewatchError(
+            f"--probe {spec}: {path.stem} is also the name of another module ({origin or 'built into Python'}), "
+            "which Python finds first. Rename the file."
+        )
     found = getattr(module, name, None)
     if found is None:
         raise PhasewatchError(f"--probe {spec}: {path} has no {name}.")
     if not isinstance(found, Probe) and callable(found):
-        found = found()
+        try:
+            found = found()
+        except Exception as error:
+            raise PhasewatchError(f"--probe {spec}: {name}() failed with {in_words(error)}") from error
     if not isinstance(found, Probe):
         came = type(found).__name__
         raise PhasewatchError(f"--probe {spec} must be a Probe or a function that returns one; a {came} came.")
@@ -188,9 +217,17 @@ def _show(trajectory: "Trajectory") -> None:
 
 
 def _default_run(series: Path) -> Path:
-    if (series / "run.json").exists():
-        return series.with_name(f"{series.resolve().name}-replay")
-    return Path("runs") / series.resolve().name
+    """Beside the series, so that two of one name never share a run."""
+    series = series.resolve() if series.name in {"", ".."} else series
+    return series.with_name(f"{series.name}-replay")
+
+
+def _say(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Show a warning of our own as a sentence, and anybody else's as Python does."""
+    if issubclass(category, PhasewatchWarning):
+        print(f"phasewatch: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *where[:2]), file=sys.stderr, end="")
 
 
 def _free(run: Path) -> Path:

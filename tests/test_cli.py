@@ -1,0 +1,574 @@
+"""The command line, through its entry point: what it prints, what it keeps, and how it fails."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from phasewatch import cli
+from phasewatch.monitor.estimate import Health
+from phasewatch.monitor.trajectory import Trajectory
+from phasewatch.monitor.transitions import find_transitions
+
+PUBLISHED = sorted((Path(__file__).parent / "data" / "published").glob("*.csv"))
+STEPS = (1, 20, 300, 4000, 50000)
+PROBE = '''
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from phasewatch.monitor.probe import Probe
+from phasewatch.monitor.sgld import SGLD
+
+HERE = Path(__file__).parent
+
+def make_model():
+    return nn.Linear(3, 1)
+
+def loss(model, batch):
+    x, y = batch
+    return (model(x) - y).square().mean()
+
+def log(model, batch):
+    """Leaves a line for each measurement, and takes its time if asked to."""
+    with open(HERE / "log.txt", "a") as file:
+        file.write("measured\\n")
+    time.sleep(float(os.environ.get("PHASEWATCH_TEST_NAP", 0)))
+    return 1.5
+
+def make_probe():
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    sampler = SGLD(1e-3, 1.0, 10.0, chains=2, draws=8, burn_in=2, batch_size=16)
+    return Probe(make_model, loss, (x, x.sum(1, keepdim=True)), sampler=sampler, metrics={"log": log}, threads=1)
+
+probe = make_probe()
+
+def fails():
+    raise RuntimeError("no such data")
+
+def returns_a_model():
+    return make_model()
+
+def wants_an_argument(size):
+    return make_probe()
+
+number = 3
+'''
+
+
+@pytest.fixture(autouse=True)
+def imports_are_forgotten():
+    """A probe file changes `sys.path`, and each test has its own file of one name."""
+    path, modules = sys.path[:], set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name in {"my_probe", "broken", "leaves", "quits", "my-probe"}:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working directory: a probe file and a series of checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_probe.py").write_text(PROBE)
+    (tmp_path / "checkpoints").mkdir()
+    for step in STEPS:
+        torch.save(state_dict(step), tmp_path / "checkpoints" / f"step{step}.pt")
+    return tmp_path
+
+
+def state_dict(step: int) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    return {"weight": 1 + torch.randn(1, 3, generator=generator) / step, "bias": torch.zeros(1)}
+
+
+@pytest.fixture
+def phasewatch(monkeypatch, capsys):
+    """Run the command line in this process: its exit status, its output, its complaints."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["phasewatch", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as ending:
+            status = ending.code or 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return status, out, err
+
+    return run
+
+
+def start(*arguments, **environment) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "phasewatch.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | environment,
+    )
+
+
+def measured(folder: Path) -> int:
+    log = folder / "log.txt"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def one_sentence(err: str) -> str:
+    """The one line on standard error."""
+    (line,) = err.splitlines()
+    assert line.startswith("phasewatch: ")
+    assert line.endswith(".")
+    return line
+
+
+# Help and usage
+
+
+def test_help_lists_the_commands(phasewatch):
+    status, out, err = phasewatch("--help")
+    assert (status, err) == (0, "")
+    assert {"demo", "replay", "transitions", "report"} <= set(re.findall(r"\w+", out))
+
+
+@pytest.mark.parametrize("command", ["demo", "replay", "transitions", "report"])
+def test_each_command_has_help(phasewatch, command):
+    status, out, err = phasewatch(command, "--help")
+    assert (status, err) == (0, "")
+    assert "Usage: " in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["translate"],
+        ["transitions"],
+        ["transitions", PUBLISHED[0], "--colour"],
+        ["replay", "checkpoints"],
+        ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--workers", "0"],
+        ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--workers", "two"],
+        ["demo", "--steps", "3"],
+        ["demo", "--seed", "-1"],
+    ],
+)
+def test_what_was_typed_wrong_has_status_2(phasewatch, folder, arguments):
+    status, out, err = phasewatch(*arguments)
+    assert status == 2
+    assert out == ""
+    assert "Usage: " in err
+    assert {entry.name for entry in folder.iterdir()} == {"my_probe.py", "checkpoints"}
+
+
+# transitions
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
+def test_transitions_as_json_are_those_of_the_library(phasewatch, file):
+    status, out, err = phasewatch("transitions", file, "--json")
+    assert (status, err) == (0, "")
+    found = find_transitions(Trajectory.read(file))
+    assert json.loads(out) == [transition.as_json() for transition in found]
+    assert [transition.kind.name for transition in found].count("B") >= 1
+
+
+def test_transitions_in_words(phasewatch):
+    status, out, err = phasewatch("transitions", PUBLISHED[0])
+    assert (status, err) == (0, "")
+    for transition in find_transitions(Trajectory.read(PUBLISHED[0])):
+        assert " ".join(transition.sentence().split()[:6]) in " ".join(out.split())
+    assert "190 points." in out
+
+
+def test_transitions_of_a_run_folder(phasewatch, tmp_path):
+    Trajectory.read(PUBLISHED[0]).write(tmp_path / "points.jsonl")
+    _, expected, _ = phasewatch("transitions", PUBLISHED[0], "--json")
+    for path in (tmp_path, tmp_path / "points.jsonl"):
+        assert phasewatch("transitions", path, "--json") == (0, expected, "")
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG\r\n"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_the_picture(phasewatch, tmp_path, suffix, start):
+    picture = tmp_path / f"x.{suffix}"
+    status, out, err = phasewatch("transitions", PUBLISHED[0], "--json", "--plot", picture)
+    assert (status, err) == (0, "")
+    assert json.loads(out)
+    assert picture.read_bytes().startswith(start)
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_trajectory_without_transitions(phasewatch, tmp_path):
+    (tmp_path / "flat.csv").write_text("step,loss,llc\n1,2.0,3.0\n2,2.0,3.0\n")
+    assert phasewatch("transitions", tmp_path / "flat.csv", "--json") == (0, "[]\n", "")
+    status, out, _ = phasewatch("transitions", tmp_path / "flat.csv")
+    assert status == 0
+    assert "No transition so far." in out
+
+
+def test_transitions_need_no_torch(tmp_path):
+    code = (
+        "import atexit, sys; from phasewatch.cli import main; atexit.register(lambda: print("
+        "{'torch', 'wandb', 'transformer_lens', 'devinterp', 'safetensors'} & set(sys.modules))); main()"
+    )
+    picture = tmp_path / "x.png"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "transitions", PUBLISHED[0], "--plot", picture], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert picture.exists()
+
+
+def test_a_terminal_that_shows_no_arrows():
+    ascii_only = start("transitions", PUBLISHED[0], PYTHONIOENCODING="ascii")
+    out, err = ascii_only.communicate(timeout=60)
+    assert (ascii_only.returncode, err) == (0, "")
+    assert "1 673 ? 23 711" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing.csv", None, r"missing\.csv'\) can't open the file: No such file"),
+        ("points.json", "{}", r"reads \.jsonl and \.csv, not '\.json'"),
+        ("empty.csv", "", r"found no points"),
+        ("lacks.csv", "step,loss\n1,2\n", r"needs one column 'llc'"),
+        ("words.csv", "step,loss,llc\n1,two,3\n", r"line 2, column 'loss' holds 'two', which is no number"),
+        ("bytes.csv", b"\xff\xfe\x00\x01", r"can't read the file as comma-separated text"),
+        ("broken.jsonl", "not json\n{}\n", r"can't read line 1, which is not JSON"),
+        ("other.jsonl", "{}\n", r"can't read line 1, which is not a point"),
+        ("folder", Path, r"points\.jsonl'\) can't open the file: No such file"),
+    ],
+)
+def test_trajectories_that_cannot_be_read(phasewatch, tmp_path, name, content, says):
+    file = tmp_path / name
+    if content is Path:
+        file.mkdir()
+    elif content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    status, out, err = phasewatch("transitions", file)
+    assert (status, out) == (2, "")
+    assert re.search(says, one_sentence(err))
+
+
+@pytest.mark.parametrize("picture", ["nowhere/x.png", "x.word"])
+def test_a_picture_that_cannot_be_written(phasewatch, tmp_path, picture):
+    status, _, err = phasewatch("transitions", PUBLISHED[0], "--plot", tmp_path / picture)
+    assert status == 2
+    assert re.match(rf"phasewatch: --plot .*{picture} can't be written \(", one_sentence(err))
+
+
+# replay
+
+
+def test_replay_keeps_its_points_and_measures_none_twice(phasewatch, folder):
+    command = ["replay", "checkpoints", "--probe", "my_probe.py:probe"]
+    status, out, err = phasewatch(*command)
+    assert status == 0
+    assert err == "5 checkpoints of checkpoints, measured into checkpoints-replay/\n"
+    assert "5 points" in out
+    run = folder / "checkpoints-replay"
+    assert {"run.json", "points.jsonl", "transitions.json", "report.html"} <= {f.name for f in run.iterdir()}
+    points = (run / "points.jsonl").read_bytes()
+    assert tuple(Trajectory.read(run / "points.jsonl").steps) == STEPS
+    assert measured(folder) == 5
+
+    again = phasewatch(*command)
+    assert again == (status, out, err)
+    assert measured(folder) == 5
+    assert (run / "points.jsonl").read_bytes() == points
+
+    torch.save(state_dict(6), folder / "checkpoints" / "step6.pt")
+    assert phasewatch(*command)[0] == 0
+    assert measured(folder) == 6
+    assert 6 in Trajectory.read(run / "points.jsonl").steps
+
+
+def test_a_function_that_returns_the_probe_measures_the_same(phasewatch, folder):
+    for name in ("probe", "make_probe"):
+        assert phasewatch("replay", "checkpoints", "--probe", f"my_probe.py:{name}", "--run", f"runs/{name}")[0] == 0
+    first, second = ((folder / "runs" / name / "points.jsonl").read_bytes() for name in ("probe", "make_probe"))
+    assert first == second
+
+
+def test_workers_measure_the_same(phasewatch, folder):
+    for workers in (1, 2):
+        status, _, _ = phasewatch(
+            "replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", f"w{workers}", "--workers", workers
+        )
+        assert status == 0
+    one, two = (Trajectory.read(folder / f"w{workers}" / "points.jsonl") for workers in (1, 2))
+    assert one.points == two.points
+    assert measured(folder) == 10
+
+
+def test_a_replay_of_a_replay_lies_beside_it(phasewatch, folder, monkeypatch):
+    assert phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe")[0] == 0
+    monkeypatch.chdir(folder / "checkpoints")
+    status, _, err = phasewatch("replay", ".", "--probe", "../my_probe.py:probe")
+    assert status == 0
+    assert "checkpoints-replay/" in err
+    assert measured(folder) == 5
+
+
+def test_series_of_one_name_do_not_share_a_run(phasewatch, folder):
+    for parent in ("a", "b"):
+        (folder / parent / "checkpoints").mkdir(parents=True)
+        torch.save(state_dict(1 if parent == "a" else 2), folder / parent / "checkpoints" / "step7.pt")
+        assert phasewatch("replay", f"{parent}/checkpoints", "--probe", "my_probe.py:probe")[0] == 0
+    a, b = (Trajectory.read(folder / p / "checkpoints-replay" / "points.jsonl") for p in ("a", "b"))
+    assert a[0].loss != b[0].loss
+
+
+def bad_checkpoint(kind: str, path: Path) -> None:
+    if kind == "truncated":
+        torch.save(state_dict(1), path)
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "a bare pickle":
+        path.write_bytes(pickle.dumps(Path))
+    elif kind == "a whole model":
+        torch.save(nn.Linear(3, 1), path)
+    elif kind == "other shapes":
+        torch.save(nn.Linear(4, 1).state_dict(), path)
+    elif kind == "other names":
+        torch.save({"head.w": torch.zeros(3)}, path)
+    elif kind == "no tensors":
+        torch.save({"weight": "lost"}, path)
+    else:
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_checkpoints_cost_their_own_points_alone(phasewatch, folder, workers):
+    kinds = ["truncated", "a bare pickle", "a whole model", "other shapes", "other names", "no tensors", "empty"]
+    for step, kind in enumerate(kinds, start=100):
+        bad_checkpoint(kind, folder / "checkpoints" / f"step{step}.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # the names that the model doesn't have
+        status, out, err = phasewatch(
+            "replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "run", "--workers", workers
+        )
+    assert status == 2
+    assert tuple(Trajectory.read(folder / "run" / "points.jsonl").steps) == STEPS
+    assert "5 points" in out
+    assert (folder / "run" / "report.html").exists()
+    sentences = err.splitlines()[1:]
+    assert all(sentence.startswith("phasewatch: ") for sentence in sentences)
+    left_out = [re.match(r"phasewatch: Step (\d+) is left out: .+\.$", sentence) for sentence in sentences]
+    assert sorted(int(found[1]) for found in left_out if found) == list(range(100, 107))
+    assert "step102.pt holds pickled code, which phasewatch never runs" in err
+    assert "weight has shape (1, 4) where the probe's model has (1, 3)" in err
+
+
+def test_weights_that_are_not_finite_are_a_point_with_a_verdict(phasewatch, folder):
+    torch.save({"weight": torch.full((1, 3), torch.nan), "bias": torch.zeros(1)}, folder / "checkpoints/step100.pt")
+    status, out, err = phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe")
+    assert status == 0
+    assert "1 left out because the estimate failed" in " ".join(out.split())
+    assert len(err.splitlines()) == 1
+    points = {p.step: p for p in Trajectory.read(folder / "checkpoints-replay" / "points.jsonl")}
+    assert points[100].llc.health is Health.DIVERGED
+    assert sum(p.llc.health is not Health.DIVERGED for p in points.values()) == 5
+
+
+def test_nothing_but_bad_checkpoints(phasewatch, folder):
+    for step in STEPS:
+        bad_checkpoint("truncated", folder / "checkpoints" / f"step{step}.pt")
+    status, out, err = phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe")
+    assert (status, out) == (2, "")
+    sentences = err.splitlines()[1:]
+    assert len(sentences) == 6
+    assert all(sentence.startswith("phasewatch: ") for sentence in sentences)
+    assert sentences[-1] == "phasewatch: None of the 5 checkpoints could be measured; the messages above say why."
+
+
+def test_a_warning_is_a_sentence_too(phasewatch, folder):
+    torch.save(state_dict(9) | {"extra": torch.zeros(2)}, folder / "checkpoints" / "step9.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        status, _, err = phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe")
+    assert status == 0
+    assert "phasewatch: extra of the snapshots is not in the probe's model and is left out." in err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("my_probe.py", r"--probe my_probe\.py must be FILE\.py:NAME, .*the colon and the name are missing"),
+        ("my_probe.py:", r"the colon and the name are missing"),
+        (":probe", r"the colon and the name are missing"),
+        ("nowhere.py:probe", r"--probe nowhere\.py:probe must be FILE\.py:NAME, .*there is no such file"),
+        ("checkpoints:probe", r"there is no such file"),
+        ("my_probe.py:prob", r"my_probe\.py has no prob\."),
+        ("my_probe.py:number", r"must be a Probe or a function that returns one; a int came\."),
+        ("my_probe.py:returns_a_model", r"must be a Probe or a function that returns one; a Linear came\."),
+        ("my_probe.py:fails", r"--probe my_probe\.py:fails: fails\(\) failed with RuntimeError: no such data"),
+        ("my_probe.py:wants_an_argument", r"wants_an_argument\(\) failed with TypeError: .*missing 1 required"),
+        ("my_probe.py:Probe", r"Probe\(\) failed with TypeError"),
+        ("broken.py:probe", r"importing broken\.py failed with SyntaxError"),
+        ("leaves.py:probe", r"importing leaves\.py failed with ModuleNotFoundError: No module named 'nowhere'"),
+        ("quits.py:probe", r"importing quits\.py called sys\.exit\(0\)"),
+        ("json.py:probe", r"json is also the name of another module .*Rename the file\."),
+        ("sys.py:probe", r"sys is also the name of another module \(built into Python\)"),
+    ],
+)
+def test_bad_probes(phasewatch, folder, spec, says):
+    (folder / "broken.py").write_text("probe = (")
+    (folder / "leaves.py").write_text("import nowhere")
+    (folder / "quits.py").write_text("import sys; sys.exit(0)")
+    for name in ("json.py", "sys.py"):
+        (folder / name).write_text(PROBE)
+    status, out, err = phasewatch("replay", "checkpoints", "--probe", spec)
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert re.match(f"phasewatch: .*{says}", line)
+    assert not (folder / "checkpoints-replay").exists()
+
+
+def test_a_probe_file_need_not_be_named_like_a_variable(phasewatch, folder):
+    (folder / "my_probe.py").rename(folder / "my-probe.py")
+    assert phasewatch("replay", "checkpoints", "--probe", "my-probe.py:probe")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("no folder", r"open_series\('nowhere'\): there is no such folder"),
+        ("a file", r"this is a file"),
+        ("empty", r"found nothing; give the folder that holds the checkpoints"),
+        ("no checkpoints", r"found notes\.txt; give the folder"),
+        ("one step twice", r"model_300\.pt and step300\.pt are both of step 300"),
+        ("run is a file", r"run='taken' can't be written to"),
+        ("run below a file", r"run='taken/run' can't be written to"),
+        ("run of another", r"run='run' was measured with other settings: sampler\.draws was 8 and is 9"),
+    ],
+)
+def test_folders_that_cannot_be_used(phasewatch, folder, case, says):
+    series, run, spec = "checkpoints", "run", "my_probe.py:probe"
+    if case == "no folder":
+        series = "nowhere"
+    elif case == "a file":
+        series = "my_probe.py"
+    elif case in {"empty", "no checkpoints"}:
+        series = "other"
+        (folder / "other").mkdir()
+        if case == "no checkpoints":
+            (folder / "other" / "notes.txt").write_text("nothing here")
+    elif case == "one step twice":
+        torch.save(state_dict(300), folder / "checkpoints" / "model_300.pt")
+    elif case.startswith("run is") or case.startswith("run below"):
+        (folder / "taken").write_text("")
+        run = "taken" if case == "run is a file" else "taken/run"
+    else:
+        assert phasewatch("replay", series, "--probe", spec, "--run", run)[0] == 0
+        (folder / "leaves.py").write_text(PROBE.replace("draws=8", "draws=9"))
+        spec = "leaves.py:probe"
+    before = measured(folder)
+    status, out, err = phasewatch("replay", series, "--probe", spec, "--run", run)
+    assert (status, out) == (2, "")
+    *announced, line = err.splitlines()
+    assert all(re.fullmatch(r"5 checkpoints of checkpoints, measured into \S+/", other) for other in announced)
+    assert re.match(rf"phasewatch: .*{says}", line)
+    assert measured(folder) == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(phasewatch, folder, workers):
+    command = ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "run", "--workers", workers]
+    process = start(*command, PHASEWATCH_TEST_NAP="1")
+    points = folder / "run" / "points.jsonl"
+    deadline = time.monotonic() + 60
+    while not (points.exists() and points.read_bytes().count(b"\n")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    interrupted = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - interrupted < 0.9  # not even the checkpoint at hand is finished
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    kept = points.read_bytes().count(b"\n")
+    assert 1 <= kept < 5
+    assert err.splitlines()[-1] == (
+        f"phasewatch: stopped. {kept} of 5 checkpoints are measured and kept in run/points.jsonl; "
+        "the same command goes on from there."
+    )
+    before = points.read_bytes()
+    log = measured(folder)
+    assert phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "run")[0] == 0
+    assert measured(folder) == log + 5 - kept
+    assert points.read_bytes().startswith(before)
+    assert tuple(Trajectory.read(points).steps) == STEPS
+
+
+# report
+
+
+def test_report(phasewatch, folder):
+    assert phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "run")[0] == 0
+    status, out, err = phasewatch("report", "run")
+    assert (status, err) == (0, "")
+    assert "The report: run/report.html" in out
+    assert "5 points" in out
+    assert phasewatch("report", "run", "--out", "page.html")[0] == 0
+    page = (folder / "page.html").read_text()
+    assert page.startswith("<!")
+    assert "50000" in re.sub(r"\s", "", page)
+
+
+def test_report_of_a_run_that_has_measured_nothing_yet(phasewatch, tmp_path):
+    (tmp_path / "run.json").write_text('{"schema": 1, "probe": {}}')
+    status, out, err = phasewatch("report", tmp_path)
+    assert (status, err) == (0, "")
+    assert "report.html" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], r"found neither run\.json nor points\.jsonl"),
+        (["run", "--out", "nowhere/page.html"], r"names a folder that does not exist"),
+        (["run", "--out", "checkpoints"], r"checkpoints: Is a directory"),
+        (["damaged"], r"can't read run\.json"),
+    ],
+)
+def test_reports_that_cannot_be_written(phasewatch, folder, arguments, says):
+    for name, content in (("run", '{"schema": 1, "probe": {}}'), ("damaged", "{")):
+        (folder / name).mkdir()
+        (folder / name / "run.json").write_text(content)
+    status, out, err = phasewatch("report", *arguments)
+    assert (status, out) == (2, "")
+    assert re.search(says, one_sentence(err))
+
+
+# demo
+
+
+def test_demo_never_writes_into_a_folder_that_exists(phasewatch, tmp_path, monkeypatch):
+    from phasewatch import demo
+
+    asked = []
+    monkeypatch.setattr(demo, "run_demo", lambda run, **settings: asked.append((run, settings)))
+    for expected in ("run", "run-2", "run-3"):
+        status, out, _ = phasewatch("demo", "--run", tmp_path / "run", "--steps", 200, "--seed", 3, "--no-wandb")
+        assert status == 0
+        assert asked.pop() == (tmp_path / expected, {"seed": 3, "steps": 200, "wandb": False})
+        assert str(tmp_path / expected / "report.html") in out
+        (tmp_path / expected).mkdir()
