@@ -43,10 +43,11 @@ def loss(model, batch):
     return (model(x) - y).square().mean()
 
 def log(model, batch):
-    """Leaves a line for each measurement, and takes its time if asked to."""
+    """Leaves a line for each measurement, and takes its time from the second on if asked to."""
     with open(HERE / "log.txt", "a") as file:
         file.write("measured\\n")
-    time.sleep(float(os.environ.get("PHASEWATCH_TEST_NAP", 0)))
+    if len((HERE / "log.txt").read_text().splitlines()) > 1:
+        time.sleep(float(os.environ.get("PHASEWATCH_TEST_NAP", 0)))
     return 1.5
 
 def make_probe():
@@ -490,7 +491,7 @@ def test_folders_that_cannot_be_used(phasewatch, folder, case, says):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(phasewatch, folder, workers):
     command = ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "run", "--workers", workers]
-    process = start(*command, PHASEWATCH_TEST_NAP="1")
+    process = start(*command, PHASEWATCH_TEST_NAP="20")
     points = folder / "run" / "points.jsonl"
     deadline = time.monotonic() + 60
     while not (points.exists() and points.read_bytes().count(b"\n")):
@@ -500,7 +501,7 @@ def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(phasewatch, fol
     process.send_signal(signal.SIGINT)
     interrupted = time.monotonic()
     out, err = process.communicate(timeout=60)
-    assert time.monotonic() - interrupted < 0.9  # not even the checkpoint at hand is finished
+    assert time.monotonic() - interrupted < 10  # not even the checkpoint at hand is finished
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
