@@ -90,7 +90,7 @@ def replay(
         print(f"Left out, since their names carry no step: {', '.join(opened.left_out)}", file=sys.stderr)
     print(f"{len(opened)} checkpoints of {series}, measured into {run}/", file=sys.stderr)
     failures: list[str] = []
-    measured = 0
+    file = run / "points.jsonl"
     points = replay_series(
         opened,
         loaded,
@@ -102,19 +102,20 @@ def replay(
     )
     try:
         for _ in points:
-            measured += 1
+            pass
     except KeyboardInterrupt:
         points.close()
+        kept = len(Trajectory.read(file)) if file.exists() else 0
         print(
-            f"\nphasewatch: stopped. {measured} of {len(opened)} checkpoints are measured and kept in "
-            f"{run}/points.jsonl; the same command goes on from there.",
+            f"\nphasewatch: stopped. {kept} of {len(opened)} checkpoints are measured and kept in {file}; "
+            "the same command goes on from there.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
     finally:
         for failure in failures:
             print(f"phasewatch: {failure}", file=sys.stderr)
-    _show(Trajectory.read(run / "points.jsonl"))
+    _show(Trajectory.read(file))
     print(f"The report: {write_report(run)}")
     if failures:
         raise typer.Exit(2)

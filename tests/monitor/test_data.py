@@ -65,7 +65,7 @@ FORMS = {
     "loader of pairs": lambda: NeverIterated([(x, int(y)) for x, y in zip(X, Y, strict=True)], batch_size=7),
     "loader of rows": lambda: NeverIterated(list(X), batch_size=7),
     "loader with its own collate": lambda: NeverIterated(Squares(), batch_size=7, collate_fn=pairs),
-    "loader with workers": lambda: NeverIterated(Squares(), batch_size=7, num_workers=2),
+    "loader with workers": lambda: NeverIterated(Squares(), batch_size=7, num_workers=1),
     "function": lambda: on_the_fly,
 }
 
