@@ -82,12 +82,13 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(server, work):
     whole = min(server(folder, work=work)["seconds"] for folder in timed)
     assert lines(timed[0]) == undisturbed
     random_delay = random.Random(17)
+    shares = [0.2, 1.2]  # of a whole run: many moments of the measuring, and some of the end
     kills, rounds, midway = 0, 0, set()
     while kills < KILLS:
         rounds += 1
         folder = server.folder / f"{work}-{rounds}"
         seen = b""
-        while server(folder, work=work, delay=random_delay.uniform(0, 0.35 * whole))["killed"]:
+        while server(folder, work=work, delay=random_delay.uniform(0, random_delay.choice(shares) * whole))["killed"]:
             kills += 1
             seen = check_and_note(folder, seen)
             midway.add(len(seen.splitlines()))
