@@ -78,20 +78,18 @@ class PhaseMonitor:
             probe.model.load(Snapshot.of(model, 0))
         except PhasewatchError as error:
             raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
-        if measure == "background":
-            packed(probe, SnapshotFolder(Path(run) / "snapshots"))
+        package = packed(probe, SnapshotFolder(Path(run) / "snapshots")) if measure == "background" else None
         self._folder = RunFolder(run, probe.settings)
         self._model = model
         self._probe = probe
         self._at = at
         self._sinks = sinks
-        self._background = measure == "background"
         self._keep_snapshots = keep_snapshots
         self._sink_timeout = sink_timeout
         self._first_step: int | None = None
         self._publisher: Publisher | None = None
         self._recorder: Recorder | None = None
-        self._worker: _MeasuringProcess | None = None
+        self._worker = _MeasuringProcess(package) if package else None
         self._queue: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._taken: set[int] = set()
@@ -183,8 +181,6 @@ class PhaseMonitor:
         if snapshot and self._is_another_training(snapshot):
             self._divert()
         folder = self._folder
-        if self._background and not self._worker:
-            self._worker = _MeasuringProcess(packed(self._probe, folder.snapshots))
         self._publisher = Publisher(self._sinks, timeout=self._sink_timeout, known=folder.points)
         self._recorder = Recorder(
             folder,
@@ -192,10 +188,10 @@ class PhaseMonitor:
             self._measure,
             budget=self._at if isinstance(self._at, Budget) else None,
             keep_snapshots=self._keep_snapshots,
-            waits=not self._background,
+            waits=self._worker is None,
         )
         self._taken = self._recorder.steps
-        if self._background:
+        if self._worker:
             self._thread = threading.Thread(target=self._run, name="phasewatch", daemon=True)
             self._thread.start()
 
@@ -213,6 +209,8 @@ class PhaseMonitor:
         while (path := taken.path.with_name(f"{taken.path.name}-{number}")).exists():
             number += 1
         self._folder = RunFolder(path, self._probe.settings)
+        if self._worker:
+            self._worker = _MeasuringProcess(packed(self._probe, self._folder.snapshots))
         taken.close()
         warn(
             f"{taken.path} holds another training's points, or no snapshot to tell whose; this one is kept in {path}. "
@@ -302,12 +300,13 @@ def _whole(step: Any) -> int:
 
 
 class _MeasuringProcess:
-    """A worker that is started again when it dies."""
+    """A worker that is started when it is first needed, not by the training thread, and again when it dies."""
 
     def __init__(self, package: bytes) -> None:
         self._package = package
+        self._lock = threading.Lock()
         self._stopped = False
-        self._worker = Worker(package, nice=BACKGROUND_NICE)
+        self._worker: Worker | None = None
 
     def measure(self, step: int) -> Point:
         """Measure a step from disk.
@@ -322,17 +321,22 @@ class _MeasuringProcess:
             Stopped: if the process was told to end.
             WorkerDied: if the process ended; the next measurement has a new one.
         """
+        with self._lock:
+            if self._stopped:
+                raise Stopped
+            worker = self._worker = self._worker or Worker(self._package, nice=BACKGROUND_NICE)
         try:
-            return self._worker.measure(step)
-        except (WorkerDied, ValueError) as error:  # ValueError: `stop` closed the pipes under us
+            return worker.measure(step)
+        except WorkerDied:
             if self._stopped:
                 raise Stopped from None
-            if isinstance(error, WorkerDied):
-                self._worker.stop()
-                self._worker = Worker(self._package, nice=BACKGROUND_NICE)
+            worker.stop()
+            self._worker = None
             raise
 
     def stop(self) -> None:
         """End the process at once."""
-        self._stopped = True
-        self._worker.stop()
+        with self._lock:
+            self._stopped = True
+            if self._worker:
+                self._worker.stop()

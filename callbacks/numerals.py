@@ -44,10 +44,3 @@ def value_and_error(value: float, error: float, *, sign: bool = False) -> str:
     """`142.5 ± 0.8`, or the value alone when its error isn't known."""
     text, spread = measured(value, error, sign=sign)
     return text if spread == MISSING else f"{text} ± {spread}"
-
-
-def percent(probability: float) -> str:
-    """A probability as `97.5 %`; what would round to certainty is `> 99.9 %`."""
-    if not math.isfinite(probability):
-        return MISSING
-    return "> 99.9 %" if probability >= 0.9995 else f"{100 * probability:.1f} %"

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from phasewatch.callbacks.numerals import MISSING, integer, measured, number, percent, value_and_error
+from phasewatch.callbacks.numerals import MISSING, integer, measured, number, value_and_error
 from phasewatch.monitor.estimate import Health
 from phasewatch.monitor.trajectory import Point, Trajectory
-from phasewatch.monitor.transitions import Kind, Transition
+from phasewatch.monitor.transitions import Kind, Transition, percent
 
 _STYLES = {Kind.A: "bold blue", Kind.B: "bold yellow", Kind.OTHER: "bold"}
 

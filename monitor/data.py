@@ -125,10 +125,10 @@ def draw_indices(size: int, count: int, generator: Generator) -> Tensor:
         Indices of shape (count,).
     """
     if count == size:
-        return torch.arange(size)
+        return torch.arange(size, device="cpu")
     if size > 2**16:
-        return torch.randint(size, (count,), generator=generator)
-    return torch.randperm(size, generator=generator)[:count]
+        return torch.randint(size, (count,), generator=generator, device="cpu")
+    return torch.randperm(size, generator=generator, device="cpu")[:count]
 
 
 def move(batch: Any, device: torch.device) -> Any:

@@ -44,7 +44,8 @@ class FlatModel:
                 "nothing to sample. Give the model that is trained, with the parameters that are trained unfrozen."
             )
         self.device = device or tensors[self.trainable[0]].device
-        self.model = model.to(self.device).eval()
+        elsewhere = any(tensor.device != self.device for tensor in tensors.values())
+        self.model = (model.to(self.device) if elsewhere else model).eval()
         _separate_overlapping_buffers(self.model)
         self.loss = loss
         self.vectorised = True

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Estimate
 from phasewatch.monitor.flat_model import Loss
 from phasewatch.monitor.probe import Probe
@@ -27,4 +28,8 @@ def estimate_llc(model: nn.Module, loss: Loss, data: Any, *, sampler: SGLD | Non
     Raises:
         PhasewatchError: as `Probe` does, for a model, loss or data that can't be measured.
     """
-    return Probe(model, loss, data, sampler=sampler, seed=seed)(Snapshot.of(model, step=0)).llc
+    try:
+        probe = Probe(model, loss, data, sampler=sampler, seed=seed)
+    except PhasewatchError as error:
+        raise PhasewatchError(str(error).replace("Probe(", "estimate_llc(")) from error
+    return probe(Snapshot.of(model, step=0)).llc

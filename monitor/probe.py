@@ -88,7 +88,7 @@ class Probe:
         with measuring(seed, wanted_device or torch.device("cpu"), threads=threads, precision=self._precision):
             mine = own_copy(model) if isinstance(model, nn.Module) else _built(model)
             self.model = FlatModel(mine, loss, wanted_device)
-        generators = [Generator().manual_seed(chain_seed(seed, chain, 2)) for chain in range(3)]
+        generators = [Generator().manual_seed(chain_seed(0, number, 2)) for number in range(3)]
         with self._measuring():
             batches = [self._draw(generator) for generator in generators[:2]]
             self._check_loss(batches[0])

@@ -55,7 +55,18 @@ def replay(
     snapshots = open_series(series) if isinstance(series, str | Path) else series
     package = packed(probe, snapshots) if workers > 1 else None
     folder = None if run is None else RunFolder(run, probe.settings)
+    if folder and (strangers := sorted(folder.steps - set(snapshots.steps))) and not _is_its_own(folder, snapshots):
+        folder.close()
+        raise PhasewatchError(
+            f"replay(run={str(run)!r}) holds points of steps that the series doesn't have, such as {strangers[0]}, "
+            "so they are of another series. Choose another run=."
+        )
     return _replayed(snapshots, probe, folder, package, workers, sinks, progress, on_error)
+
+
+def _is_its_own(folder: RunFolder, snapshots: Snapshots) -> bool:
+    """Whether the series lies in the run's folder, whose snapshots may have been deleted after they were measured."""
+    return any(folder.path.resolve() in snapshots.source(step).resolve().parents for step in snapshots.steps)
 
 
 def _replayed(

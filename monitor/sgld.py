@@ -143,7 +143,12 @@ def run_chains(
     w = anchors.clone()
     for step in range(sampler.burn_in + sampler.draws):
         batches = [draw_batch(generator) for generator in data_generators]
-        loss, grads = target.losses_and_grads(w, batches)
+        try:
+            loss, grads = target.losses_and_grads(w, batches)
+        except Exception:
+            if _far_off(w, anchor):  # a model may refuse such weights instead of returning NaN
+                break
+            raise
         if step % 16 == 0 and not loss.isfinite().all():
             break
         noise = torch.stack(
@@ -153,7 +158,7 @@ def run_chains(
         if step >= sampler.burn_in:
             losses.append(loss)
             reference.append(target.losses(anchors, batches))
-        if step in checked:
+        if step in checked and not _far_off(proposal, anchor):
             new_loss, new_grads = target.losses_and_grads(proposal, batches)
             acceptance.append(
                 metropolis_acceptance(w, proposal, anchor, loss, new_loss, grads, new_grads, **steps).mean()
@@ -167,6 +172,10 @@ def run_chains(
 
 def _by_chain(values: list[Tensor]) -> np.ndarray:
     return torch.stack(values, dim=1).double().cpu().numpy()
+
+
+def _far_off(w: Tensor, anchor: Tensor) -> bool:
+    return not bool((w.abs().max() < 1e3 * (1 + anchor.abs().max())).item())
 
 
 def metropolis_acceptance(

@@ -80,12 +80,15 @@ class SnapshotFolder:
     """The snapshots of a run, one safetensors file a step: `step-00001234.safetensors`.
 
     Attributes:
-        path: the folder; made when the first snapshot is saved.
+        path: the folder, as a path or a string; made when the first snapshot is saved.
     """
 
     path: Path
 
     _PATTERN = re.compile(r"step-(\d+)\.safetensors")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
 
     @property
     def steps(self) -> tuple[int, ...]:

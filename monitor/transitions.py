@@ -89,7 +89,7 @@ class Transition:
         return (
             f"{seen}  steps {_grouped(self.start)} -> {_grouped(self.end)}"
             f"  loss {loss_before} -> {loss_after} ({self.loss_trend})"
-            f"  llc {llc_before} -> {llc_after} ({self.llc_trend}, {_percent(self.confidence)})"
+            f"  llc {llc_before} -> {llc_after} ({self.llc_trend}, {percent(self.confidence)})"
             f"{' provisional' if self.provisional else ''}"
         )
 
@@ -111,7 +111,7 @@ class Transition:
         return (
             f"Between steps {_grouped(self.start)} and {_grouped(self.end)} the loss {loss}, while the complexity λ̂ "
             f"{'rose' if self.llc_trend == 'up' else 'fell'} from {before} to {after}: {verdict}. "
-            f"The sign of the complexity's change is right with probability {_percent(self.confidence)}."
+            f"The sign of the complexity's change is right with probability {percent(self.confidence)}."
             f"{' Later points may still move it.' if self.provisional else ''}"
         )
 
@@ -228,6 +228,8 @@ def _pair(before: float, after: float, decimals: int) -> tuple[str, str]:
     return f"{before:z.{decimals}f}", f"{after:z.{decimals}f}"
 
 
-def _percent(probability: float) -> str:
-    """In percent, rounded down: nothing measured is certain."""
+def percent(probability: float) -> str:
+    """A probability in percent, rounded down: nothing measured is certain. `–` for what isn't finite."""
+    if not math.isfinite(probability):
+        return "–"
     return "> 99.9 %" if probability > 0.999 else f"{math.floor(probability * 1000) / 10:.1f} %"

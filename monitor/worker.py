@@ -8,7 +8,6 @@ import io
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -24,8 +23,8 @@ from phasewatch.monitor.snapshot import Snapshot
 from phasewatch.monitor.trajectory import Point
 
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from phasewatch.monitor.worker import serve; "
-    "serve(int(sys.argv[2]))"
+    "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
+    "from phasewatch.monitor.worker import serve; serve(int(sys.argv[2]))"
 )
 
 
@@ -141,7 +140,6 @@ class Worker:
 
 def serve(nice: int) -> None:
     """The worker's own side: answer steps with points until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(nice) if hasattr(os, "nice") else None
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

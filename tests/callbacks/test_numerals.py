@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from phasewatch.callbacks.numerals import count, integer, measured, number, percent, value_and_error
+from phasewatch.callbacks.numerals import count, integer, measured, number, value_and_error
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (40404, "40 404"), (1234567, "1 234 567")])
@@ -41,13 +41,6 @@ def test_signs_are_shown_for_changes():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_a_dash(value):
-    assert number(value) == count(value) == percent(value) == value_and_error(value, 1.0) == "–"
+    assert number(value) == count(value) == value_and_error(value, 1.0) == "–"
     assert measured(value, value) == ("–", "–")
     assert measured(1.0, value) == ("1.00", "–")
-
-
-@pytest.mark.parametrize(
-    ("probability", "text"), [(0.5, "50.0 %"), (0.999, "99.9 %"), (0.99951, "> 99.9 %"), (1.0, "> 99.9 %")]
-)
-def test_no_confidence_is_certainty(probability, text):
-    assert percent(probability) == text
