@@ -1,0 +1,40 @@
+"""What the README shows works as it stands there."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import phasewatch as pw
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_lines_that_attach_it_attach_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (attach,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "train_step" in block]
+    assert len(attach.strip().splitlines()) <= 18
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(96, 3)
+    y = (x[:, 0] > 0).long()
+
+    def train_step(model, batch):
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+    data = {"x_train": x[:64], "y_train": y[:64], "x_val": x[64:], "y_val": y[64:]}
+    exec(attach, {"F": F, "model": model, "train_step": train_step, "loader": [(x, y)] * 6, **data})
+    assert Path("runs/first/report.html").exists()
+    assert pw.Trajectory.read("runs/first/points.jsonl").steps.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_every_command_and_public_name_that_it_mentions_exists():
+    for name in re.findall(r"\bpw\.(\w+)", README):
+        assert hasattr(pw, name), name
+    commands = set(re.findall(r"phasewatch (\w+) [A-Za-z./]", README)) - {"finds"}
+    assert {"replay", "transitions", "report"} <= commands
