@@ -188,7 +188,7 @@ def _label_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
     low, high = to_axis.transform(np.array(panel.get_xlim()))
     for stage in transitions:
         a, b = np.clip(to_axis.transform(np.array([stage.start, stage.end], dtype=float)), low, high)
-        label = "other" if stage.kind is Kind.OTHER else stage.kind.name
+        label = stage.kind.label
         if (b - a) / (high - low) < 0.016 * len(label):
             continue
         panel.annotate(

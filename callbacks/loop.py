@@ -12,13 +12,13 @@ from torch import nn
 from phasewatch.callbacks.recorder import Recorder, Stopped
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Budget, Schedule
-from phasewatch.monitor.errors import PhasewatchError, say, warn
+from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.publish import Publisher, Sink
-from phasewatch.monitor.run_folder import RunFolder, same_weights
-from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
+from phasewatch.monitor.run_folder import RunFolder
+from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder, same_weights
 from phasewatch.monitor.trajectory import Point, Trajectory
-from phasewatch.monitor.worker import Worker, WorkerDied, in_words, packed
+from phasewatch.monitor.worker import Worker, WorkerDied, packed
 
 BACKGROUND_NICE = 10
 """How far a background measurement steps back behind training on the same processor."""
@@ -196,12 +196,24 @@ class PhaseMonitor:
             self._thread.start()
 
     def _is_another_training(self, snapshot: Snapshot) -> bool:
-        """Whether training began anew in a folder that holds another's results, or whose snapshot can't show whose."""
+        """Whether training began anew in a folder that holds another's results, or whose snapshot can't show whose.
+
+        A run resumed on hardware that doesn't repeat sums bit for bit has other weights too, so that one goes on.
+        """
         saved = self._folder.snapshots.steps
         recorded = self._folder.steps.union(saved)
-        if self._first_step is None or not recorded or self._first_step > min(recorded):
+        if self._first_step is None or not recorded:
             return False
-        return snapshot.step not in saved or not same_weights(snapshot, self._folder.snapshots.load(snapshot.step))
+        began_anew = self._first_step <= min(recorded)
+        if snapshot.step not in saved:
+            return began_anew
+        differs = not same_weights(snapshot, self._folder.snapshots.load(snapshot.step))
+        if differs and not began_anew:
+            warn(
+                f"The weights at step {snapshot.step} are not those that {self.run} holds of that step. "
+                "If this is another training and not the same one resumed, stop it and choose another run=."
+            )
+        return differs and began_anew
 
     def _divert(self) -> None:
         taken = self._folder
@@ -238,12 +250,13 @@ class PhaseMonitor:
 
     def _finish(self, measure_rest: bool) -> None:
         if self._recorder is None:
+            if self._first_step is not None:
+                held = f" The {len(self._folder.points)} points in {self.run} are older." if self._folder.points else ""
+                warn(
+                    f"PhaseMonitor(at={self._at!r}) never fired from step {self._first_step} on; nothing was "
+                    f"measured.{held}"
+                )
             if not self._folder.points and not self._folder.snapshots.steps:
-                if self._first_step is not None:
-                    warn(
-                        f"PhaseMonitor(at={self._at!r}) never fired from step {self._first_step} on; "
-                        "nothing was measured."
-                    )
                 Publisher(self._sinks, timeout=self._sink_timeout).close()
                 return
             self._start(None)
@@ -264,9 +277,9 @@ class PhaseMonitor:
             self._worker.stop()
         self._folder.write_transitions(self._publisher.close())
         if left_out := self._recorder.waiting:
-            why = "the budget left out" if measure_rest else "were not measured:"
+            why = "were left out by the budget" if measure_rest else "were not measured"
             warn(
-                f"Of {self.run}, {why} {len(left_out)} snapshots, steps {', '.join(map(str, left_out))}. "
+                f"{len(left_out)} snapshots of {self.run} {why}: steps {', '.join(map(str, left_out))}. "
                 f"replay({str(self.run)!r}, probe, run={str(self.run)!r}) measures them."
             )
         if self._folder.points:

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from phasewatch.callbacks.schedule import Budget, most_useful
-from phasewatch.monitor.errors import warn
+from phasewatch.monitor.errors import in_words, warn
 from phasewatch.monitor.publish import Publisher
 from phasewatch.monitor.run_folder import RunFolder
 from phasewatch.monitor.snapshot import Snapshot
 from phasewatch.monitor.trajectory import Point
-from phasewatch.monitor.worker import in_words
 
 Measure = Callable[[int, Snapshot | None], Point]
 """Measures a step, from the snapshot if it is given and from the run's folder if not."""

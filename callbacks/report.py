@@ -16,11 +16,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from phasewatch.callbacks.figure import MAX_METRICS, draw_trajectory
-from phasewatch.callbacks.numerals import MISSING, count, integer, measured, number, value_and_error
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Health
+from phasewatch.monitor.numerals import MISSING, count, integer, measured, number, percent, value_and_error
 from phasewatch.monitor.trajectory import Point, Trajectory
-from phasewatch.monitor.transitions import Transition, find_transitions, percent
+from phasewatch.monitor.transitions import Transition, find_transitions
 
 MAX_TRACES = 12
 """How many doubtful points have their chains drawn."""

@@ -1,11 +1,10 @@
 """Which steps of a training run are measured, and how much of its time that may take."""
 
 import math
-import operator
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import PhasewatchError, whole_number
 
 Schedule = Callable[[int], bool]
 """Whether a snapshot is due at a training step."""
@@ -45,7 +44,7 @@ def every(n: int) -> Every:
     Raises:
         PhasewatchError: if n is not a whole number of at least 1.
     """
-    return Every(_whole("every", "n", n))
+    return Every(whole_number("every(n=...)", n, least=1))
 
 
 def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
@@ -63,24 +62,17 @@ def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
     Raises:
         PhasewatchError: if the numbers make no schedule.
     """
-    first, last, num = (_whole("log_spaced", name, n) for name, n in (("first", first), ("last", last), ("num", num)))
-    linear = _whole("log_spaced", "linear", linear, least=0)
+    first, last, num = (
+        whole_number(f"log_spaced({name}=...)", n, least=1)
+        for name, n in (("first", first), ("last", last), ("num", num))
+    )
+    linear = whole_number("log_spaced(linear=...)", linear, least=0)
     if last < first:
         raise PhasewatchError(f"log_spaced(first={first}, last={last}): the last step must not come before the first.")
     ratio = last / first
     log_grid = {round(first * ratio ** (i / max(num - 1, 1))) for i in range(num)}
     linear_grid = {round(first + (last - first) * (i + 1) / linear) for i in range(linear)}
     return Steps(frozenset(log_grid | linear_grid))
-
-
-def _whole(function: str, name: str, value: int, *, least: int = 1) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or number < least:
-        raise PhasewatchError(f"{function}({name}={value!r}) must be a whole number of at least {least}.")
-    return number
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from phasewatch.callbacks.numerals import MISSING, integer, measured, number, value_and_error
 from phasewatch.monitor.estimate import Health
+from phasewatch.monitor.numerals import MISSING, integer, measured, number, percent, value_and_error
 from phasewatch.monitor.trajectory import Point, Trajectory
-from phasewatch.monitor.transitions import Kind, Transition, percent
+from phasewatch.monitor.transitions import Kind, Transition
 
 _STYLES = {Kind.A: "bold blue", Kind.B: "bold yellow", Kind.OTHER: "bold"}
 
@@ -71,7 +71,7 @@ def _table(transitions: Sequence[Transition]) -> Table:
     for transition in transitions:
         cells: list[Text | str] = [
             Text(
-                transition.kind.name.lower() if transition.kind is Kind.OTHER else transition.kind.name,
+                transition.kind.label,
                 style=_STYLES[transition.kind],
             ),
             f"{integer(transition.start)} → {integer(transition.end)}",

@@ -11,12 +11,11 @@ import io
 import math
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.estimate import Health
 from phasewatch.monitor.trajectory import Point
 from phasewatch.monitor.transitions import Transition
@@ -187,7 +186,7 @@ class WandbSink:
                 says = f"WandbSink can't share the W&B run {run.id} safely, so it writes to {self._run.id} beside it."
         self._opened = True
         if says:
-            warnings.warn(says, PhasewatchWarning, stacklevel=4)
+            warn(says)
 
     def _join(self, run: "wandb.Run") -> bool:
         """Arrange to be called when this run finishes; False if that, or asking for its step, isn't possible."""
@@ -299,11 +298,9 @@ class WandbSink:
                 self._commits = True
             self._deliver()
         except Exception as error:
-            warnings.warn(
+            warn(
                 f"WandbSink could not log its last results to the W&B run {run.id} as it ended ({len(self._rows)} rows "
-                f"are left): {type(error).__name__}: {error}. They are in points.jsonl.",
-                PhasewatchWarning,
-                stacklevel=3,
+                f"are left): {type(error).__name__}: {error}. They are in points.jsonl."
             )
 
     def _tell_finished(self) -> None:
@@ -311,11 +308,9 @@ class WandbSink:
             return
         self._told = True
         run = self._run.id if self._run is not None else "it joined"
-        warnings.warn(
+        warn(
             f"WandbSink can't log any more: the W&B run {run} is finished, and results still come. They are in "
-            "points.jsonl; close the monitor before run.finish(), or use WandbSink(own_run=True).",
-            PhasewatchWarning,
-            stacklevel=3,
+            "points.jsonl; close the monitor before run.finish(), or use WandbSink(own_run=True)."
         )
 
 
@@ -331,9 +326,9 @@ def point_row(point: Point) -> dict[str, Any]:
         "phase/health": llc.health.name,
         "phase/doubtful": int(llc.health is not Health.OK),
     }
-    taken = {*row, "phase/transition", "phase/transitions", "phase/figure", "phase/llc_band"}
+    taken = {key.removeprefix("phase/") for key in row} | {"figure", "llc_band"}
     for name, value in point.metrics.items():
-        row[f"phase/metrics/{name}" if f"phase/{name}" in taken else f"phase/{name}"] = value
+        row[f"phase/metrics/{name}" if name in taken or name.startswith("transition") else f"phase/{name}"] = value
     return row
 
 

@@ -1,4 +1,4 @@
-"""From the paired losses of the chains to an estimate with an error and a verdict. numpy and scipy alone."""
+"""From the paired losses of the chains to an estimate with an error and a verdict. No torch."""
 
 import math
 
@@ -9,6 +9,9 @@ from scipy.special import stdtrit  # Student's t: degrees of freedom, then the p
 from phasewatch.monitor.estimate import Estimate, Health
 
 TRACE_LENGTH = 100
+
+IMPLAUSIBLE = 1.0
+"""More λ̂ than this for each parameter, twice what there can be at a minimum, is chains that left it."""
 
 TOLERATED_DRIFT = 0.2
 """Change along the chains, as a share of the estimate, that is no reason for doubt."""
@@ -36,7 +39,7 @@ def estimate_from_losses(
     paired: np.ndarray = nbeta * (losses - reference) if finite else np.full(losses.shape, math.nan)
     per_chain = paired.mean(axis=1)
     value = float(per_chain.mean())
-    if not math.isfinite(value) or value > 10 * max(parameters, 1):
+    if not math.isfinite(value) or value > IMPLAUSIBLE * parameters:
         nowhere = (math.nan,) * len(losses)
         return Estimate(math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, acceptance, Health.DIVERGED)
     rhat, ess = mixing(paired)
@@ -51,10 +54,10 @@ def estimate_from_losses(
 def mixing(paired: np.ndarray) -> tuple[float, float]:
     """Split R-hat and effective sample size (Vehtari et al. 2021) of values of shape (chain, draw).
 
-    Chains that don't move at all agree perfectly and carry one draw each.
+    Chains that don't move carry one draw each; they agree perfectly in one place, and not at all in several.
     """
     if np.ptp(paired, axis=1).max() == 0:
-        return 1.0, float(len(paired))
+        return (1.0 if np.ptp(paired) == 0 else math.inf), float(len(paired))
     rhat = np.asarray(array_stats.rhat(paired, chain_axis=0, draw_axis=1, method="split"))
     ess = np.asarray(array_stats.ess(paired, chain_axis=0, draw_axis=1, method="mean"))
     return rhat.item(), max(ess.item(), 1.0)

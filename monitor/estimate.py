@@ -12,8 +12,8 @@ class Health(enum.Enum):
 
     OK = "The chains agree and have settled."
     DIVERGED = (
-        "The chains left for infinity or NaN, so there is no estimate. "
-        "Lower SGLD(step_size=...), or raise SGLD(localization=...)."
+        "The chains left the snapshot's surroundings for NaN or an impossibly high loss, so there is no estimate. "
+        "If the snapshot's own loss is not finite, training has diverged; else lower SGLD(step_size=...)."
     )
     UNMIXED = (
         "The chains disagree by much more than each one moves, so the error is understated. "

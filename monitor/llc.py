@@ -28,8 +28,10 @@ def estimate_llc(model: nn.Module, loss: Loss, data: Any, *, sampler: SGLD | Non
     Raises:
         PhasewatchError: as `Probe` does, for a model, loss or data that can't be measured.
     """
+    if not isinstance(model, nn.Module):
+        raise PhasewatchError(f"estimate_llc(model=...) takes a torch.nn.Module; a {type(model).__name__} came.")
     try:
         probe = Probe(model, loss, data, sampler=sampler, seed=seed)
     except PhasewatchError as error:
-        raise PhasewatchError(str(error).replace("Probe(", "estimate_llc(")) from error
+        raise PhasewatchError(str(error).replace("Probe(", "estimate_llc(", 1)) from error
     return probe(Snapshot.of(model, step=0)).llc

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.data import DatasetData, TensorData, as_minibatches, move
 from phasewatch.monitor.diagnostics import estimate_from_losses
-from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.errors import PhasewatchError, warn, whole_number
 from phasewatch.monitor.flat_model import FlatModel, Loss, own_copy
 from phasewatch.monitor.isolation import matmul_precision, measuring
 from phasewatch.monitor.sgld import SGLD, chain_seed, run_chains
@@ -60,8 +60,8 @@ class Probe:
     ) -> None:
         sampler = sampler or SGLD()
         threads = torch.get_num_threads() if threads is None else threads
-        _check_whole("threads", threads, least=1, most=2**15)
-        _check_whole("seed", seed, least=0, most=2**63 - 1)
+        threads = whole_number("Probe(threads=...)", threads, least=1, most=2**15)
+        seed = whole_number("Probe(seed=...)", seed, least=0, most=2**63 - 1)
         self._arguments: dict[str, Any] = {
             "model": model,
             "loss": loss,
@@ -77,6 +77,10 @@ class Probe:
         self.seed = seed
         self.threads = threads
         self.metrics = dict(metrics or {})
+        if taken := [name for name in self.metrics if name in {"step", "loss"} or name.startswith("llc")]:
+            raise PhasewatchError(
+                f"Probe(metrics={{{taken[0]!r}: ...}}) has a name that a point's own columns have. Choose another."
+            )
         self._precision, self._dtype = matmul_precision(), torch.get_default_dtype()
         self._complained: set[str] = set()
         if not isinstance(model, nn.Module) and not callable(model):
@@ -141,6 +145,8 @@ class Probe:
             "model": type(self.model.model).__name__,
             "parameters": self.model.size,
             "data": self._fingerprint,
+            "device": self.model.device.type,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -168,7 +174,8 @@ class Probe:
             )
             raise PhasewatchError(
                 f"Probe(loss={name}): {name}(model, batch) returned {came}; "
-                "it must return a scalar tensor, the mean over the batch, so perhaps .mean() is missing."
+                "it must return a scalar tensor, the mean over the batch"
+                f"{', so perhaps .mean() is missing' if isinstance(value, Tensor) else ''}."
             )
         if not value.isfinite():
             raise PhasewatchError(
@@ -212,21 +219,19 @@ def _rebuild(arguments: dict[str, Any], precision: str | None, dtype: torch.dtyp
             torch.set_float32_matmul_precision(here[0])
 
 
-def _check_whole(name: str, value: int, *, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise PhasewatchError(f"Probe({name}={value!r}) must be a whole number from {least} to {most}.")
-
-
 def _device(device: str | torch.device) -> torch.device:
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
+        here = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
         raise PhasewatchError(
             f"Probe(device={str(device)!r}) is not a device that torch can use here ({reason}). "
-            "Use 'cpu' or 'cuda', or leave it out to measure where the model is."
+            f"Use {here}, or leave it out to measure where the model is."
         ) from error
+    if wanted.type == "meta":
+        raise PhasewatchError("Probe(device='meta') would hold shapes and no weights; use 'cpu' or 'cuda'.")
     return wanted
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.errors import PhasewatchError, in_words, warn, whole_number
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.publish import Publisher, Sink
 from phasewatch.monitor.run_folder import RunFolder
 from phasewatch.monitor.series import open_series
+from phasewatch.monitor.snapshot import Snapshots
 from phasewatch.monitor.trajectory import Point
-from phasewatch.monitor.worker import Snapshots, Worker, WorkerDied, in_words, packed
+from phasewatch.monitor.worker import Worker, WorkerDied, packed
 
 OnError = Callable[[str], None]
 Result = tuple[int, Point | Exception]
@@ -27,6 +28,7 @@ def replay(
     run: str | Path | None = None,
     workers: int = 1,
     sinks: Sequence[Sink] = (),
+    sink_timeout: float = 30.0,
     progress: bool = False,
     on_error: OnError = warn,
 ) -> Generator[Point]:
@@ -40,6 +42,7 @@ def replay(
         run: a folder to keep the points in. What it holds is not measured again.
         workers: processes, one checkpoint each at a time. With one, this process measures.
         sinks: told of each point and transition.
+        sink_timeout: seconds that a sink may take for one item before it gets nothing more.
         progress: show a bar with the time left.
         on_error: takes a sentence for each checkpoint that could not be measured; a warning by default.
 
@@ -50,8 +53,7 @@ def replay(
     Raises:
         PhasewatchError: before anything is measured, if the series, the folder or the probe can't be used.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise PhasewatchError(f"replay(workers={workers!r}) must be a whole number of at least 1.")
+    workers = whole_number("replay(workers=...)", workers, least=1)
     snapshots = open_series(series) if isinstance(series, str | Path) else series
     package = packed(probe, snapshots) if workers > 1 else None
     folder = None if run is None else RunFolder(run, probe.settings)
@@ -61,7 +63,8 @@ def replay(
             f"replay(run={str(run)!r}) holds points of steps that the series doesn't have, such as {strangers[0]}, "
             "so they are of another series. Choose another run=."
         )
-    return _replayed(snapshots, probe, folder, package, workers, sinks, progress, on_error)
+    publisher = Publisher(sinks, timeout=sink_timeout, known=folder.points if folder else ())
+    return _replayed(snapshots, probe, folder, package, workers, publisher, progress, on_error)
 
 
 def _is_its_own(folder: RunFolder, snapshots: Snapshots) -> bool:
@@ -75,13 +78,12 @@ def _replayed(
     folder: RunFolder | None,
     package: bytes | None,
     workers: int,
-    sinks: Sequence[Sink],
+    publisher: Publisher,
     progress: bool,
     on_error: OnError,
 ) -> Generator[Point]:
     known = folder.points[:] if folder else []
     missing = sorted(set(snapshots.steps) - {point.step for point in known})
-    publisher = Publisher(sinks, known=known)
     bar = tqdm(total=len(known) + len(missing), initial=len(known), unit="checkpoint", disable=not progress)
     bad = 0
     try:

@@ -7,9 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
@@ -51,9 +49,10 @@ class RunFolder:
                 f"Another monitor or replay is writing to run={str(path)!r}. Close it, or choose another run=."
             ) from None
         except OSError as error:
+            file = self.path.is_file()
             raise PhasewatchError(
                 f"run={str(path)!r} can't be written to ({error.strerror or error}). "
-                "Choose a folder that can, or free some space."
+                f"{'It is a file; give a folder.' if file else 'Choose a folder that can, or free some space.'}"
             ) from error
         try:
             self._check_settings()
@@ -231,19 +230,6 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
-
-
-def same_weights(a: Snapshot, b: Snapshot) -> bool:
-    """Whether two snapshots hold the same tensors, bit for bit."""
-    return a.tensors.keys() == b.tensors.keys() and all(
-        _same_bits(tensor, b.tensors[name]) for name, tensor in a.tensors.items()
-    )
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.dtype == b.dtype and a.shape == b.shape and a.flatten().view(torch.uint8).equal(b.flatten().view(torch.uint8))
-    )
 
 
 def _line(point: Point) -> bytes:

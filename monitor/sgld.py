@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from numbers import Integral, Real
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -42,17 +43,24 @@ class SGLD:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            number = isinstance(value, int if field.type is int else int | float) and not isinstance(value, bool)
+            value: Any = getattr(self, field.name)
+            whole = field.type is int
+            number = not isinstance(value, bool) and issubclass(type(value), Integral if whole else Real)
             least = {"chains": 2, "draws": 4, "batch_size": 1}.get(field.name, 0)
             strict = field.name in {"step_size", "nbeta"}
             if not number or not least <= value < math.inf or (strict and value == 0):
-                kind = "a whole number" if field.type is int else "a finite number"
+                kind = "a whole number" if whole else "a finite number"
                 reason = " One chain has no spread to take an error from." if field.name == "chains" else ""
                 raise PhasewatchError(
                     f"SGLD({field.name}={value!r}) must be {kind} "
                     f"{'above 0' if strict else f'of at least {least}'}.{reason}"
                 )
+            object.__setattr__(self, field.name, int(value) if whole else float(value))
+        if self.step_size * self.localization >= 4:
+            raise PhasewatchError(
+                f"SGLD(step_size={self.step_size:g}, localization={self.localization:g}): their product must be below "
+                "4, or the pull back to the snapshot overshoots it further at every step. Lower one of them."
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The settings by name."""
@@ -105,6 +113,12 @@ class Chains:
     reference: np.ndarray
     acceptance: float
 
+    @classmethod
+    def nowhere(cls, sampler: SGLD) -> Self:
+        """Of chains that diverged."""
+        nothing = np.full((sampler.chains, sampler.draws), np.nan)
+        return cls(nothing, nothing, math.nan)
+
 
 def chain_seed(seed: int, chain: int, purpose: int) -> int:
     """A seed of its own for each chain and purpose, the same for every snapshot."""
@@ -143,14 +157,10 @@ def run_chains(
     w = anchors.clone()
     for step in range(sampler.burn_in + sampler.draws):
         batches = [draw_batch(generator) for generator in data_generators]
-        try:
-            loss, grads = target.losses_and_grads(w, batches)
-        except Exception:
-            if _far_off(w, anchor):  # a model may refuse such weights instead of returning NaN
-                break
-            raise
-        if step % 16 == 0 and not loss.isfinite().all():
-            break
+        here = _attempt(target, w, anchors, batches)
+        if here is None or (step % 16 == 0 and not here[0].isfinite().all()):
+            return Chains.nowhere(sampler)
+        loss, grads = here
         noise = torch.stack(
             [torch.randn(anchor.shape, generator=g, dtype=w.dtype, device=w.device) for g in noise_generators]
         )
@@ -158,15 +168,16 @@ def run_chains(
         if step >= sampler.burn_in:
             losses.append(loss)
             reference.append(target.losses(anchors, batches))
-        if step in checked and not _far_off(proposal, anchor):
-            new_loss, new_grads = target.losses_and_grads(proposal, batches)
+        if step in checked:
+            there = _attempt(target, proposal, anchors, batches)
+            if there is None:
+                return Chains.nowhere(sampler)
             acceptance.append(
-                metropolis_acceptance(w, proposal, anchor, loss, new_loss, grads, new_grads, **steps).mean()
+                metropolis_acceptance(w, proposal, anchor, loss, there[0], grads, there[1], **steps).mean()
             )
         w = proposal
-    if len(losses) < sampler.draws or not torch.stack(losses + reference).isfinite().all():
-        nowhere = np.full((sampler.chains, sampler.draws), np.nan)
-        return Chains(nowhere, nowhere, math.nan)
+    if not torch.stack(losses + reference).isfinite().all():
+        return Chains.nowhere(sampler)
     return Chains(_by_chain(losses), _by_chain(reference), torch.stack(acceptance).mean().item())
 
 
@@ -174,8 +185,15 @@ def _by_chain(values: list[Tensor]) -> np.ndarray:
     return torch.stack(values, dim=1).double().cpu().numpy()
 
 
-def _far_off(w: Tensor, anchor: Tensor) -> bool:
-    return not bool((w.abs().max() < 1e3 * (1 + anchor.abs().max())).item())
+def _attempt(target: Target, weights: Tensor, anchors: Tensor, batches: list[Any]) -> tuple[Tensor, Tensor] | None:
+    """Losses and gradients, or None for weights that the model refuses though it takes the anchor's."""
+    try:
+        return target.losses_and_grads(weights, batches)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        target.losses(anchors, batches)  # raises too where the chains are not what is wrong
+        return None
 
 
 def metropolis_acceptance(

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -144,3 +145,33 @@ class SnapshotFolder:
             raise PhasewatchError(
                 f"The snapshot {source} can't be read ({error}). Delete it to go on without step {step}."
             ) from error
+
+
+def same_weights(a: Snapshot, b: Snapshot) -> bool:
+    """Whether two snapshots hold the same tensors, bit for bit."""
+    return a.tensors.keys() == b.tensors.keys() and all(
+        _same_bits(tensor, b.tensors[name]) for name, tensor in a.tensors.items()
+    )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.dtype == b.dtype and a.shape == b.shape and a.flatten().view(torch.uint8).equal(b.flatten().view(torch.uint8))
+    )
+
+
+class Snapshots(Protocol):
+    """Anything that finds snapshots by step: `SnapshotFolder`, or a series of somebody else's."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps that are there, in order."""
+        ...
+
+    def load(self, step: int) -> Snapshot:
+        """Read one."""
+        ...
+
+    def source(self, step: int) -> Path:
+        """Where one comes from, for messages."""
+        ...

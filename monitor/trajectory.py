@@ -219,7 +219,7 @@ def _from_csv(content: bytes, call: str) -> list[Point]:
             raise PhasewatchError(f"{call} has {len(row)} values in line {number} for {len(names)} columns.")
         cells = dict(zip(names, row, strict=True))
         values = {
-            name: _number(cell, f"{call}, line {number}, column {name!r}")
+            name: _number(cell, f"{call}, line {number}, column {name!r}", finite=name.startswith("llc"))
             for name, cell in cells.items()
             if cell or name not in metrics
         }
@@ -263,12 +263,12 @@ _CHAIN = re.compile(r"llc_chain\d+")
 _FORMATS = {".jsonl": (_from_jsonl, _to_jsonl), ".csv": (_from_csv, _to_csv)}
 
 
-def _number(cell: str, where: str) -> float:
+def _number(cell: str, where: str, *, finite: bool) -> float:
     try:
         value = float(cell)
     except ValueError:
         raise PhasewatchError(f"{where} holds {cell!r}, which is no number.") from None
-    if math.isinf(value):
+    if finite and math.isinf(value):
         raise PhasewatchError(f"{where} holds {cell!r}; write nan for an estimate that failed.")
     return value
 

@@ -11,6 +11,7 @@ from scipy.special import stdtr  # Student's t: degrees of freedom, then t
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import json_number
+from phasewatch.monitor.numerals import integer, percent
 from phasewatch.monitor.segments import Curve, log_steps, smooth, stages, wanders
 from phasewatch.monitor.trajectory import Point, Trajectory
 
@@ -25,13 +26,21 @@ CONFIDENT = 0.95
 SETTLED = 5
 """A transition is provisional until this many usable points lie behind its end."""
 
+ENOUGH = 12
+"""Before there are this many usable points, all transitions are provisional: too little is known of λ̂'s range."""
+
 
 class Kind(enum.Enum):
     """What loss and complexity did across a transition (Hoogland et al. 2024, arXiv 2402.02364)."""
 
     A = "loss down, complexity up"
-    B = "loss flat or slightly down, complexity down"
+    B = "loss flat or down, complexity down"
     OTHER = "neither type A nor type B"
+
+    @property
+    def label(self) -> str:
+        """The kind as a word of a table: A, B or other."""
+        return "other" if self is Kind.OTHER else self.name
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class Transition:
         llc_before, llc_after = _pair(self.llc_before, self.llc_after, decimals=1)
         seen = f"OTHER (loss {self.loss_trend}, llc {self.llc_trend})" if self.kind is Kind.OTHER else self.kind.name
         return (
-            f"{seen}  steps {_grouped(self.start)} -> {_grouped(self.end)}"
+            f"{seen}  steps {integer(self.start)} -> {integer(self.end)}"
             f"  loss {loss_before} -> {loss_after} ({self.loss_trend})"
             f"  llc {llc_before} -> {llc_after} ({self.llc_trend}, {percent(self.confidence)})"
             f"{' provisional' if self.provisional else ''}"
@@ -109,7 +118,7 @@ class Transition:
             Kind.OTHER: "neither a type A nor a type B transition",
         }[self.kind]
         return (
-            f"Between steps {_grouped(self.start)} and {_grouped(self.end)} the loss {loss}, while the complexity λ̂ "
+            f"Between steps {integer(self.start)} and {integer(self.end)} the loss {loss}, while the complexity λ̂ "
             f"{'rose' if self.llc_trend == 'up' else 'fell'} from {before} to {after}: {verdict}. "
             f"The sign of the complexity's change is right with probability {percent(self.confidence)}."
             f"{' Later points may still move it.' if self.provisional else ''}"
@@ -183,7 +192,7 @@ def _transition(
         loss_trend=loss_trend,
         llc_trend=llc_trend,
         confidence=confidence,
-        provisional=len(usable) - 1 - end < SETTLED,
+        provisional=len(usable) < ENOUGH or len(usable) - 1 - end < SETTLED,
     )
 
 
@@ -216,20 +225,9 @@ def _loss_trend(loss: Curve, span: float, start: int, end: int) -> Trend:
     return "up" if change > 0 else "down"
 
 
-def _grouped(step: int) -> str:
-    return f"{step:,}".replace(",", " ")
-
-
 def _pair(before: float, after: float, decimals: int) -> tuple[str, str]:
     """Two numbers with as many decimals as it takes to tell them apart, and not fewer than given."""
     change = abs(after - before)
     if 0 < change < math.inf:
         decimals = max(decimals, 1 - math.floor(math.log10(change)))
     return f"{before:z.{decimals}f}", f"{after:z.{decimals}f}"
-
-
-def percent(probability: float) -> str:
-    """A probability in percent, rounded down: nothing measured is certain. `–` for what isn't finite."""
-    if not math.isfinite(probability):
-        return "–"
-    return "> 99.9 %" if probability > 0.999 else f"{math.floor(probability * 1000) / 10:.1f} %"

@@ -12,37 +12,19 @@ import subprocess
 import sys
 import threading
 import warnings
-from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import cloudpickle
 
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
 from phasewatch.monitor.probe import Probe
-from phasewatch.monitor.snapshot import Snapshot
+from phasewatch.monitor.snapshot import Snapshots
 from phasewatch.monitor.trajectory import Point
 
 _START = (
     "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
     "from phasewatch.monitor.worker import serve; serve(int(sys.argv[2]))"
 )
-
-
-class Snapshots(Protocol):
-    """Anything that finds snapshots by step: `SnapshotFolder`, or a series of somebody else's."""
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The steps that are there, in order."""
-        ...
-
-    def load(self, step: int) -> Snapshot:
-        """Read one."""
-        ...
-
-    def source(self, step: int) -> Path:
-        """Where one comes from, for messages."""
-        ...
 
 
 class WorkerDied(RuntimeError):
@@ -165,11 +147,6 @@ def serve(nice: int) -> None:
         frame = json.dumps(answer).encode()
         out.write(len(frame).to_bytes(8) + frame)
         out.flush()
-
-
-def in_words(error: Exception) -> str:
-    """Our own sentences as they are, somebody else's exception with its type."""
-    return str(error) if isinstance(error, PhasewatchError) else f"{type(error).__name__}: {error}"
 
 
 def _receive(stream: IO[bytes], frames: "queue.SimpleQueue[bytes]") -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
 
 if TYPE_CHECKING:
     from phasewatch.monitor.probe import Probe
@@ -174,7 +174,6 @@ def load_probe(spec: str) -> "Probe":
         PhasewatchError: if there is no such file or name, it fails, or it is no probe.
     """
     from phasewatch.monitor.probe import Probe
-    from phasewatch.monitor.worker import in_words
 
     file, _, name = spec.rpartition(":")
     path = Path(file)

@@ -166,10 +166,10 @@ def test_one_value_out_of_this_world_is_a_divergence(bad, where):
     assert found.trace == ()
 
 
-def test_more_than_ten_times_the_parameters_is_a_divergence():
+def test_more_than_there_can_be_at_a_minimum_is_a_divergence():
     paired = ar1(5, phi=0.0, draws=100, sd=0.1)
-    assert estimate(paired + 99.0, parameters=10).health is Health.OK
-    assert estimate(paired + 101.0, parameters=10).health is Health.DIVERGED
+    assert estimate(paired + 9.0, parameters=10).health is Health.OK
+    assert estimate(paired + 11.0, parameters=10).health is Health.DIVERGED
 
 
 def test_the_trace_of_a_doubtful_estimate_is_the_chains_thinned():
@@ -215,3 +215,9 @@ def test_the_error_covers_the_truth(phi, draws):
     assert 0.90 <= covered <= 0.99
     exact = 5.0 * math.sqrt((1 + phi) / (1 - phi) / (4 * draws))
     assert np.mean([e.error for e in found]) == pytest.approx(exact, rel=0.1)
+
+
+def test_chains_that_never_move_agree_in_one_place_only():
+    still = np.ones((4, 50))
+    assert mixing(still) == (1.0, 4.0)
+    assert mixing(still * np.arange(4.0)[:, None])[0] == math.inf

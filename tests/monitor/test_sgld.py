@@ -216,7 +216,7 @@ def test_neighbouring_snapshots_share_noise_and_minibatches():
 def test_unstable_steps_leave_nothing_but_nan():
     anchor = torch.tensor([1.0, -2.0])
     target = Quadratic(torch.tensor([0.5, 2.0]), anchor)
-    sampler = SGLD(step_size=5.0, localization=3.0, nbeta=20.0, chains=2, draws=500, burn_in=100, batch_size=1)
+    sampler = SGLD(step_size=5.0, localization=0.5, nbeta=20.0, chains=2, draws=500, burn_in=100, batch_size=1)
     chains = run_chains(target, anchor, full_batch, sampler, seed=0)
     assert chains.losses.shape == chains.reference.shape == (2, 500)
     assert np.isnan(chains.losses).all()
@@ -386,3 +386,42 @@ def test_settings_at_their_limits():
     assert sampler.as_json() == {
         "step_size": 1, "localization": 0, "nbeta": 1, "chains": 2, "draws": 4, "burn_in": 0, "batch_size": 1,
     }  # fmt: skip
+
+
+def test_a_loss_that_refuses_what_the_chains_do_is_a_divergence():
+    class Refuses(Quadratic):
+        def losses_and_grads(self, weights, batches):
+            if weights.abs().max() > 10:
+                raise ValueError("these are no probabilities")
+            return super().losses_and_grads(weights, batches)
+
+    anchor = torch.tensor([1.0, -2.0])
+    target = Refuses(torch.tensor([0.5, 2.0]), anchor)
+    sampler = SGLD(step_size=0.5, localization=0.0, nbeta=20.0, chains=2, draws=40, burn_in=0, batch_size=1)
+    assert np.isnan(run_chains(target, anchor, full_batch, sampler, seed=0).losses).all()
+
+
+def test_a_loss_that_fails_at_the_anchor_too_is_no_divergence():
+    class Broken(Quadratic):
+        def losses(self, weights, batches):
+            raise ValueError("no such column")
+
+        losses_and_grads = losses
+
+    anchor = torch.tensor([1.0, -2.0])
+    with pytest.raises(ValueError, match="no such column"):
+        run_chains(Broken(torch.tensor([0.5, 2.0]), anchor), anchor, full_batch, SGLD(), seed=0)
+
+
+def test_a_pull_that_overshoots_is_refused():
+    with pytest.raises(
+        PhasewatchError, match=r"SGLD\(step_size=0.05, localization=100\): their product must be below 4"
+    ):
+        SGLD(step_size=0.05, localization=100)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    sampler = SGLD(step_size=np.float32(0.5), localization=1, chains=np.int64(3))
+    assert (sampler.step_size, sampler.chains) == (0.5, 3)
+    assert type(sampler.chains) is int
+    assert type(sampler.step_size) is type(sampler.localization) is float

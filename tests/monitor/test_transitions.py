@@ -1,5 +1,4 @@
 import json
-import math
 import time
 from dataclasses import replace
 from itertools import groupby
@@ -12,7 +11,7 @@ from scipy.interpolate import PchipInterpolator
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Estimate, Health
 from phasewatch.monitor.trajectory import Point, Trajectory
-from phasewatch.monitor.transitions import Kind, Transition, find_transitions, percent
+from phasewatch.monitor.transitions import Kind, Transition, find_transitions
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published"
 
@@ -329,11 +328,3 @@ def test_as_json():
     assert record["kind"] == "B"
     assert record["llc_error"] == "nan"
     assert (record["start"], record["end"], record["confidence"]) == (40_404, 318_181, 0.999)
-
-
-@pytest.mark.parametrize(
-    ("probability", "text"),
-    [(0.5, "50.0 %"), (0.99149, "99.1 %"), (0.999, "99.9 %"), (0.9991, "> 99.9 %"), (math.nan, "–")],
-)
-def test_no_confidence_is_rounded_up_or_certainty(probability, text):
-    assert percent(probability) == text

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from phasewatch.callbacks.numerals import count, integer, measured, number, value_and_error
+from phasewatch.monitor.numerals import count, integer, measured, number, percent, value_and_error
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (40404, "40 404"), (1234567, "1 234 567")])
@@ -44,3 +44,11 @@ def test_what_is_not_finite_is_a_dash(value):
     assert number(value) == count(value) == value_and_error(value, 1.0) == "–"
     assert measured(value, value) == ("–", "–")
     assert measured(1.0, value) == ("1.00", "–")
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [(0.5, "50.0 %"), (0.99149, "99.1 %"), (0.999, "99.9 %"), (0.9991, "> 99.9 %"), (math.nan, "–")],
+)
+def test_no_confidence_is_rounded_up_or_certainty(probability, text):
+    assert percent(probability) == text

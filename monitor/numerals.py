@@ -44,3 +44,10 @@ def value_and_error(value: float, error: float, *, sign: bool = False) -> str:
     """`142.5 ± 0.8`, or the value alone when its error isn't known."""
     text, spread = measured(value, error, sign=sign)
     return text if spread == MISSING else f"{text} ± {spread}"
+
+
+def percent(probability: float) -> str:
+    """A probability in percent, rounded down: nothing measured is certain. `–` for what isn't finite."""
+    if not math.isfinite(probability):
+        return MISSING
+    return "> 99.9 %" if probability > 0.999 else f"{math.floor(probability * 1000) / 10:.1f} %"
