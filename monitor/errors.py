@@ -28,7 +28,7 @@ def warn(message: str) -> None:
 
 
 def say(message: str) -> None:
-    """Print to the terminal, if there still is one: a run outlives the session that started it."""
+    """Print to the terminal, if there still is one: a run outlives the one that started it."""
     try:
         print(f"phasewatch: {message}", file=sys.stderr)
     except (OSError, ValueError):

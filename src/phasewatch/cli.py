@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -59,7 +60,8 @@ def demo(
     print(f"\nThe report, with the picture: {run}/report.html")
     print(f"The points and snapshots:     {run}/points.jsonl, {run}/snapshots/")
     if wandb:
-        print("W&B, offline:                 wandb/ (`wandb sync` sends it, `wandb leet` opens it here)")
+        folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
+        print(f"W&B, offline:                 {folder}/ (`wandb sync` sends it, `wandb leet` opens it here)")
 
 
 @app.command()
