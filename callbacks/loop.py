@@ -145,6 +145,9 @@ class PhaseMonitor:
         self._closed = True
         try:
             self._finish(measure_rest)
+        except KeyboardInterrupt:
+            say(f"stopped; what {self.run} lacks is measured when the run is resumed, or by a replay of it")
+            raise
         except Exception as error:
             warn(f"monitor.close() failed, and training goes on: {in_words(error)}")
         finally:
@@ -283,7 +286,10 @@ class PhaseMonitor:
                 f"replay({str(self.run)!r}, probe, run={str(self.run)!r}) measures them."
             )
         if self._folder.points:
-            write_report(self.run)
+            try:
+                write_report(self.run)
+            except OSError as error:
+                warn(f"{self.run}/report.html could not be written ({error.strerror or error}).")
 
 
 def _checked(sinks: Sequence[Sink]) -> list[Sink]:

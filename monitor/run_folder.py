@@ -120,7 +120,8 @@ class RunFolder:
         """Let another writer in; say so if points could not be written."""
         if self._unsaved and not self._write_points():
             warn(
-                f"{len(self._unsaved)} points of {self._lines} were never written to disk; replay measures them again."
+                f"{len(self._unsaved)} points of {self._lines} were never written to disk; "
+                "a replay measures those again whose snapshots are there."
             )
             self._unsaved.clear()
         self._lock.release()
