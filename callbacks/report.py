@@ -4,9 +4,7 @@ import base64
 import io
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from phasewatch.callbacks.figure import MAX_METRICS, draw_trajectory
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Health
+from phasewatch.monitor.files import write_atomically
 from phasewatch.monitor.numerals import MISSING, count, integer, measured, number, percent, value_and_error
 from phasewatch.monitor.trajectory import Point, Trajectory
 from phasewatch.monitor.transitions import Transition, find_transitions
@@ -51,7 +50,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     out = run / "report.html" if out is None else Path(out)
     if not out.parent.is_dir():
         raise PhasewatchError(f"write_report(out={str(out)!r}) names a folder that does not exist; make it first.")
-    _write_whole(out, page)
+    write_atomically(out, page)
     return out
 
 
@@ -230,16 +229,3 @@ def _trace(point: Point) -> _Trace:
         low=short(low),
         zero=height(0.0) if low < 0 < high else None,
     )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside the file and rename, so that a reader finds the old page or the new one."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise

@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.files import write_atomically
 from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
 from phasewatch.monitor.trajectory import Point, Trajectory
 from phasewatch.monitor.transitions import Transition
@@ -221,16 +222,6 @@ class RunFolder:
         for pattern in (self.path.glob("*.unfinished"), snapshots.glob("*.unfinished"), snapshots.glob(".tmp*")):
             for leftover in pattern:
                 leftover.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that it is whole under its name at every moment."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def _line(point: Point) -> bytes:

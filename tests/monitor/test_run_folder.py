@@ -224,7 +224,7 @@ def test_what_could_never_be_written_is_counted_at_the_end(path):
     with one_warning("No space left"):
         folder.append(a_point(1))
         folder.append(a_point(2))
-    with one_warning(r"2 points of .*points.jsonl were never written to disk; replay"):
+    with one_warning(r"2 points of .*points.jsonl were never written to disk; a replay"):
         folder.close()
 
 
