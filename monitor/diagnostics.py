@@ -20,6 +20,10 @@ DRIFT_CONFIDENCE = 0.995
 """Probability below which a larger change than that may still be chance."""
 
 
+DISAGREEMENT = 1.5
+"""Split R-hat above which the chains are called unmixed; drifting ones are named as such first."""
+
+
 def estimate_from_losses(
     losses: np.ndarray, reference: np.ndarray, *, nbeta: float, acceptance: float, parameters: int
 ) -> Estimate:
@@ -90,6 +94,6 @@ def verdict(paired: np.ndarray, error: float, rhat: float) -> Health:
     chance = float(stdtrit(len(paired) - 1, DRIFT_CONFIDENCE)) * change_error
     if abs(change) > TOLERATED_DRIFT * abs(value) + chance:
         return Health.DRIFTING
-    if rhat > 1.5:
+    if rhat > DISAGREEMENT:
         return Health.UNMIXED
     return Health.OK

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -63,8 +64,8 @@ def replay(
             f"replay(run={str(run)!r}) holds points of steps that the series doesn't have, such as {strangers[0]}, "
             "so they are of another series. Choose another run=."
         )
-    publisher = Publisher(sinks, timeout=sink_timeout, known=folder.points if folder else ())
-    return _replayed(snapshots, probe, folder, package, workers, publisher, progress, on_error)
+    make_publisher = partial(Publisher, sinks, timeout=sink_timeout)
+    return _replayed(snapshots, probe, folder, package, workers, make_publisher, progress, on_error)
 
 
 def _is_its_own(folder: RunFolder, snapshots: Snapshots) -> bool:
@@ -78,12 +79,13 @@ def _replayed(
     folder: RunFolder | None,
     package: bytes | None,
     workers: int,
-    publisher: Publisher,
+    make_publisher: Callable[..., Publisher],
     progress: bool,
     on_error: OnError,
 ) -> Generator[Point]:
     known = folder.points[:] if folder else []
     missing = sorted(set(snapshots.steps) - {point.step for point in known})
+    publisher = make_publisher(known=known)
     bar = tqdm(total=len(known) + len(missing), initial=len(known), unit="checkpoint", disable=not progress)
     bad = 0
     try:
