@@ -1,5 +1,6 @@
 """Every form of training data as one thing: a function that draws a minibatch with a generator."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -26,33 +27,50 @@ class Minibatches(Protocol):
         ...
 
 
+class HeldData(ABC):
+    """Samples that can be counted and fetched by number."""
+
+    size: int
+
+    @abstractmethod
+    def rows(self, rows: Tensor) -> Any:
+        """The batch of some samples.
+
+        Args:
+            rows: their numbers, shape (sample,), on the CPU.
+        """
+
+    def __call__(self, generator: Generator, batch_size: int) -> Any:
+        """Draw `batch_size` of the samples."""
+        return self.rows(draw_indices(self.size, batch_size, generator))
+
+
 @dataclass(frozen=True)
-class TensorData:
+class TensorData(HeldData):
     """Samples held as tensors whose first axis counts them."""
 
     tensors: Any
     size: int
 
-    def __call__(self, generator: Generator, batch_size: int) -> Any:
-        """Draw `batch_size` of the samples."""
-        rows = draw_indices(self.size, batch_size, generator)
+    def rows(self, rows: Tensor) -> Any:
+        """The batch of some samples."""
         return tree_map(lambda tensor: tensor[rows.to(tensor.device)], self.tensors)
 
 
 @dataclass(frozen=True)
-class DatasetData:
+class DatasetData(HeldData):
     """Samples fetched one by one and put together by a collate function."""
 
     dataset: Dataset
     size: int
     collate: Callable[[list[Any]], Any]
 
-    def __call__(self, generator: Generator, batch_size: int) -> Any:
-        """Draw `batch_size` of the samples."""
-        return self.collate([self.dataset[row] for row in draw_indices(self.size, batch_size, generator).tolist()])
+    def rows(self, rows: Tensor) -> Any:
+        """The batch of some samples."""
+        return self.collate([self.dataset[row] for row in rows.tolist()])
 
 
-def as_minibatches(data: Any, batch_size: int) -> Minibatches:
+def as_minibatches(data: Any, batch_size: int | None) -> Minibatches:
     """Turn any form of data into a source of minibatches.
 
     A DataLoader is asked for its dataset and its collate function and never iterated, so that its sampler, its
@@ -61,7 +79,7 @@ def as_minibatches(data: Any, batch_size: int) -> Minibatches:
     Args:
         data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset; a DataLoader over
             one; or a function `(generator, batch_size) -> batch`.
-        batch_size: the samples that will be drawn at a time.
+        batch_size: the samples that will be drawn at a time; None for all of them.
 
     Returns:
         The source.
@@ -86,12 +104,17 @@ def as_minibatches(data: Any, batch_size: int) -> Minibatches:
     elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, str | bytes):
         source = DatasetData(dataset, len(dataset), collate_by_default if loader is None else loader.collate_fn)
     elif callable(data):
+        if batch_size is None:
+            raise PhasewatchError(
+                "SGLD(batch_size=None) means all of the data at each step, and Probe(data=...) is a function, which "
+                "has no end. Give batch_size a number, or give the data as tensors."
+            )
         return cast(Minibatches, data)
     else:
         raise PhasewatchError(f"{_FORMS}; a {type(dataset).__name__} came.")
-    if source.size < batch_size:
+    if source.size < (batch_size or 1):
         raise PhasewatchError(
-            f"Probe(data=...) has {source.size} samples, fewer than SGLD(batch_size={batch_size}). "
+            f"Probe(data=...) has {source.size} samples, fewer than SGLD(batch_size={batch_size or 1}). "
             "Give more data or a smaller batch_size."
         )
     return source

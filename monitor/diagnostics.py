@@ -6,6 +6,7 @@ import numpy as np
 from arviz_stats.base.array import array_stats
 from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
 
+from phasewatch.monitor.checks import Checks
 from phasewatch.monitor.estimate import Estimate, Health
 
 TRACE_LENGTH = 100
@@ -24,8 +25,37 @@ DISAGREEMENT = 1.5
 """Split R-hat above which the chains are called unmixed; drifting ones are named as such first."""
 
 
+NATS = 1.0
+"""Descent left in the steepest direction, in units of λ̂, that is no reason for doubt."""
+
+TOLERATED_DESCENT = 0.1
+"""The same as a share of the estimate, where that is more."""
+
+UNSTABLE = 3.0
+"""κ beyond which the chains overshoot so far that little keeps them from diverging, which they do at 4."""
+
+TOLERATED_OVERSHOOT = 0.1
+"""Share of the estimate that the length of the steps may add."""
+
+TOLERATED_NOISE = 0.2
+"""Share of the estimate that the minibatches' noise may add."""
+
+TOO_SMALL = 0.02
+"""κ below which chains that drift are called too slow rather than too short."""
+
+TOLERATED_HOLD = 0.3
+"""Share by which λ̂ falls with the localization's logarithm that is no reason for doubt."""
+
+
 def estimate_from_losses(
-    losses: np.ndarray, reference: np.ndarray, *, nbeta: float, acceptance: float, parameters: int
+    losses: np.ndarray,
+    reference: np.ndarray,
+    *,
+    nbeta: float,
+    acceptance: float,
+    parameters: int,
+    method: str = "sgld",
+    checks: Checks = Checks(),  # noqa: B008 - it is frozen
 ) -> Estimate:
     """λ̂ = nβ · mean(L_m(w) − L_m(w*)), the losses paired on the same minibatches (Lau et al. 2023, eq. 7).
 
@@ -35,6 +65,8 @@ def estimate_from_losses(
         nbeta: nβ.
         acceptance: mean Metropolis acceptance, passed on.
         parameters: how many parameters were sampled; λ is at most half of it.
+        method: `SGLD.method`.
+        checks: what else was measured.
 
     Returns:
         The estimate; its error is the spread of the draws over the square root of their effective number.
@@ -45,14 +77,16 @@ def estimate_from_losses(
     value = float(per_chain.mean())
     if not math.isfinite(value) or value > IMPLAUSIBLE * parameters:
         nowhere = (math.nan,) * len(losses)
-        return Estimate(math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, acceptance, Health.DIVERGED)
+        return Estimate(
+            math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, acceptance, Health.DIVERGED, checks=checks
+        )
     rhat, ess = mixing(paired)
     spread = float(paired.std(ddof=1))
     error = spread / math.sqrt(ess)
-    health = verdict(paired, error, rhat)
+    health = verdict(paired, error, rhat, method, checks)
     thinned = paired[:, :: math.ceil(paired.shape[1] / TRACE_LENGTH)]
     trace = () if health is Health.OK else tuple(tuple(chain) for chain in thinned.tolist())
-    return Estimate(value, error, tuple(per_chain.tolist()), nbeta, rhat, ess, acceptance, health, trace)
+    return Estimate(value, error, tuple(per_chain.tolist()), nbeta, rhat, ess, acceptance, health, trace, checks)
 
 
 def mixing(paired: np.ndarray) -> tuple[float, float]:
@@ -81,19 +115,35 @@ def drift(paired: np.ndarray) -> tuple[float, float]:
     return float(change.mean()), float(change.std(ddof=1) / math.sqrt(len(change)))
 
 
-def verdict(paired: np.ndarray, error: float, rhat: float) -> Health:
+def verdict(
+    paired: np.ndarray,
+    error: float,
+    rhat: float,
+    method: str = "sgld",
+    checks: Checks = Checks(),  # noqa: B008 - it is frozen
+) -> Health:
     """Judge finite paired losses, in units of λ̂, of shape (chain, draw).
 
     Stationary chains are called drifting less than once in a hundred times, however few or slow they are: the change
-    is judged by Student's t over the chains, which are independent where neighbouring draws are not.
+    is judged by Student's t over the chains, which are independent where neighbouring draws are not. A check that is
+    NaN accuses nobody.
     """
     value = float(paired.mean())
     change, change_error = drift(paired)
+    chance = float(stdtrit(len(paired) - 1, DRIFT_CONFIDENCE)) * change_error
+    drifting = abs(change) > TOLERATED_DRIFT * abs(value) + chance
     if value < -2 * error:
         return Health.NEGATIVE
-    chance = float(stdtrit(len(paired) - 1, DRIFT_CONFIDENCE)) * change_error
-    if abs(change) > TOLERATED_DRIFT * abs(value) + chance:
-        return Health.DRIFTING
+    if checks.descent - 2 * checks.descent_error > max(NATS, TOLERATED_DESCENT * abs(value)):
+        return Health.OFF_MINIMUM
+    if checks.kappa > UNSTABLE or (method == "sgld" and checks.overshoot > TOLERATED_OVERSHOOT * abs(value)):
+        return Health.OVERSTEPPING
+    if checks.noise > TOLERATED_NOISE * abs(value):
+        return Health.NOISY
+    if drifting:
+        return Health.CREEPING if checks.kappa < TOO_SMALL else Health.DRIFTING
     if rhat > DISAGREEMENT:
         return Health.UNMIXED
+    if checks.held - 2 * checks.held_error > TOLERATED_HOLD:
+        return Health.LOCALIZED
     return Health.OK

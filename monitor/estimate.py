@@ -3,8 +3,10 @@
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from phasewatch.monitor.checks import Checks
 
 
 class Health(enum.Enum):
@@ -27,6 +29,26 @@ class Health(enum.Enum):
         "The chains found lower loss than the snapshot's own: it is not at a minimum (normal early in training). "
         "Read the curve's shape, not this value; late in training, raise SGLD(localization=...)."
     )
+    OFF_MINIMUM = (
+        "The loss still slopes at the snapshot: it is not at a minimum, and part of the estimate is descent (normal "
+        "early in training). Read the curve's shape, not this value, or measure averaged weights."
+    )
+    OVERSTEPPING = (
+        "The steps are too long for the curvature here, so the estimate is too large. "
+        "Lower SGLD(step_size=...), or give SGLD(kappa=0.5) in its place."
+    )
+    NOISY = (
+        "The minibatches' noise heats the chains, so the estimate is too large. "
+        "Raise SGLD(batch_size=...), or lower SGLD(step_size=...)."
+    )
+    CREEPING = (
+        "The steps are so short that the chains hardly leave the snapshot, so the estimate is too small. "
+        "Raise SGLD(step_size=...), or give SGLD(kappa=0.5) in its place."
+    )
+    LOCALIZED = (
+        "The localization is about as strong as the loss itself, so the estimate is smaller than it would be without. "
+        "Compare points of one setting with each other; for the level, lower SGLD(localization=...) or raise nbeta."
+    )
 
     @property
     def failed(self) -> bool:
@@ -48,6 +70,7 @@ class Estimate:
         ess: effective number of independent draws among all chains.
         acceptance: mean Metropolis acceptance that the steps would have had on their own minibatches, 0 to 1.
         health: the verdict.
+        checks: what else it was judged by.
         trace: for a doubtful estimate, nβ · (L(w) − L(w*)) along each chain, at most 100 values a chain, evenly
             thinned; empty otherwise.
     """
@@ -61,6 +84,7 @@ class Estimate:
     acceptance: float
     health: Health
     trace: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    checks: Checks = field(default=Checks(), repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """This estimate as plain JSON types; what isn't finite becomes a word, since JSON has no NaN."""
@@ -73,6 +97,7 @@ class Estimate:
             "ess": json_number(self.ess),
             "acceptance": json_number(self.acceptance),
             "health": self.health.name,
+            "checks": {name: json_number(value) for name, value in asdict(self.checks).items()},
         }
         if self.trace:
             record["trace"] = [[json_number(v) for v in chain] for chain in self.trace]
@@ -90,6 +115,7 @@ class Estimate:
             ess=float(record["ess"]),
             acceptance=float(record["acceptance"]),
             health=Health[record["health"]],
+            checks=Checks(**{name: float(value) for name, value in record.get("checks", {}).items()}),
             trace=tuple(tuple(float(v) for v in chain) for chain in record.get("trace", ())),
         )
 

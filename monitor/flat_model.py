@@ -1,14 +1,15 @@
 """A model and its loss as a function of flat weights, one row a chain."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from phasewatch.monitor.batches import Batches
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.snapshot import Snapshot, named_tensors, unwrap
 
@@ -25,12 +26,15 @@ class FlatModel:
         model: the module; it is kept and changed, so give a copy (see `own_copy`).
         loss: `loss(model, batch)`, a scalar tensor.
         device: where to keep it; the model's own if None.
+        only: the trainable parameters that are sampled, by their first names; all if None.
 
     Raises:
         PhasewatchError: if the model has no trainable parameters, or lies on the `meta` device.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, device: torch.device | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, device: torch.device | None = None, only: Collection[str] | None = None
+    ) -> None:
         tensors = dict(named_tensors(model))
         if any(tensor.is_meta for tensor in tensors.values()):
             raise PhasewatchError(
@@ -43,6 +47,8 @@ class FlatModel:
                 f"Probe(model={type(model).__name__}(...)) has no parameters with requires_grad=True, so there is "
                 "nothing to sample. Give the model that is trained, with the parameters that are trained unfrozen."
             )
+        if only is not None:
+            self.trainable = [name for name in self.trainable if name in only]
         self.device = device or tensors[self.trainable[0]].device
         elsewhere = any(tensor.device != self.device for tensor in tensors.values())
         self.model = (model.to(self.device) if elsewhere else model).eval()
@@ -65,6 +71,48 @@ class FlatModel:
     def size(self) -> int:
         """How many numbers are sampled."""
         return sum(self._sizes)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The parameters and buffers that are not sampled."""
+        return [tensor for name, tensor in self._tensors.items() if name not in self.trainable]
+
+    def flat_masks(self, masks: Sequence[Mapping[str, Tensor] | None]) -> Tensor | None:
+        """Masks by parameter as rows over the flat vector; None stands for all of it.
+
+        Args:
+            masks: for each part, booleans of its parameters' shapes.
+
+        Returns:
+            Booleans of shape (part, parameter), or None if every part is all of the vector.
+        """
+        if all(mask is None for mask in masks):
+            return None
+        rows = []
+        for mask in masks:
+            flat = [
+                torch.ones(size, dtype=torch.bool) if mask is None else _flat_mask(mask.get(name), size)
+                for name, size in zip(self.trainable, self._sizes, strict=True)
+            ]
+            rows.append(torch.cat(flat))
+        return torch.stack(rows).to(self.device)
+
+    def bytes_of_a_row(self, batch: Any) -> int:
+        """Memory that one more row takes: what the backward pass needs, and the row's weights, gradient and noise.
+
+        Args:
+            batch: a minibatch.
+        """
+        kept: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            self.loss(self.model, batch)
+        return 2 * sum(kept.values()) + 6 * self.size * self.dtype.itemsize
 
     def weights(self) -> Tensor:
         """The trainable parameters, flat, shape (parameter,)."""
@@ -124,37 +172,38 @@ class FlatModel:
                 found.setdefault(own, snapshot.tensors[name])
         return found
 
-    def losses(self, weights: Tensor, batches: list[Any]) -> Tensor:
-        """The loss of each chain on its own minibatch.
+    def losses(self, weights: Tensor, batches: Batches) -> Tensor:
+        """The loss of each row of weights on its own minibatch.
 
         Args:
-            weights: shape (chain, parameter).
-            batches: a minibatch for each chain.
+            weights: shape (row, parameter), or (parameter,) for all rows.
+            batches: a minibatch for each row.
 
         Returns:
-            Shape (chain,).
+            Shape (row,).
         """
         with torch.no_grad():
-            if self.vectorised and _stackable(batches):
-                return self._vectorised_losses(weights, batches)
-            return torch.stack([self._loss_at(row, batch) for row, batch in zip(weights, batches, strict=True)])
+            if self.vectorised and batches.stacked is not None:
+                return self._vectorised_losses(weights, batches.stacked)
+            rows = weights.expand(len(batches), -1)
+            return torch.stack([self._loss_at(row, batches[i]) for i, row in enumerate(rows)])
 
-    def losses_and_grads(self, weights: Tensor, batches: list[Any]) -> tuple[Tensor, Tensor]:
-        """The loss of each chain on its own minibatch, and its gradient.
+    def losses_and_grads(self, weights: Tensor, batches: Batches) -> tuple[Tensor, Tensor]:
+        """The loss of each row of weights on its own minibatch, and its gradient.
 
         Args:
-            weights: shape (chain, parameter).
-            batches: a minibatch for each chain.
+            weights: shape (row, parameter).
+            batches: a minibatch for each row.
 
         Returns:
-            Losses of shape (chain,) and gradients of shape (chain, parameter).
+            Losses of shape (row,) and gradients of shape (row, parameter).
         """
-        if self.vectorised and _stackable(batches):
+        if self.vectorised and batches.stacked is not None:
             weights = weights.detach().requires_grad_()
-            losses = self._vectorised_losses(weights, batches)
+            losses = self._vectorised_losses(weights, batches.stacked)
             (grads,) = torch.autograd.grad(losses.sum(), weights)
             return losses.detach(), grads
-        pairs = [self._loss_and_grad_at(row, batch) for row, batch in zip(weights, batches, strict=True)]
+        pairs = [self._loss_and_grad_at(row, batches[i]) for i, row in enumerate(weights)]
         losses, grads = zip(*pairs, strict=True)
         return torch.stack(losses), torch.stack(grads)
 
@@ -163,14 +212,14 @@ class FlatModel:
         parameters = [self._tensors[name] for name in self.trainable]
         return any(grad is not None for grad in torch.autograd.grad(loss, parameters, allow_unused=True))
 
-    def choose_path(self, batches: list[Any]) -> None:
+    def choose_path(self, batches: Batches) -> None:
         """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
 
         Args:
-            batches: a minibatch for each of two or more chains.
+            batches: two or more minibatches.
         """
-        if not _stackable(batches):
-            batches = batches[:1] * len(batches)
+        if batches.stacked is None:
+            batches = Batches([batches[0]] * len(batches))
         own = self.weights()
         spread = torch.linspace(-1e-3, 1e-3, len(batches), dtype=self.dtype, device=self.device)
         weights = own * (1 + spread.unsqueeze(-1))
@@ -193,9 +242,8 @@ class FlatModel:
             "path",
         )
 
-    def _vectorised_losses(self, weights: Tensor, batches: list[Any]) -> Tensor:
-        stacked = tree_map(lambda *leaves: torch.stack(leaves), batches[0], *batches[1:])
-        return vmap(self._functional_loss)(weights, stacked)
+    def _vectorised_losses(self, weights: Tensor, stacked: Any) -> Tensor:
+        return vmap(self._functional_loss, in_dims=(None if weights.ndim == 1 else 0, 0))(weights, stacked)
 
     def _functional_loss(self, row: Tensor, batch: Any) -> Tensor:
         tensors = {}
@@ -223,6 +271,10 @@ class FlatModel:
         if topic not in self._warned:
             self._warned.add(topic)
             warn(message)
+
+
+def _flat_mask(mask: Tensor | None, size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.bool) if mask is None else mask.detach().cpu().flatten()
 
 
 class _LossModule(nn.Module):
@@ -335,12 +387,6 @@ def _part_starts(name: str) -> list[int]:
     return [0] + [i + 1 for i, character in enumerate(name) if character == "."]
 
 
-def _stackable(batches: list[Any]) -> bool:
-    """Whether the chains' minibatches have one shape; those of a collate function that pads may not."""
-    shapes = [[leaf.shape for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)] for batch in batches]
-    return all(shape == shapes[0] for shape in shapes)
-
-
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(
         a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().max().item() or 1.0), equal_nan=True
@@ -350,3 +396,29 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 def _some(names: list[str]) -> str:
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest if names else "nothing"
+
+
+class LossOnBatches:
+    """The loss of a model on kept minibatches, by their number: what chains sample.
+
+    Args:
+        model: the model.
+        batches: the minibatches.
+    """
+
+    def __init__(self, model: FlatModel, batches: Batches) -> None:
+        self._model = model
+        self._batches = batches
+
+    @property
+    def minibatches(self) -> int:
+        """How many there are."""
+        return len(self._batches)
+
+    def losses(self, weights: Tensor, which: Tensor) -> Tensor:
+        """As `FlatModel.losses`, for minibatches of these numbers, shape (row,)."""
+        return self._model.losses(weights, self._batches.take(which))
+
+    def losses_and_grads(self, weights: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """As `FlatModel.losses_and_grads`, for minibatches of these numbers, shape (row,)."""
+        return self._model.losses_and_grads(weights, self._batches.take(which))

@@ -2,23 +2,33 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from phasewatch.monitor.data import DatasetData, TensorData, as_minibatches, move
+from phasewatch.monitor.batches import Batches, keep_minibatches
+from phasewatch.monitor.chains import chain_seed, run_chains
+from phasewatch.monitor.data import HeldData, as_minibatches, move
 from phasewatch.monitor.diagnostics import estimate_from_losses
 from phasewatch.monitor.errors import PhasewatchError, warn, whole_number
-from phasewatch.monitor.flat_model import FlatModel, Loss, own_copy
+from phasewatch.monitor.flat_model import FlatModel, Loss, LossOnBatches, own_copy
 from phasewatch.monitor.isolation import matmul_precision, measuring
-from phasewatch.monitor.sgld import SGLD, chain_seed, run_chains
+from phasewatch.monitor.parts import Part, masks_of
+from phasewatch.monitor.sgld import SGLD
 from phasewatch.monitor.snapshot import Snapshot
 from phasewatch.monitor.trajectory import Point
 
 Metric = Callable[[nn.Module, Any], float]
+
+WHOLE = ""
+"""The name of what `Point.llc` is of, among the parts."""
+
+SHARE_OF_GPU = 0.7
+"""Of the free memory of a GPU, what chains may take if nobody says otherwise."""
 
 
 class Probe:
@@ -37,9 +47,14 @@ class Probe:
         sampler: how to sample, the same for a whole trajectory.
         metrics: name to `f(model, eval_batch) -> float`.
         seed: of the minibatches and the noise.
+        weights: the part of the model that is sampled, all other weights held fast: a name or pattern of parameters or
+            modules, several, or masks by parameter. A dict of such parts by a name of their own, as `heads(model)` gives,
+            adds their refined estimates to that of the whole model, as `Point.refined`.
         device: where to measure, such as "cuda:1"; the model's own if not given.
         threads: of torch's CPU operators while measuring; as many as torch uses now if not given. They decide the
             order of floating-point sums, so a replay repeats a run bit for bit with the same number only.
+        memory: bytes that chains may take at a time, beside the model and the data; as many chains run together as fit.
+            All of a snapshot's if not given, and fewer where memory runs out.
 
     Raises:
         PhasewatchError: for a model, loss, data, device or metric that can't be measured, when the probe is made.
@@ -55,8 +70,10 @@ class Probe:
         sampler: SGLD | None = None,
         metrics: Mapping[str, Metric] | None = None,
         seed: int = 0,
+        weights: Part | Mapping[str, Part] | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
+        memory: int | None = None,
     ) -> None:
         sampler = sampler or SGLD()
         threads = torch.get_num_threads() if threads is None else threads
@@ -70,12 +87,15 @@ class Probe:
             "sampler": sampler,
             "metrics": metrics,
             "seed": seed,
+            "weights": weights,
             "device": device,
             "threads": threads,
+            "memory": memory,
         }
         self.sampler = sampler
         self.seed = seed
         self.threads = threads
+        self.memory = None if memory is None else whole_number("Probe(memory=...)", memory, least=1)
         self.metrics = dict(metrics or {})
         if taken := [name for name in self.metrics if name in {"step", "loss"} or name.startswith("llc")]:
             raise PhasewatchError(
@@ -89,17 +109,23 @@ class Probe:
             )
         wanted_device = None if device is None else _device(device)
         self._minibatches = self._arguments["data"] = as_minibatches(data, sampler.batch_size)
+        self._batch_size = sampler.batch_size or cast(HeldData, self._minibatches).size
         with measuring(seed, wanted_device or torch.device("cpu"), threads=threads, precision=self._precision):
-            mine = own_copy(model) if isinstance(model, nn.Module) else _built(model)
-            self.model = FlatModel(mine, loss, wanted_device)
+            mine = own_copy(model if isinstance(model, nn.Module) else _built(model))
+            parts = {WHOLE: weights} if not _are_parts(weights) else {WHOLE: None, **weights}
+            masks = {name: masks_of(mine, part) for name, part in parts.items() if part is not None}
+            only = None if WHOLE not in masks else set(masks[WHOLE])
+            self.model = FlatModel(mine, loss, wanted_device, only=only)
+            self._masks = self.model.flat_masks([masks.get(name) for name in parts])
+            self._parts = list(parts)
         generators = [Generator().manual_seed(chain_seed(0, number, 2)) for number in range(3)]
         with self._measuring():
             batches = [self._draw(generator) for generator in generators[:2]]
             self._check_loss(batches[0])
-            self.model.choose_path(batches)
+            self.model.choose_path(Batches(batches))
             if eval_batch is None:
-                size = max(1024, sampler.batch_size)
-                if isinstance(self._minibatches, TensorData | DatasetData):
+                size = max(1024, self._batch_size)
+                if isinstance(self._minibatches, HeldData):
                     size = min(size, self._minibatches.size)
                 eval_batch = self._minibatches(generators[2], size)
             self.eval_batch = move(eval_batch, self.model.device)
@@ -117,22 +143,57 @@ class Probe:
         Raises:
             PhasewatchError: if the snapshot isn't one of this model.
         """
+        return self.measure([snapshot])[0]
+
+    def measure(self, snapshots: Sequence[Snapshot]) -> list[Point]:
+        """Measure several snapshots at once, with all of their chains as one vectorised axis.
+
+        Args:
+            snapshots: of the probe's model.
+
+        Returns:
+            A point for each.
+
+        Raises:
+            PhasewatchError: if one of the snapshots isn't of this model, or there is no memory for one chain.
+        """
+        sampler = self.sampler
+        if len(snapshots) > 1 and not self._alike(snapshots):
+            return [self(snapshot) for snapshot in snapshots]
+        sampler, losses, metrics, anchors = self.sampler, [], [], []
         with self._measuring():
-            self.model.load(snapshot)
-            with torch.no_grad():
-                loss = float(self.model.loss(self.model.model, self.eval_batch))
-                metrics = {name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()}
-            self.model.load(snapshot)
-            anchor = self.model.weights()
-            chains = run_chains(self.model, anchor, self._draw, self.sampler, self.seed)
-        estimate = estimate_from_losses(
-            chains.losses,
-            chains.reference,
-            nbeta=self.sampler.nbeta,
-            acceptance=chains.acceptance,
-            parameters=self.model.size,
-        )
-        return Point(snapshot.step, loss, estimate, metrics)
+            for snapshot in snapshots:
+                self.model.load(snapshot)
+                with torch.no_grad():
+                    losses.append(float(self.model.loss(self.model.model, self.eval_batch)))
+                    metrics.append({name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()})
+                self.model.load(snapshot)
+                anchors += [self.model.weights()] * len(self._parts)
+            chains = run_chains(
+                LossOnBatches(self.model, self._batches),
+                torch.stack(anchors),
+                sampler,
+                self.seed,
+                masks=None if self._masks is None else self._masks.repeat(len(snapshots), 1),
+                rows=self._rows,
+            )
+        estimates = iter([
+            estimate_from_losses(
+                of_one.losses,
+                of_one.reference,
+                nbeta=sampler.nbeta,
+                acceptance=of_one.acceptance,
+                parameters=size,
+                method=sampler.method,
+                checks=of_one.checks,
+            )
+            for of_one, size in zip(chains, self._sizes * len(snapshots), strict=True)
+        ])
+        points = []
+        for snapshot, loss, scores in zip(snapshots, losses, metrics, strict=True):
+            found = {name: next(estimates) for name in self._parts}
+            points.append(Point(snapshot.step, loss, found.pop(WHOLE), scores, found))
+        return points
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -144,6 +205,7 @@ class Probe:
             "loss": getattr(self.model.loss, "__name__", type(self.model.loss).__name__),
             "model": type(self.model.model).__name__,
             "parameters": self.model.size,
+            "weights": {name: size for name, size in zip(self._parts, self._sizes, strict=True) if name or len(self._parts) > 1},
             "data": self._fingerprint,
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -159,11 +221,53 @@ class Probe:
             )
         return _rebuild, (self._arguments, self._precision, self._dtype)
 
+    @property
+    def together(self) -> int:
+        """How many snapshots `measure` best takes at once: as many as fit in memory on a GPU, and one on a CPU."""
+        if self.model.device.type != "cuda" or not self.model.vectorised:
+            return 1
+        return max(1, self._rows // (self.sampler.chains * len(self._parts)))
+
+    @cached_property
+    def _batches(self) -> Batches:
+        sampler = self.sampler
+        return keep_minibatches(
+            self._minibatches,
+            self._batch_size,
+            nbeta=sampler.nbeta,
+            steps=sampler.chains * (sampler.burn_in + sampler.draws),
+            generator=Generator().manual_seed(chain_seed(self.seed, 0, 2)),
+            device=self.model.device,
+        )
+
+    @cached_property
+    def _rows(self) -> int:
+        """Chains that fit in memory together."""
+        free = self.memory
+        if free is None and self.model.device.type == "cuda":
+            free = int(SHARE_OF_GPU * torch.cuda.mem_get_info(self.model.device)[0])
+        if free is None or not self.model.vectorised:
+            return self.sampler.chains * len(self._parts)
+        return max(1, free // self.model.bytes_of_a_row(self._batches[0]))
+
+    @property
+    def _sizes(self) -> list[int]:
+        """How many weights of each part are sampled."""
+        return [self.model.size] if self._masks is None else self._masks.sum(1).tolist()
+
+    def _alike(self, snapshots: Sequence[Snapshot]) -> bool:
+        """Whether the snapshots differ in what is sampled alone, so that one model serves them all."""
+        held = []
+        for snapshot in snapshots:
+            self.model.load(snapshot)
+            held.append([tensor.clone() for tensor in self.model.held])
+        return all(torch.equal(a, b) for other in held[1:] for a, b in zip(held[0], other, strict=True))
+
     def _measuring(self) -> Any:
         return measuring(self.seed, self.model.device, threads=self.threads, precision=self._precision)
 
     def _draw(self, generator: Generator) -> Any:
-        return move(self._minibatches(generator, self.sampler.batch_size), self.model.device)
+        return move(self._minibatches(generator, self._batch_size), self.model.device)
 
     def _check_loss(self, batch: Any) -> None:
         name = getattr(self.model.loss, "__name__", "loss")
@@ -233,6 +337,11 @@ def _device(device: str | torch.device) -> torch.device:
     if wanted.type == "meta":
         raise PhasewatchError("Probe(device='meta') would hold shapes and no weights; use 'cpu' or 'cuda'.")
     return wanted
+
+
+def _are_parts(weights: Part | Mapping[str, Part] | None) -> TypeGuard[Mapping[str, Part]]:
+    """Whether it is several parts by name, and not one part's masks by parameter."""
+    return isinstance(weights, Mapping) and not any(isinstance(part, Tensor) for part in weights.values())
 
 
 def _built(make_model: Callable[[], nn.Module]) -> nn.Module:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,21 +25,26 @@ class Point:
         loss: the loss on the probe's fixed evaluation batch.
         llc: the estimate of the local learning coefficient.
         metrics: the probe's own metrics by name.
+        refined: the estimates of the probe's named parts, each with all other weights held fast (Wang et al. 2024).
     """
 
     step: int
     loss: float
     llc: Estimate
     metrics: Mapping[str, float] = field(default_factory=dict)
+    refined: Mapping[str, Estimate] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """This point as plain JSON types."""
-        return {
+        record: dict[str, Any] = {
             "step": self.step,
             "loss": json_number(self.loss),
             "llc": self.llc.as_json(),
             "metrics": {name: json_number(value) for name, value in self.metrics.items()},
         }
+        if self.refined:
+            record["refined"] = {name: estimate.as_json() for name, estimate in self.refined.items()}
+        return record
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Point":
@@ -49,6 +54,7 @@ class Point:
             loss=float(record["loss"]),
             llc=Estimate.from_json(record["llc"]),
             metrics={name: float(value) for name, value in record.get("metrics", {}).items()},
+            refined={name: Estimate.from_json(value) for name, value in record.get("refined", {}).items()},
         )
 
 
@@ -123,6 +129,26 @@ class Trajectory(Sequence[Point]):
         if len(counts) != 1 or counts == {0}:
             return None
         return np.array([point.llc.per_chain for point in self.points], dtype=float)
+
+    def of(self, part: str) -> "Trajectory":
+        """The trajectory of one of the probe's parts: the same steps, losses and metrics, with its λ̂.
+
+        Args:
+            part: a name in `Probe(weights={...})`.
+
+        Returns:
+            The points that have it.
+
+        Raises:
+            PhasewatchError: if none has.
+        """
+        names = dict.fromkeys(name for point in self.points for name in point.refined)
+        if part not in names:
+            known = f"its parts are {', '.join(map(repr, names))}" if names else "its points have no parts"
+            raise PhasewatchError(f"trajectory.of({part!r}): there is no such part; {known}.")
+        return Trajectory(
+            replace(point, llc=point.refined[part], refined={}) for point in self.points if part in point.refined
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> "Trajectory":

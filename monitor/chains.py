@@ -1,0 +1,422 @@
+"""Chains around snapshots: all chains of all of them as one vectorised axis."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from phasewatch.monitor.batches import order_of_minibatches
+from phasewatch.monitor.checks import Checks
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.sgld import SGLD, metropolis_acceptance, sgld_step
+from phasewatch.monitor.survey import Survey, Target, survey
+
+LOOKS = 8
+"""Times along the chains that acceptance and curvature are worked out; each costs two more gradients."""
+
+ROUNDS_TO_KAPPA = 4
+"""Times that the first step is taken anew with the step size that the curvature at its end asks for."""
+
+PRODUCTS = 32
+"""Draws at which the chains' positions and gradients are multiplied, which costs no gradient."""
+
+TARGET_ACCEPTANCE = 0.6
+"""What Metropolis-adjusted chains adapt their step to (0.574 is best in many dimensions, Roberts & Rosenthal 1998)."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What the chains around a snapshot saw after the burn-in; NaN throughout if a loss was not finite.
+
+    Attributes:
+        losses: minibatch losses L_m(w), shape (chain, draw), float64.
+        reference: L_m(w*) on the same minibatches, shape (chain, draw), float64.
+        acceptance: mean Metropolis acceptance probability of the steps, each on its own minibatch.
+        checks: what else there is to judge them by.
+    """
+
+    losses: np.ndarray
+    reference: np.ndarray
+    acceptance: float
+    checks: Checks
+
+    @classmethod
+    def nowhere(cls, sampler: SGLD, checks: Checks = Checks()) -> Self:  # noqa: B008 - it is frozen
+        """Of chains that diverged."""
+        nothing = np.full((sampler.chains, sampler.draws), np.nan)
+        return cls(nothing, nothing, math.nan, checks)
+
+
+def chain_seed(seed: int, chain: int, purpose: int) -> int:
+    """A seed of its own for each chain and purpose, the same for every snapshot."""
+    return int(np.random.SeedSequence([seed, chain, purpose]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def orders(sampler: SGLD, seed: int, minibatches: int) -> Tensor:
+    """Which minibatch each chain takes at each step, shape (chain, step)."""
+    steps = sampler.burn_in + sampler.draws
+    generators = (Generator().manual_seed(chain_seed(seed, c, 0)) for c in range(sampler.chains))
+    return torch.stack([order_of_minibatches(minibatches, steps, generator) for generator in generators])
+
+
+def run_chains(
+    target: Target, anchors: Tensor, sampler: SGLD, seed: int, *, masks: Tensor | None = None, rows: int | None = None
+) -> list[Chains]:
+    """Sample around anchors with noise and minibatches that depend on the seed and the chain alone.
+
+    Neighbouring snapshots so share them, and the difference of their estimates is far better known than either. Each
+    loss is taken on the minibatch of the step that follows it, and paired with the anchor's loss on that same
+    minibatch.
+
+    Args:
+        target: the loss to sample.
+        anchors: w*, shape (anchor, parameter).
+        sampler: the settings.
+        seed: seed of the noise and the minibatches.
+        masks: which weights move around each anchor, booleans of shape (anchor, parameter); all if None.
+        rows: chains of all anchors that run at a time; all if None, and fewer where memory runs out.
+
+    Returns:
+        The paired losses of each anchor. Chains with a loss that isn't finite are given up, since there is nothing to
+        come back to.
+
+    Raises:
+        PhasewatchError: if memory runs out with one chain at a time.
+    """
+    wanted = len(anchors) * sampler.chains if rows is None else rows
+    while True:
+        try:
+            return list(_in_groups(target, anchors, sampler, seed, masks, wanted))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            if wanted == 1:
+                raise PhasewatchError(
+                    f"There is no memory for one chain of {anchors.shape[1]} parameters with "
+                    f"SGLD(batch_size={sampler.batch_size}). Lower the batch_size, or give Probe(device=...) with more."
+                ) from error
+        wanted = max(1, wanted // 2)
+        if anchors.is_cuda:
+            torch.cuda.empty_cache()
+
+
+def _in_groups(
+    target: Target, anchors: Tensor, sampler: SGLD, seed: int, masks: Tensor | None, rows: int
+) -> Iterator[Chains]:
+    """Whole anchors at a time if they fit, else some chains of one at a time."""
+    at_once = max(1, rows // sampler.chains)
+    for start in range(0, len(anchors), at_once):
+        here = range(start, min(start + at_once, len(anchors)))
+        some, kept = anchors[start : here.stop], None if masks is None else masks[start : here.stop]
+        grounds = [
+            _ground(target, anchor, None if kept is None else kept[i], sampler, seed, rows)
+            for i, anchor in enumerate(some)
+        ]
+        parts = [
+            _walk(target, some, kept, grounds, sampler, seed, chains.tolist())
+            for chains in torch.arange(sampler.chains).split(min(rows, sampler.chains))
+        ]
+        yield from (_joined(of_one) for of_one in zip(*parts, strict=True))
+
+
+def _joined(parts: tuple[Chains, ...]) -> Chains:
+    """The chains of one anchor, put together."""
+    if len(parts) == 1:
+        return parts[0]
+    losses, reference = (np.concatenate([getattr(p, name) for p in parts]) for name in ("losses", "reference"))
+    sizes = [len(p.losses) for p in parts]
+
+    def mean(values: list[float]) -> float:
+        return float(np.average(values, weights=sizes))
+
+    means = {name: mean([getattr(p.checks, name) for p in parts]) for name in ("overshoot", "below")}
+    kappa = max(p.checks.kappa for p in parts)
+    checks = replace(parts[0].checks, kappa=kappa, held=math.nan, held_error=math.nan, **means)
+    return Chains(losses, reference, mean([p.acceptance for p in parts]), checks)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What is known of an anchor before a chain is run."""
+
+    reference: Tensor
+    survey: Survey
+    step_size: float
+
+
+def _ground(target: Target, anchor: Tensor, mask: Tensor | None, sampler: SGLD, seed: int, rows: int) -> _Ground:
+    numbers = torch.arange(target.minibatches, device=anchor.device)
+    reference = torch.cat([target.losses(anchor, some) for some in numbers.split(rows)])
+    generator = Generator(anchor.device).manual_seed(chain_seed(seed, 0, 3))
+    scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
+    found = survey(target, anchor, mask, rows=sampler.chains, **scale, generator=generator)
+    if sampler.kappa is None:
+        assert sampler.step_size is not None
+        return _Ground(reference, found, sampler.step_size)
+    return _Ground(reference, found, _step_of(sampler, found.curvature))
+
+
+def _step_of(sampler: SGLD, curvature: float) -> float:
+    """ε = κ/(nβ·h + γ)."""
+    assert sampler.kappa is not None
+    return sampler.kappa / max(sampler.nbeta * curvature + sampler.localization, torch.finfo(torch.float32).tiny)
+
+
+def _walk(
+    target: Target,
+    anchors: Tensor,
+    masks: Tensor | None,
+    grounds: list[_Ground],
+    sampler: SGLD,
+    seed: int,
+    chains: list[int],
+) -> list[Chains]:
+    """Run some of the chains of some anchors to their end."""
+    make = _Metropolis if sampler.method == "mala" else _Langevin
+    walk = make(target, anchors, masks, grounds, sampler, seed, chains)
+    draws = []
+    for step in range(sampler.burn_in + sampler.draws):
+        if not walk.advance(step):
+            if len(anchors) == 1:
+                return [Chains.nowhere(sampler)]
+            ones = range(len(anchors))  # one of them is what the model refuses
+            kept = [None if masks is None else masks[i : i + 1] for i in ones]
+            return [_walk(target, anchors[i : i + 1], kept[i], [grounds[i]], sampler, seed, chains)[0] for i in ones]
+        if step % 16 == 0 and not walk.losses.isfinite().all(1).any():
+            return [Chains.nowhere(sampler) for _ in grounds]
+        if step >= sampler.burn_in:
+            draws.append(walk.losses)
+    losses = torch.stack(draws, dim=-1).double().cpu().numpy()
+    reference = torch.stack([ground.reference for ground in grounds]).double().cpu().numpy()
+    reference = reference[:, walk.orders[:, sampler.burn_in :].numpy()]
+    return [
+        Chains(losses[i], reference[i], *walk.verdicts(i, losses[i] - reference[i], ground))
+        if np.isfinite(losses[i]).all() and np.isfinite(reference[i]).all()
+        else Chains.nowhere(sampler)
+        for i, ground in enumerate(grounds)
+    ]
+
+
+class _Walk:
+    """Chains on their way; leading axes are (anchor, chain)."""
+
+    def __init__(
+        self,
+        target: Target,
+        anchors: Tensor,
+        masks: Tensor | None,
+        grounds: list[_Ground],
+        sampler: SGLD,
+        seed: int,
+        chains: list[int],
+    ) -> None:
+        self.target = target
+        self.sampler = sampler
+        self.anchors = anchors.unsqueeze(1)
+        self.masks = None if masks is None else masks.to(anchors).unsqueeze(1)
+        self.w = self.anchors.repeat(1, len(chains), 1)
+        self.eps = anchors.new_tensor([ground.step_size for ground in grounds]).view(-1, 1, 1)
+        self.orders = orders(sampler, seed, target.minibatches)[chains]
+        self._numbers = self.orders.to(anchors.device)
+        self._noises, self._others = (
+            [Generator(anchors.device).manual_seed(chain_seed(seed, c, purpose)) for c in chains] for purpose in (1, 4)
+        )
+        self._steepest = torch.stack([ground.survey.direction for ground in grounds])
+        self._curvature = anchors.new_tensor([ground.survey.curvature for ground in grounds])
+        self._largest = self._curvature.clone()
+        self._acceptance: list[Tensor] = []
+        self._products: list[Tensor] = []
+        self._scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
+        self.losses = self.w.new_empty(self.w.shape[:2])
+        draws = sampler.burn_in + np.arange(sampler.draws)
+        self._looks = set(draws[:: -(-sampler.draws // LOOKS)].tolist())
+        if sampler.kappa is not None:
+            self._looks |= {step for step in range(sampler.burn_in) if step & (step - 1) == 0 or step % 16 == 0}
+        self._multiplied = set(draws[:: -(-sampler.draws // PRODUCTS)].tolist())
+
+    def advance(self, step: int) -> bool:
+        """Take a step, and leave the loss of this draw in `losses`; False where the model refuses the weights."""
+        raise NotImplementedError
+
+    def evaluate(self, at: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
+        """Losses (anchor, chain) and masked gradients, or None for weights that the model refuses."""
+        which = self._numbers[:, step].repeat(len(at))
+        try:
+            losses, grads = self.target.losses_and_grads(at.reshape(-1, at.shape[-1]), which)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            self.target.losses_and_grads(self.anchors[0].expand(len(which), -1), which)  # raises if it isn't the weights
+            return None
+        grads = grads.view(at.shape)
+        return losses.view(at.shape[:2]), grads if self.masks is None else grads.mul_(self.masks)
+
+    def noise(self, *, other: bool = False) -> Tensor:
+        """Standard normal for the weights that move, the same around each anchor, shape (chain, parameter) or more.
+
+        Args:
+            other: of a second stream, which the chains never see.
+        """
+        size, like = self.w.shape[-1], {"dtype": self.w.dtype, "device": self.w.device}
+        generators = self._others if other else self._noises
+        drawn = torch.stack([torch.randn(size, generator=generator, **like) for generator in generators])
+        return drawn if self.masks is None else drawn * self.masks
+
+    def multiply(self, at: Tensor, grads: Tensor) -> None:
+        """Products of the chains' gradients with each other's displacements and with themselves."""
+        away = at - self.anchors
+        self._products.append(torch.cat([away @ grads.mT, grads.square().sum(-1, keepdim=True)], -1).double())
+
+    def look(self, at: Tensor, grads: Tensor, step: int) -> bool:
+        """A step of power iteration at `at`; False where the model refuses the weights."""
+        nbeta, gamma = self.sampler.nbeta, self.sampler.localization
+        reach = (nbeta * self._curvature + gamma).clamp_min(1e-12).rsqrt().view(-1, 1, 1)
+        there = self.evaluate(at + reach * self._steepest.unsqueeze(1), step)
+        if there is None:
+            return False
+        turned = ((there[1] - grads) / reach).mean(1)
+        length = turned.norm(dim=-1)
+        usable = length.isfinite() & (length > 0)
+        self._curvature = torch.where(usable, length, self._curvature)
+        self._steepest = torch.where(usable.unsqueeze(-1), turned / length.unsqueeze(-1), self._steepest)
+        self._largest = torch.maximum(self._largest, self._curvature)
+        return True
+
+    def verdicts(self, i: int, above: np.ndarray, ground: _Ground) -> tuple[float, Checks]:
+        """Acceptance and checks of one anchor.
+
+        Args:
+            i: its number.
+            above: L_m(w) − L_m(w*), shape (chain, draw).
+            ground: what was known of it before.
+        """
+        nbeta, gamma = self.sampler.nbeta, self.sampler.localization
+        eps, curvature, here = self.eps[i].item(), max(self._largest[i].item(), 0.0), ground.survey
+        products = torch.stack(self._products)[:, i].cpu().numpy()
+        pushes, squares = products[..., :-1], products[..., -1]
+        own = float(np.trace(pushes.mean(0)) / len(pushes[0]))
+        held, held_error = _held(nbeta * pushes, nbeta * float(above.mean()))
+        noise = eps * nbeta**2 * here.noise / 8
+        steepness = 2 * max(here.curvature, gamma / nbeta if nbeta else 0.0)
+        checks = Checks(
+            step_size=eps,
+            kappa=eps * (nbeta * curvature + gamma),
+            descent=nbeta * here.slope / steepness if steepness else math.inf,
+            descent_error=nbeta * here.slope_error / steepness if steepness else math.nan,
+            overshoot=eps * nbeta / 8 * (nbeta * float(squares.mean()) + gamma * own) - noise,
+            noise=noise,
+            held=held,
+            held_error=held_error,
+            below=float((above < 0).mean()) if self.target.minibatches == 1 else math.nan,
+        )
+        return torch.stack(self._acceptance)[:, i].mean().item(), checks
+
+
+def _held(pushes: np.ndarray, value: float) -> tuple[float, float]:
+    """The share of λ̂ that the localization holds back, and its standard error by leaving out a chain at a time.
+
+    On a quadratic with a = nβ·h, independent chains c and d have E[δ_c·∇_c] = Σ a/(a + γ) = 2λ̂ and
+    E[(δ_c·∇_d)·(δ_d·∇_c)] = Σ a²/(a + γ)², and −dλ̂/d log γ is half of their difference.
+
+    Args:
+        pushes: δ_c·∇_d of the chains' displacements with nβ times their gradients, shape (draw, chain, chain).
+        value: λ̂; a loss for which it isn't nearly half the first of these isn't nearly quadratic.
+
+    Returns:
+        The share and its error, NaN where they can't be had.
+    """
+    chains = pushes.shape[1]
+    own = np.trace(pushes.mean(0))
+    if chains < 3 or own <= 0 or not 0.7 < own / chains / (2 * value) < 1.4:
+        return math.nan, math.nan
+
+    def share(kept: list[int]) -> float:
+        some = pushes[:, kept][:, :, kept]
+        both = some * some.transpose(0, 2, 1)
+        diagonal = np.einsum("tcc->c", some).sum() / len(some)
+        others = (both.sum() - np.einsum("tcc->", both)) / len(some)
+        return 1 - others / (len(kept) - 1) / diagonal
+
+    left_out = [share([c for c in range(chains) if c != out]) for out in range(chains)]
+    return float(share(list(range(chains)))), float(np.std(left_out) * math.sqrt(chains - 1))
+
+
+class _Langevin(_Walk):
+    """SGLD, and the same steps with the noise of Leimkuhler and Matthews.
+
+    Of the latter's noise (z_t + z_{t+1})/2 the second half is added when the step is taken, so that the noise of one
+    step need not be kept for the next.
+    """
+
+    def advance(self, step: int) -> bool:
+        share = 1.0 if self.sampler.method == "sgld" else 0.5
+        noise = self.noise()
+        for _ in range(ROUNDS_TO_KAPPA if step == 0 and self.sampler.kappa is not None else 1):
+            at = self.w if share == 1 else self.w + (1 - share) * self.eps**0.5 * noise
+            here = self.evaluate(at, step)
+            if here is None:
+                return False
+            self.losses, grads = here
+            if step not in self._looks:
+                break
+            if not self._look_ahead(at, grads, step):
+                return False
+            if self.sampler.kappa is not None and step < self.sampler.burn_in:
+                stiffness = self.sampler.nbeta * self._largest + self.sampler.localization
+                self.eps = torch.minimum(self.eps, (self.sampler.kappa / stiffness).view(-1, 1, 1))
+        if step in self._multiplied:
+            self.multiply(at, grads)
+        self.w = sgld_step(at, self.anchors, grads, share * noise, **self._scale, eps=self.eps)
+        return True
+
+    def _look_ahead(self, at: Tensor, grads: Tensor, step: int) -> bool:
+        """Acceptance and curvature where a plain Langevin step goes; False where the model refuses those weights."""
+        proposal = sgld_step(at, self.anchors, grads, self.noise(other=True), **self._scale, eps=self.eps)
+        there = self.evaluate(proposal, step)
+        if there is None:
+            return False
+        accepted = metropolis_acceptance(
+            at, proposal, self.anchors, self.losses, there[0], grads, there[1], **self._scale, eps=self.eps
+        )
+        if step >= self.sampler.burn_in:
+            self._acceptance.append(accepted.mean(1))
+        return self.look(proposal, there[1], step)
+
+
+class _Metropolis(_Walk):
+    """Metropolis-adjusted Langevin steps, of a size adapted in the burn-in."""
+
+    def advance(self, step: int) -> bool:
+        if step == 0:
+            here = self.evaluate(self.w, step)
+            if here is None:
+                return False
+            self.losses, self._grads = here
+        noise = self.noise()
+        drawn = [torch.rand((), generator=g, dtype=torch.float64, device=self.w.device) for g in self._noises]
+        proposal = sgld_step(self.w, self.anchors, self._grads, noise, **self._scale, eps=self.eps)
+        there = self.evaluate(proposal, step)
+        if there is None:
+            return False
+        probability = metropolis_acceptance(
+            self.w, proposal, self.anchors, self.losses, there[0], self._grads, there[1], **self._scale, eps=self.eps
+        ).nan_to_num(0.0)
+        taken = torch.stack(drawn) < probability
+        self.w = torch.where(taken.unsqueeze(-1), proposal, self.w)
+        self._grads = torch.where(taken.unsqueeze(-1), there[1], self._grads)
+        self.losses = torch.where(taken, there[0], self.losses)
+        accepted = probability.mean(1)
+        if step < self.sampler.burn_in:
+            gain = (1 + step) ** -0.5
+            self.eps = self.eps * ((accepted - TARGET_ACCEPTANCE) * gain).exp().to(self.eps).view(-1, 1, 1)
+        else:
+            self._acceptance.append(accepted)
+        if step in self._looks and not self.look(self.w, self._grads, step):
+            return False
+        if step in self._multiplied:
+            self.multiply(self.w, self._grads)
+        return True

@@ -1,0 +1,33 @@
+"""What is measured beside the losses of the chains, to judge them by. No torch."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Numbers that say whether an estimate means what it says; NaN where one couldn't be had.
+
+    Attributes:
+        step_size: ε as it was used.
+        kappa: κ = ε·(nβ·h + γ), with the largest curvature h met at the snapshot and along the chains. 4 is unstable.
+        descent: nβ·‖∇L‖²/(2h) at the snapshot, the nats that the steepest direction alone leaves to descend.
+        descent_error: its standard error over minibatches.
+        overshoot: what the length of the steps adds to λ̂, to first order: ε·nβ/8 · E[∇L·(nβ·∇L + γ·(w − w*))], less
+            `noise`. Of no concern to the methods that have no such error.
+        noise: what the minibatches' gradient noise adds to λ̂, at most: ε·nβ²·tr Cov(∇L_m)/8 at the snapshot.
+        held: −d log λ̂/d log γ, the share of λ̂ that the localization holds back: 0 where every direction that counts is
+            much stiffer than γ, ½ where all are as stiff.
+        held_error: its standard error; NaN, as `held`, where the loss is too far from quadratic to tell.
+        below: share of the draws with a loss below the snapshot's own, where minibatches don't blur it.
+    """
+
+    step_size: float = math.nan
+    kappa: float = math.nan
+    descent: float = math.nan
+    descent_error: float = math.nan
+    overshoot: float = math.nan
+    noise: float = math.nan
+    held: float = math.nan
+    held_error: float = math.nan
+    below: float = math.nan

@@ -1,0 +1,153 @@
+"""What the surroundings of a snapshot look like before a chain is run: slope, curvature, and the minibatches' noise."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+ROUNDS = 4
+"""Minibatches whose gradients each row of the survey adds up."""
+
+ITERATIONS = 10
+"""Steps of the power iteration at a snapshot."""
+
+
+class Target(Protocol):
+    """What is sampled: the loss as a function of flat weights and of a minibatch's number, row by row."""
+
+    @property
+    def minibatches(self) -> int:
+        """How many minibatches there are."""
+        ...
+
+    def losses(self, weights: Tensor, which: Tensor) -> Tensor:
+        """Losses of shape (row,) at weights of shape (row, parameter), or all rows at one of shape (parameter,)."""
+        ...
+
+    def losses_and_grads(self, weights: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of shape (row,) and their gradients of shape (row, parameter)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The loss around a snapshot.
+
+    Attributes:
+        curvature: h, the largest eigenvalue of the Hessian, at least 0; from below, by power iteration.
+        direction: its eigenvector, shape (parameter,).
+        slope: ‖∇L‖², free of the minibatches' noise.
+        slope_error: its standard error over minibatches.
+        noise: tr Cov(∇L_m), the variance of a minibatch's gradient.
+    """
+
+    curvature: float
+    direction: Tensor
+    slope: float
+    slope_error: float
+    noise: float
+
+
+def survey(
+    target: Target, anchor: Tensor, mask: Tensor | None, *, rows: int, nbeta: float, gamma: float, generator: Generator
+) -> Survey:
+    """Look around a snapshot; it costs ROUNDS + ITERATIONS gradients of each row.
+
+    Args:
+        target: the loss.
+        anchor: w*, shape (parameter,).
+        mask: the weights that are sampled, shape (parameter,); None for all.
+        rows: minibatches at a time.
+        nbeta: nβ.
+        gamma: γ; with nβ it sets the distance over which curvature is measured, that of the chains.
+        generator: on the anchor's device, for the power iteration's start.
+
+    Returns:
+        The survey; NaN where the loss or its gradient isn't finite.
+    """
+    rows = min(rows, target.minibatches)
+    rounds = max(1, min(ROUNDS, target.minibatches // rows))
+    kept = None if mask is None else mask.to(anchor)
+    first = total = torch.zeros(0)
+    for number in range(rounds):
+        which = torch.arange(number * rows, (number + 1) * rows, device=anchor.device)
+        _, grads = target.losses_and_grads(anchor.expand(rows, -1), which)
+        grads = grads if kept is None else grads * kept
+        first, total = (grads, grads.clone()) if number == 0 else (first, total.add_(grads))
+    mean = total / rounds
+    slope, slope_error, noise = _moments(mean, rounds, whole=rows * rounds == target.minibatches)
+    del mean, total
+    which = torch.arange(rows, device=anchor.device)
+    start = first.mean(0)
+
+    def gradient(at: Tensor) -> Tensor:
+        grads = target.losses_and_grads(at.expand(rows, -1), which)[1].mean(0)
+        return grads if kept is None else grads * kept
+
+    direction = torch.randn(anchor.shape, generator=generator, dtype=anchor.dtype, device=anchor.device)
+    direction = direction if kept is None else direction * kept
+    direction = direction / direction.norm() + start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
+    curvature, direction = steepest(
+        gradient, anchor, start, direction, nbeta=nbeta, gamma=gamma, iterations=ITERATIONS
+    )
+    return Survey(curvature, direction, slope, slope_error, noise)
+
+
+def steepest(
+    gradient: Callable[[Tensor], Tensor],
+    at: Tensor,
+    grad: Tensor,
+    direction: Tensor,
+    *,
+    nbeta: float,
+    gamma: float,
+    iterations: int,
+) -> tuple[float, Tensor]:
+    """The largest curvature of a loss by power iteration on differences of gradients.
+
+    The differences are taken over 1/√(nβ·h + γ), as far as chains go in that direction, so that kinks and higher
+    orders count as much as they will for the chains.
+
+    Args:
+        gradient: ∇L at weights of shape (parameter,).
+        at: where, shape (parameter,).
+        grad: ∇L there, shape (parameter,).
+        direction: to start from, shape (parameter,), not zero.
+        nbeta: nβ.
+        gamma: γ.
+        iterations: gradients to spend.
+
+    Returns:
+        The curvature, not negative, and its direction, of length 1.
+    """
+    direction = direction / direction.norm()
+    reach = 1e-3 * (1 + at.norm().item() / math.sqrt(at.numel()))
+    curvature = 0.0
+    for _ in range(iterations):
+        turned = (gradient(at + reach * direction) - grad) / reach
+        curvature = (turned @ direction).item()
+        length = turned.norm().item()
+        if not math.isfinite(length) or length == 0:
+            break
+        direction = turned / length
+        reach = 1 / math.sqrt(max(nbeta * length + gamma, 1e-12))
+    return max(curvature, 0.0) if math.isfinite(curvature) else math.nan, direction
+
+
+def _moments(grads: Tensor, rounds: int, *, whole: bool) -> tuple[float, float, float]:
+    """‖∇L‖² without noise, its standard error, and tr Cov of one minibatch's gradient, from means of `rounds` each.
+
+    Where they are of the `whole` of the minibatches, their mean has no noise.
+    """
+    products = (grads @ grads.T).double()
+    rows = len(products)
+    if rows == 1:
+        return products.item(), 0.0, 0.0
+    apart = (products.sum(1) - products.diagonal()) / (rows - 1)
+    noise = max(rounds * (products.diagonal().mean() - apart.mean()).item(), 0.0)
+    if whole:
+        return products.mean().item(), 0.0, noise
+    return apart.mean().item(), 2 * apart.std().item() / math.sqrt(rows), noise
