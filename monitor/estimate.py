@@ -84,7 +84,7 @@ class Estimate:
     acceptance: float
     health: Health
     trace: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
-    checks: Checks = field(default=Checks(), repr=False)
+    checks: Checks = field(default=Checks(), repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """This estimate as plain JSON types; what isn't finite becomes a word, since JSON has no NaN."""

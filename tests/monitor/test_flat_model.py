@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from phasewatch.monitor.batches import Batches
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
 from phasewatch.monitor.flat_model import FlatModel, own_copy
 from phasewatch.monitor.isolation import measuring
@@ -152,20 +153,20 @@ def perturbed(model, chains=3):
 def test_vectorised_losses_and_gradients_are_the_obvious_ones(make):
     batches = [batch.double() for batch in BATCHES]
     model = flat(make)
-    model.choose_path(batches)
+    model.choose_path(Batches(batches))
     assert model.vectorised
     w = perturbed(model)
     expected, expected_grads = obvious(make, w, batches)
-    losses, grads = model.losses_and_grads(w, batches)
+    losses, grads = model.losses_and_grads(w, Batches(batches))
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(model.losses(w, batches), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.losses(w, Batches(batches)), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model.weights(), flat(make).weights(), rtol=0, atol=0)
 
 
 def choose_twice(model, batches):
-    model.choose_path(batches)
-    model.choose_path(batches)
+    model.choose_path(Batches(batches))
+    model.choose_path(Batches(batches))
 
 
 @pytest.mark.parametrize("make", [Recurrent, Branching])
@@ -178,7 +179,7 @@ def test_what_cant_be_vectorised_runs_chain_after_chain_and_says_so_once(make):
     torch.testing.assert_close(model.weights(), flat(make).weights(), rtol=0, atol=0)
     w = perturbed(model)
     expected, expected_grads = obvious(make, w, batches)
-    losses, grads = model.losses_and_grads(w, batches)
+    losses, grads = model.losses_and_grads(w, Batches(batches))
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-12)
 
@@ -187,7 +188,7 @@ def test_what_cant_be_vectorised_runs_chain_after_chain_and_says_so_once(make):
 def test_models_whose_loss_changes_from_call_to_call_run_chain_after_chain(make):
     model = flat(make)
     with pytest.warns(PhasewatchWarning, match="one after another"):
-        model.choose_path([batch.double() for batch in BATCHES])
+        model.choose_path(Batches([batch.double() for batch in BATCHES]))
 
 
 def test_a_loss_that_differs_when_vectorised_is_caught():
@@ -196,7 +197,7 @@ def test_a_loss_that_differs_when_vectorised_is_caught():
 
     model = flat(Tied, loss=peculiar)
     with pytest.warns(PhasewatchWarning, match="its vectorised loss differs from its plain one"):
-        model.choose_path([batch.double() for batch in BATCHES])
+        model.choose_path(Batches([batch.double() for batch in BATCHES]))
     assert not model.vectorised
 
 
@@ -205,7 +206,7 @@ def test_minibatches_of_different_lengths_run_one_after_another():
     batches = [BATCHES[0].double(), BATCHES[1].double()[:3], BATCHES[2].double()[:2]]
     w = perturbed(model)
     expected, expected_grads = obvious(Tied, w, batches)
-    losses, grads = model.losses_and_grads(w, batches)
+    losses, grads = model.losses_and_grads(w, Batches(batches))
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-12)
 
@@ -217,24 +218,24 @@ def test_the_path_is_chosen_without_gradients_too():
 
     model = flat(Tied, loss=branches)
     with pytest.warns(PhasewatchWarning, match="one after another"):
-        model.choose_path([batch.double() for batch in BATCHES])
+        model.choose_path(Batches([batch.double() for batch in BATCHES]))
 
 
 def test_the_path_is_chosen_on_minibatches_of_one_length():
     model = flat(Recurrent)
     with pytest.warns(PhasewatchWarning, match="one after another"):
-        model.choose_path([BATCHES[0].double(), BATCHES[1].double()[:3]])
+        model.choose_path(Batches([BATCHES[0].double(), BATCHES[1].double()[:3]]))
 
 
 def test_low_precision_models_are_sampled_in_float32_and_vectorised():
     batches = [batch.bfloat16() for batch in BATCHES]
     model = flat(Tied, dtype=torch.bfloat16)
     assert model.dtype is torch.float32
-    model.choose_path(batches)
+    model.choose_path(Batches(batches))
     assert model.vectorised
     w = perturbed(model)
     expected, _ = obvious(Tied, w, batches, dtype=torch.bfloat16)
-    losses, grads = model.losses_and_grads(w, batches)
+    losses, grads = model.losses_and_grads(w, Batches(batches))
     assert grads.dtype is torch.float32
     torch.testing.assert_close(losses.float(), expected.float(), rtol=5e-2, atol=1e-2)
 
@@ -250,10 +251,10 @@ def test_evaluation_mode_and_buffers_stay():
     model = FlatModel(own_copy(Buffers().train()), loss)
     before = {name: buffer.clone() for name, buffer in model.model.named_buffers()}
     assert before
-    model.choose_path(BATCHES)
+    model.choose_path(Batches(BATCHES))
     for vectorised in (True, False):
         model.vectorised = vectorised
-        model.losses_and_grads(perturbed(model), BATCHES)
+        model.losses_and_grads(perturbed(model), Batches(BATCHES))
     assert not any(module.training for module in model.model.modules())
     for name, buffer in model.model.named_buffers():
         assert torch.equal(buffer, before[name])
@@ -431,5 +432,5 @@ def test_transformer_encoders_are_vectorised():
 
     model = FlatModel(Encoder(), loss)
     with measuring(0, model.device, threads=1, precision=None):
-        model.choose_path(BATCHES)
+        model.choose_path(Batches(BATCHES))
     assert model.vectorised

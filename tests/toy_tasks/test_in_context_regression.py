@@ -8,6 +8,7 @@ import torch
 from torch import Generator, nn
 from torch.func import vmap
 
+from phasewatch.monitor.batches import Batches
 from phasewatch.monitor.flat_model import FlatModel
 from phasewatch.toy_tasks.in_context_regression import (
     RegressionData,
@@ -153,10 +154,10 @@ def test_chains_are_vectorised():
     data = RegressionData()
     model = FlatModel(seeded_model(width=16), loss)
     batches = [data(generator(seed), 32) for seed in range(3)]
-    model.choose_path(batches)
+    model.choose_path(Batches(batches))
     assert model.vectorised
     rows = model.weights() + 0.01 * torch.randn(3, model.size, generator=generator())
-    together = model.losses(rows, batches)
+    together = model.losses(rows, Batches(batches))
     alone = []
     for row, batch in zip(rows, batches, strict=True):
         one = seeded_model(width=16)
