@@ -66,6 +66,7 @@ class FlatModel:
         self._tolerance = 1e-6 if dtypes == {torch.float64} else 1e-3 if min(d.itemsize for d in dtypes) > 2 else 0.05
         self._called = _LossModule(self.model, loss)
         self._warned: set[str] = set()
+        self._compiled: dict[int, Callable[[list[Tensor], Any], Tensor]] = {}
 
     @property
     def size(self) -> int:
@@ -184,7 +185,8 @@ class FlatModel:
         """
         with torch.no_grad():
             if self.vectorised and batches.stacked is not None:
-                return self._vectorised_losses(weights, batches.stacked)
+                in_dims = (None if weights.ndim == 1 else 0, 0)
+                return vmap(self._functional_loss, in_dims)(self._pieces(weights), batches.stacked)
             rows = weights.expand(len(batches), -1)
             return torch.stack([self._loss_at(row, batches[i]) for i, row in enumerate(rows)])
 
@@ -199,10 +201,10 @@ class FlatModel:
             Losses of shape (row,) and gradients of shape (row, parameter).
         """
         if self.vectorised and batches.stacked is not None:
-            weights = weights.detach().requires_grad_()
-            losses = self._vectorised_losses(weights, batches.stacked)
-            (grads,) = torch.autograd.grad(losses.sum(), weights)
-            return losses.detach(), grads
+            pieces = [piece.detach().requires_grad_() for piece in self._pieces(weights)]
+            losses = self._vectorised(len(weights))(pieces, batches.stacked)
+            grads = torch.autograd.grad(losses.sum(), pieces, allow_unused=True, materialize_grads=True)
+            return losses.detach(), torch.cat([grad.reshape(len(weights), -1) for grad in grads], dim=1)
         pairs = [self._loss_and_grad_at(row, batches[i]) for i, row in enumerate(weights)]
         losses, grads = zip(*pairs, strict=True)
         return torch.stack(losses), torch.stack(grads)
@@ -242,14 +244,29 @@ class FlatModel:
             "path",
         )
 
-    def _vectorised_losses(self, weights: Tensor, stacked: Any) -> Tensor:
-        return vmap(self._functional_loss, in_dims=(None if weights.ndim == 1 else 0, 0))(weights, stacked)
+    def prepare(self, rows: int) -> None:
+        """Compile the vectorised loss for this many rows, on a GPU; it is used where they are as many.
 
-    def _functional_loss(self, row: Tensor, batch: Any) -> Tensor:
+        Args:
+            rows: of `losses_and_grads`.
+        """
+        if self.vectorised and self.device.type == "cuda" and rows not in self._compiled:
+            from phasewatch.monitor.compiled import compiled
+
+            self._compiled[rows] = compiled(vmap(self._functional_loss))
+
+    def _vectorised(self, rows: int) -> Callable[[list[Tensor], Any], Tensor]:
+        return self._compiled.get(rows) or vmap(self._functional_loss)
+
+    def _pieces(self, weights: Tensor) -> list[Tensor]:
+        """The parameters in flat weights of shape (..., parameter), each copied to where its memory is aligned."""
+        pieces = zip(weights.split(self._sizes, dim=-1), self._shapes, strict=True)
+        return [piece.clone().unflatten(-1, shape) if shape else piece.clone().squeeze(-1) for piece, shape in pieces]
+
+    def _functional_loss(self, pieces: list[Tensor], batch: Any) -> Tensor:
         tensors = {}
-        for name, shape, piece in zip(self.trainable, self._shapes, row.split(self._sizes), strict=True):
-            value = piece.reshape(shape).to(self._tensors[name].dtype)
-            tensors |= dict.fromkeys(self._slots[name], value)
+        for name, piece in zip(self.trainable, pieces, strict=True):
+            tensors |= dict.fromkeys(self._slots[name], piece.to(self._tensors[name].dtype))
         return functional_call(self._called, tensors, (batch,), tie_weights=False)
 
     def _loss_at(self, row: Tensor, batch: Any) -> Tensor:
