@@ -7,6 +7,7 @@ from arviz_stats.base.array import array_stats
 from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
 
 from phasewatch.monitor.estimate import Estimate, Health
+from phasewatch.monitor.uncertainty import standard_error
 
 TRACE_LENGTH = 100
 
@@ -37,7 +38,7 @@ def estimate_from_losses(
         parameters: how many parameters were sampled; λ is at most half of it.
 
     Returns:
-        The estimate; its error is the spread of the draws over the square root of their effective number.
+        The estimate; its error is that of a mean over independent chains, however correlated their draws are.
     """
     finite = np.isfinite(losses).all() and np.isfinite(reference).all()
     paired: np.ndarray = nbeta * (losses - reference) if finite else np.full(losses.shape, math.nan)
@@ -47,8 +48,7 @@ def estimate_from_losses(
         nowhere = (math.nan,) * len(losses)
         return Estimate(math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, acceptance, Health.DIVERGED)
     rhat, ess = mixing(paired)
-    spread = float(paired.std(ddof=1))
-    error = spread / math.sqrt(ess)
+    error = standard_error(per_chain)
     health = verdict(paired, error, rhat)
     thinned = paired[:, :: math.ceil(paired.shape[1] / TRACE_LENGTH)]
     trace = () if health is Health.OK else tuple(tuple(chain) for chain in thinned.tolist())

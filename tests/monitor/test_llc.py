@@ -39,7 +39,7 @@ def test_regular_model_has_half_its_parameters():
     h = torch.linalg.eigvalsh(data[0].T @ data[0] / N)
     nbeta, gamma = 2000.0, 1.0
     eps = 0.2 / (nbeta * h.max().item())
-    sampler = SGLD(step_size=eps, localization=gamma, nbeta=nbeta, chains=8, draws=1200, burn_in=200, batch_size=N)
+    sampler = SGLD(step_size=eps, localization=gamma, nbeta=nbeta, chains=20, draws=600, burn_in=200, batch_size=N)
     found = estimate_llc(model, half_squared_error, data, sampler=sampler, seed=1)
     a = nbeta * h + gamma
     of_the_chain = (nbeta * h / (a * (1 - eps * a / 4))).sum().item() / 2
