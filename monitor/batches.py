@@ -10,11 +10,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from phasewatch.monitor.data import HeldData, Minibatches, move
 
-FEWEST = 32
-"""Minibatches kept at least, unless the chains take fewer steps or all the data makes fewer."""
+FEWEST = 8
+"""Minibatches kept for a chain at least, unless it takes fewer steps or all the data makes fewer."""
 
-SAMPLES_PER_NBETA = 100
-"""Samples kept for each unit of nβ: chains fit the noise of the n samples they see, which takes nβ/n of λ̂ away."""
+SAMPLES_PER_NBETA = 50
+"""Samples kept for a chain for each unit of nβ: it fits the noise of the n samples it sees, which takes nβ/n of λ̂ away."""
 
 MOST_BYTES = 2**30
 """What the kept minibatches may weigh, unless the fewest weigh more."""
@@ -26,11 +26,14 @@ class Batches:
     Args:
         batches: of the form that the loss takes.
 
+        whole: whether they are all there is, so that each chain sees all of them.
+
     Attributes:
         stacked: the same form with a leading axis (minibatch,); None where the shapes differ.
     """
 
-    def __init__(self, batches: Sequence[Any]) -> None:
+    def __init__(self, batches: Sequence[Any], *, whole: bool = True) -> None:
+        self.whole = whole
         self.stacked = tree_map(lambda *leaves: torch.stack(leaves), *batches) if _of_one_shape(batches) else None
         self._loose = list(batches) if self.stacked is None else []
         self._count = len(batches)
@@ -62,54 +65,64 @@ class Batches:
 
 
 def keep_minibatches(
-    source: Minibatches, batch_size: int, *, nbeta: float, steps: int, generator: Generator, device: torch.device
+    source: Minibatches,
+    batch_size: int,
+    *,
+    nbeta: float,
+    chains: int,
+    steps: int,
+    generator: Generator,
+    device: torch.device,
 ) -> Batches:
-    """Draw the minibatches that the chains will see: all the data, or as many as they need.
+    """Draw the minibatches that the chains will see: all the data for each of them, or as much as it needs of its own.
 
     Args:
         source: of the data.
         batch_size: samples in a minibatch.
         nbeta: nβ.
-        steps: that all chains take together; more minibatches than that are of no use.
+        chains: how many chains there are.
+        steps: of a chain; more minibatches than that are of no use to it.
         generator: on the CPU.
         device: where to keep them.
 
     Returns:
-        At least one minibatch. Those of data that is held are drawn without replacement, epoch after epoch.
+        The minibatches; those of data that is held are drawn without replacement, epoch after epoch.
     """
-    wanted = min(steps, max(FEWEST, math.ceil(SAMPLES_PER_NBETA * nbeta / batch_size)))
+    if isinstance(source, HeldData):
+        first = source.rows(torch.arange(batch_size, device="cpu"))
+    else:
+        first = source(generator, batch_size)
+    size = sum(leaf.numel() * leaf.itemsize for leaf in tree_leaves(first) if isinstance(leaf, Tensor))
+    each = min(steps, max(FEWEST, math.ceil(SAMPLES_PER_NBETA * nbeta / batch_size)))
+    each = min(each, max(FEWEST, MOST_BYTES // max(size * chains, 1)))
+    wanted = chains * each
     if not isinstance(source, HeldData):
-        first = move(source(generator, batch_size), device)
-        wanted = _affordable(wanted, first)
-        return Batches([first, *(move(source(generator, batch_size), device) for _ in range(wanted - 1))])
-    wanted = _affordable(wanted, source.rows(torch.arange(batch_size)))
-    if source.size % batch_size == 0:
-        wanted = min(wanted, source.size // batch_size)
+        return Batches([move(source(generator, batch_size), device) for _ in range(wanted)], whole=False)
     if source.size == batch_size:
-        return Batches([move(source.rows(torch.arange(batch_size)), device)])
+        return Batches([move(first, device)])
+    whole = source.size <= wanted * batch_size
+    if whole and source.size % batch_size == 0:
+        wanted = source.size // batch_size
     epochs = math.ceil(wanted * batch_size / source.size)
-    rows = torch.cat([torch.randperm(source.size, generator=generator) for _ in range(epochs)])
-    return Batches([move(source.rows(rows[i * batch_size : (i + 1) * batch_size]), device) for i in range(wanted)])
+    rows = torch.cat([torch.randperm(source.size, generator=generator, device="cpu") for _ in range(epochs)])
+    rows = rows[: wanted * batch_size].split(batch_size)
+    return Batches([move(source.rows(some), device) for some in rows], whole=whole)
 
 
-def order_of_minibatches(count: int, steps: int, generator: Generator) -> Tensor:
-    """Which minibatch each step of a chain takes: all of them in a random order, then all of them in another.
+def order_of_minibatches(batches: Tensor, steps: int, generator: Generator) -> Tensor:
+    """Which minibatch each step of a chain takes: all of its own in a random order, then all of them in another.
 
     Args:
-        count: how many minibatches there are.
+        batches: the numbers of the chain's minibatches.
         steps: of the chain.
         generator: on the CPU.
 
     Returns:
         Numbers of shape (step,).
     """
-    epochs = [torch.randperm(count, generator=generator) for _ in range(math.ceil(steps / count))]
-    return torch.cat(epochs)[:steps]
-
-
-def _affordable(wanted: int, batch: Any) -> int:
-    size = sum(leaf.numel() * leaf.itemsize for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
-    return min(wanted, max(FEWEST, MOST_BYTES // max(size, 1)))
+    epochs = math.ceil(steps / len(batches))
+    orders = [torch.randperm(len(batches), generator=generator, device="cpu") for _ in range(epochs)]
+    return batches[torch.cat(orders)[:steps]]
 
 
 def _of_one_shape(batches: Sequence[Any]) -> bool:

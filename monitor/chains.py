@@ -56,11 +56,18 @@ def chain_seed(seed: int, chain: int, purpose: int) -> int:
     return int(np.random.SeedSequence([seed, chain, purpose]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def orders(sampler: SGLD, seed: int, minibatches: int) -> Tensor:
-    """Which minibatch each chain takes at each step, shape (chain, step)."""
-    steps = sampler.burn_in + sampler.draws
-    generators = (Generator().manual_seed(chain_seed(seed, c, 0)) for c in range(sampler.chains))
-    return torch.stack([order_of_minibatches(minibatches, steps, generator) for generator in generators])
+def orders(sampler: SGLD, seed: int, target: Target) -> Tensor:
+    """Which minibatch each chain takes at each step, shape (chain, step).
+
+    Unless the minibatches are all there is, each chain has some of its own, so that the spread of the chains shows what the
+    choice of minibatches adds to the error.
+    """
+    steps, apart = sampler.burn_in + sampler.draws, 1 if target.whole else sampler.chains
+    found = []
+    for chain in range(sampler.chains):
+        own = torch.arange(chain % apart, target.minibatches, apart, device="cpu")
+        found.append(order_of_minibatches(own, steps, Generator().manual_seed(chain_seed(seed, chain, 0))))
+    return torch.stack(found)
 
 
 def run_chains(
@@ -220,7 +227,7 @@ class _Walk:
         self.masks = None if masks is None else masks.to(anchors).unsqueeze(1)
         self.w = self.anchors.repeat(1, len(chains), 1)
         self.eps = anchors.new_tensor([ground.step_size for ground in grounds]).view(-1, 1, 1)
-        self.orders = orders(sampler, seed, target.minibatches)[chains]
+        self.orders = orders(sampler, seed, target)[chains]
         self._numbers = self.orders.to(anchors.device)
         self._noises, self._others = (
             [Generator(anchors.device).manual_seed(chain_seed(seed, c, purpose)) for c in chains] for purpose in (1, 4)

@@ -8,6 +8,7 @@ from scipy.special import stdtrit  # Student's t: degrees of freedom, then the p
 
 from phasewatch.monitor.checks import Checks
 from phasewatch.monitor.estimate import Estimate, Health
+from phasewatch.monitor.uncertainty import standard_error
 
 TRACE_LENGTH = 100
 
@@ -69,7 +70,7 @@ def estimate_from_losses(
         checks: what else was measured.
 
     Returns:
-        The estimate; its error is the spread of the draws over the square root of their effective number.
+        The estimate; its error is that of a mean over independent chains, however correlated their draws are.
     """
     finite = np.isfinite(losses).all() and np.isfinite(reference).all()
     paired: np.ndarray = nbeta * (losses - reference) if finite else np.full(losses.shape, math.nan)
@@ -81,8 +82,7 @@ def estimate_from_losses(
             math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, acceptance, Health.DIVERGED, checks=checks
         )
     rhat, ess = mixing(paired)
-    spread = float(paired.std(ddof=1))
-    error = spread / math.sqrt(ess)
+    error = standard_error(per_chain)
     health = verdict(paired, error, rhat, method, checks)
     thinned = paired[:, :: math.ceil(paired.shape[1] / TRACE_LENGTH)]
     trace = () if health is Health.OK else tuple(tuple(chain) for chain in thinned.tolist())

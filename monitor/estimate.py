@@ -18,7 +18,7 @@ class Health(enum.Enum):
         "If the snapshot's own loss is not finite, training has diverged; else lower SGLD(step_size=...)."
     )
     UNMIXED = (
-        "The chains disagree by much more than each one moves, so the error is understated. "
+        "The chains disagree by much more than each one moves, so each has seen only a part of the surroundings. "
         "Use more SGLD(draws=...) or a larger SGLD(step_size=...)."
     )
     DRIFTING = (
@@ -62,9 +62,10 @@ class Estimate:
 
     Attributes:
         value: the mean over chains and draws; NaN if the chains diverged.
-        error: standard error of `value` under repeated sampling, not of its bias.
+        error: `value ± 2 * error` holds the mean of `value` over seeds in 95 % of cases: a standard error, with
+            Student's factor for the number of chains folded in. It knows nothing of that mean's own bias.
         per_chain: the mean of each chain, shape (chain,). Chain c of two points of one run shares its minibatches and
-            its noise, so differences are taken chain by chain.
+            its noise, so differences are taken chain by chain, by `difference`.
         nbeta: the inverse temperature nβ.
         rhat: split R-hat of the paired losses; 1 when the chains agree.
         ess: effective number of independent draws among all chains.

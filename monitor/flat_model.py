@@ -432,6 +432,11 @@ class LossOnBatches:
         """How many there are."""
         return len(self._batches)
 
+    @property
+    def whole(self) -> bool:
+        """Whether they are all there is."""
+        return self._batches.whole
+
     def losses(self, weights: Tensor, which: Tensor) -> Tensor:
         """As `FlatModel.losses`, for minibatches of these numbers, shape (row,)."""
         return self._model.losses(weights, self._batches.take(which))

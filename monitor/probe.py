@@ -235,7 +235,8 @@ class Probe:
             self._minibatches,
             self._batch_size,
             nbeta=sampler.nbeta,
-            steps=sampler.chains * (sampler.burn_in + sampler.draws),
+            chains=sampler.chains,
+            steps=sampler.burn_in + sampler.draws,
             generator=Generator().manual_seed(chain_seed(self.seed, 0, 2)),
             device=self.model.device,
         )

@@ -23,6 +23,11 @@ class Target(Protocol):
         """How many minibatches there are."""
         ...
 
+    @property
+    def whole(self) -> bool:
+        """Whether the minibatches together are the loss that is sampled, and not a sample of it."""
+        ...
+
     def losses(self, weights: Tensor, which: Tensor) -> Tensor:
         """Losses of shape (row,) at weights of shape (row, parameter), or all rows at one of shape (parameter,)."""
         ...
@@ -78,7 +83,7 @@ def survey(
         grads = grads if kept is None else grads * kept
         first, total = (grads, grads.clone()) if number == 0 else (first, total.add_(grads))
     mean = total / rounds
-    slope, slope_error, noise = _moments(mean, rounds, whole=rows * rounds == target.minibatches)
+    slope, slope_error, noise = _moments(mean, rounds, whole=target.whole and rows * rounds == target.minibatches)
     del mean, total
     which = torch.arange(rows, device=anchor.device)
     start = first.mean(0)

@@ -1,4 +1,4 @@
-"""Points in order of step, in memory and on disk. numpy alone: reading a run needs no torch."""
+"""Points in order of step, in memory and on disk. numpy and scipy alone: reading a run needs no torch."""
 
 import csv
 import io
@@ -14,6 +14,7 @@ import numpy as np
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Estimate, Health, json_number
+from phasewatch.monitor.uncertainty import standard_error
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Trajectory(Sequence[Point]):
 
     @property
     def llc_error(self) -> np.ndarray:
-        """Standard error of each λ̂, shape (point,): of its level, not of its difference to a neighbour."""
+        """The error of each λ̂, shape (point,): of its level, not of its difference to a neighbour."""
         return np.array([point.llc.error for point in self.points], dtype=float)
 
     @property
@@ -256,7 +257,7 @@ def _from_csv(content: bytes, call: str) -> list[Point]:
                 loss=values["loss"],
                 llc=Estimate(
                     value=values["llc"],
-                    error=values.get("llc_error", _standard_error(per_chain)),
+                    error=values.get("llc_error", standard_error(per_chain)),
                     per_chain=per_chain,
                     nbeta=math.nan,
                     rhat=math.nan,
@@ -307,7 +308,3 @@ def _whole(cell: str, where: str) -> int:
     if not value.is_integer():
         raise PhasewatchError(f"{where} holds {cell!r}; a training step is a whole number.")
     return int(value)
-
-
-def _standard_error(per_chain: tuple[float, ...]) -> float:
-    return float(np.std(per_chain, ddof=1) / math.sqrt(len(per_chain))) if len(per_chain) > 1 else math.nan

@@ -15,6 +15,7 @@ class Quadratic:
     tilt: float = 0.0
     shifts: Tensor = field(default_factory=lambda: torch.tensor([0.75], dtype=torch.float64))
     calls: list[Tensor] = field(default_factory=list)
+    whole: bool = True
 
     @property
     def minibatches(self) -> int:

@@ -178,7 +178,7 @@ def test_chains_are_the_obvious_loop(method):
     sampler = SGLD(0.01, 3.0, 20.0, 3, 20, 7, 1, method)
     target = Quadratic(h, anchor, 0.4, shifts(5))
     chains = run(target, sampler, seed=11)
-    for c, order in enumerate(orders(sampler, 11, 5)):
+    for c, order in enumerate(orders(sampler, 11, target)):
         generator = Generator().manual_seed(chain_seed(11, c, 1))
         z = torch.stack([torch.randn(3, generator=generator, dtype=torch.float64) for _ in range(28)])
         noise = z[:-1] if method == "sgld" else (z[:-1] + z[1:]) / 2
@@ -315,7 +315,7 @@ def test_one_anchor_that_diverges_leaves_the_others():
 @pytest.mark.parametrize("last", range(1, 18))
 def test_one_loss_near_the_end_that_is_not_finite(bad, last):
     target = Quadratic(doubles(0.5, 2.0), doubles(1.0, -2.0), shifts=shifts(27))
-    number = orders(SMALL, 0, 27)[1, 27 - last]
+    number = orders(SMALL, 0, target)[1, 27 - last]
     target.shifts[number] = bad
     assert nowhere(run(target, SMALL, seed=0))
 

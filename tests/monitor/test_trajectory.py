@@ -121,7 +121,10 @@ def test_the_published_csv():
     assert chains is not None
     assert chains.shape == (190, 10)
     np.testing.assert_allclose(chains.mean(axis=1), trajectory.llc, atol=1e-3)
-    np.testing.assert_allclose(trajectory.llc_error, chains.std(axis=1, ddof=1) / math.sqrt(10))
+    student = 2.262157  # for 9 degrees of freedom
+    np.testing.assert_allclose(
+        trajectory.llc_error, chains.std(axis=1, ddof=1) / math.sqrt(10) * student / 2, rtol=1e-6
+    )
     assert trajectory[0].llc.health is Health.OK
     assert trajectory[0].metrics == {}
 
