@@ -127,7 +127,8 @@ def test_global_randomness_is_neither_used_nor_moved():
 def test_an_inverse_temperature_of_one_is_taken_without_a_warning():
     sampler = SGLD(step_size=0.01, localization=3.0, nbeta=1.0, chains=2, draws=4, burn_in=0, batch_size=1)
     model = FlatModel(Weights(torch.tensor([1.0, -2.0, 0.3])), tilted_quadratic)
-    assert np.isfinite(run_devinterp_chains(model, model.weights(), POOL, any_order(sampler, POOL), sampler, seed=0).losses).all()
+    chains = run_devinterp_chains(model, model.weights(), POOL, any_order(sampler, POOL), sampler, seed=0)
+    assert np.isfinite(chains.losses).all()
 
 
 # Against exact values
@@ -276,11 +277,18 @@ def test_unstable_steps_leave_nothing_but_nan():
 
 
 def test_a_reference_that_is_not_finite_leaves_nothing_but_nan():
-    pool = [torch.tensor(math.nan), *POOL]
-    order = np.ones((27, 3), dtype=int)
-    order[0], order[20, 2] = 0, 0
-    model = FlatModel(Weights(torch.tensor([1.0, -2.0, 0.3])), tilted_quadratic)
-    assert np.isnan(run_devinterp_chains(model, model.weights(), pool, order, SMALL, seed=0).reference).all()
+    start = torch.tensor([1.0, -2.0, 0.3])
+
+    def endless_at_the_anchor(model: Weights, batch: Tensor) -> Tensor:
+        there = tilted_quadratic(model, batch)
+        return there / 0 if batch == POOL[3] and torch.equal(model.w, start) else there
+
+    order = any_order(SMALL, POOL)
+    order[0], order[20, 2] = 0, 3  # never there while a chain is at the anchor
+    model = FlatModel(Weights(start.clone()), endless_at_the_anchor)
+    chains = run_devinterp_chains(model, start, POOL, order, SMALL, seed=0)
+    assert np.isnan(chains.losses).all()
+    assert np.isnan(chains.reference).all()
 
 
 def test_a_loss_that_refuses_what_the_chains_do_is_a_divergence():
@@ -293,6 +301,19 @@ def test_a_loss_that_refuses_what_the_chains_do_is_a_divergence():
     model = FlatModel(Weights(torch.tensor([1.0, -2.0, 0.3])), refuses)
     chains = run_devinterp_chains(model, model.weights(), POOL, any_order(sampler, POOL), sampler, seed=0)
     assert np.isnan(chains.losses).all()
+
+
+def test_running_out_of_memory_is_no_divergence():
+    start = torch.tensor([1.0, -2.0, 0.3])
+
+    def greedy(model: Weights, batch: Tensor) -> Tensor:
+        if not torch.equal(model.w, start):
+            raise torch.OutOfMemoryError("no memory left")
+        return tilted_quadratic(model, batch)
+
+    model = FlatModel(Weights(start.clone()), greedy)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        run_devinterp_chains(model, start, POOL, any_order(SMALL, POOL), SMALL, seed=0)
 
 
 def test_a_gradient_that_fails_at_the_anchor_too_is_no_divergence():
