@@ -12,7 +12,7 @@ with its burn-in cut off and as it comes. Claim: the first three agree within th
 comparable, the burn-in must be cut from its `loss_trace`, since it averages it in; L(w*) must be taken on the
 minibatches that the chains go through, so `num_init_loss_batches`, the burn-in and the draws are whole numbers of
 epochs; and there must be no dropout, since it samples in training mode. It takes token ids alone, so other models are
-given to it as a loss of sample numbers. Costs about six minutes on one core.
+given to it as a loss of sample numbers. Costs about three minutes on one core.
 
     python experiments/second_opinion.py [--quick]
 """
