@@ -113,12 +113,12 @@ def quadratic(steps: dict[str, int]) -> Case:
     """100 weights and their curvatures."""
     sampler = SGLD(step_size=2e-3, localization=10.0, nbeta=100.0, batch_size=1, **steps)
     h, model = torch.linspace(0.5, 5.0, 100), nn.Linear(100, 1, bias=False)
+    centre = model.weight.detach().clone()
 
     def losses(model: nn.Module, ids: Tensor) -> Tensor:
-        away = model.get_parameter("weight") - model.get_buffer("centre")
+        away = cast(nn.Linear, model).weight - centre
         return (h * away.square()).sum() / 2 + torch.zeros(len(ids), 1)
 
-    model.register_buffer("centre", model.weight.detach().clone())
     return Case("quadratic, 100 weights", model, losses, numbered(1), sampler, stationary_mean(h, sampler))
 
 
