@@ -14,7 +14,7 @@ from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.flat_model import FlatModel
 from phasewatch.monitor.isolation import untouched_randomness
 from phasewatch.monitor.second_opinion import run_devinterp_chains
-from phasewatch.monitor.sgld import SGLD, Chains, chain_seed, run_chains
+from phasewatch.monitor.sgld import SGLD, Chains, chain_seed, run_chains, sgld_step
 
 
 class Weights(nn.Module):
@@ -364,36 +364,60 @@ def trained_language_model() -> tuple[Attention, Tensor]:
     return model, tokens
 
 
-def test_a_language_model_agrees_with_llc_itself(tmp_path):
-    """With everything else alike: no dropout, and L(w*) over the minibatches that the chains go through in turn."""
+LANGUAGE = SGLD(step_size=1e-3, localization=20.0, nbeta=100.0, chains=8, draws=100, burn_in=100, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def by_llc(tmp_path_factory) -> tuple[FlatModel, Tensor, list[Tensor], np.ndarray, float]:
+    """A model, its anchor, its minibatches, and what `llc()` found: the losses of shape (chain, step), and L(w*).
+
+    With everything alike: no dropout, since it samples in training mode, and L(w*) over the minibatches that the
+    chains go through in turn.
+    """
     from datasets import Dataset
     from devinterp.slt.llc import llc
 
     model, tokens = trained_language_model()
-    sampler = SGLD(step_size=1e-3, localization=20.0, nbeta=100.0, chains=8, draws=100, burn_in=100, batch_size=16)
-    pool = list(tokens.split(16))
-    order = np.arange(200)[:, None].repeat(8, axis=1) % len(pool)
-    with untouched_randomness(0):  # llc() seeds the global streams
+    with untouched_randomness(0):  # it seeds the global streams
         found = llc(
             model,
             Dataset.from_dict({"input_ids": tokens.tolist()}).with_format("torch"),
             {},
-            lr=sampler.step_size,
-            n_beta=sampler.nbeta,
-            localization=sampler.localization,
-            num_chains=sampler.chains,
-            num_draws=200,
-            batch_size=sampler.batch_size,
-            num_init_loss_batches=len(pool),
+            lr=LANGUAGE.step_size,
+            n_beta=LANGUAGE.nbeta,
+            localization=LANGUAGE.localization,
+            num_chains=LANGUAGE.chains,
+            num_draws=LANGUAGE.draws,
+            num_burnin_steps=LANGUAGE.burn_in,
+            batch_size=LANGUAGE.batch_size,
+            num_init_loss_batches=4,
+            init_seed=100,
             shuffle=False,
             device="cpu",
-            output_path=tmp_path / "samples",
+            output_path=tmp_path_factory.mktemp("llc") / "samples",
         )
-    settled = found.loss_trace.values[:, sampler.burn_in :].astype(float)
-    theirs, their_error = value_and_error(100.0 * (settled.mean(axis=1) - found.init_loss.item()))
+    losses = found.loss_trace.values.astype(float)
     flat = FlatModel(model, next_token)
-    start = flat.weights()
-    for run in (run_our_chains, run_devinterp_chains):
-        value, error = estimate(run(flat, start, pool, order, sampler, seed=1), 100.0)
-        assert abs(value - theirs) < 4 * math.hypot(error, their_error)
-        assert math.hypot(error, their_error) < 0.08 * theirs
+    return flat, flat.weights(), list(tokens.split(16)), losses, found.init_loss.item()
+
+
+def test_llc_itself_takes_our_steps(by_llc):
+    """It draws a parameter's noise after another's from the global stream, seeded for each chain."""
+    model, anchor, pool, found, _ = by_llc
+    w = anchor[None]
+    with untouched_randomness(103):
+        for step in range(60):
+            loss, grads = model.losses_and_grads(w, [pool[step % 4]])
+            assert loss.item() == pytest.approx(found[3, step], rel=1e-4)
+            noise = torch.cat([torch.normal(0.0, 1.0, p.shape).flatten() for p in model.model.parameters()])
+            w = sgld_step(w, anchor, grads, noise, nbeta=100.0, gamma=20.0, eps=1e-3)
+
+
+@pytest.mark.parametrize("run", [run_our_chains, run_devinterp_chains])
+def test_a_language_model_agrees_with_llc_itself(run, by_llc):
+    model, anchor, pool, found, reference = by_llc
+    theirs, their_error = value_and_error(100.0 * (found[:, LANGUAGE.burn_in :].mean(axis=1) - reference))
+    order = np.arange(200)[:, None].repeat(8, axis=1) % 4
+    value, error = estimate(run(model, anchor, pool, order, LANGUAGE, seed=1), 100.0)
+    assert abs(value - theirs) < 4 * math.hypot(error, their_error)
+    assert math.hypot(error, their_error) < 0.08 * theirs
