@@ -11,13 +11,14 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.batches import Batches, keep_minibatches
-from phasewatch.monitor.chains import chain_seed, run_chains
+from phasewatch.monitor.chains import Chains, chain_seed, orders, run_chains
 from phasewatch.monitor.data import HeldData, as_minibatches, move
 from phasewatch.monitor.diagnostics import estimate_from_losses
 from phasewatch.monitor.errors import PhasewatchError, warn, whole_number
 from phasewatch.monitor.flat_model import FlatModel, Loss, LossOnBatches, own_copy
 from phasewatch.monitor.isolation import matmul_precision, measuring
 from phasewatch.monitor.parts import Part, masks_of
+from phasewatch.monitor.second_opinion import run_devinterp_chains
 from phasewatch.monitor.sgld import SGLD
 from phasewatch.monitor.snapshot import Snapshot
 from phasewatch.monitor.trajectory import Point
@@ -169,14 +170,8 @@ class Probe:
                     metrics.append({name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()})
                 self.model.load(snapshot)
                 anchors += [self.model.weights()] * len(self._parts)
-            chains = run_chains(
-                LossOnBatches(self.model, self._batches),
-                torch.stack(anchors),
-                sampler,
-                self.seed,
-                masks=None if self._masks is None else self._masks.repeat(len(snapshots), 1),
-                rows=self._rows,
-            )
+            masks = None if self._masks is None else self._masks.repeat(len(snapshots), 1)
+            chains = self._sampled(torch.stack(anchors), masks)
         estimates = iter([
             estimate_from_losses(
                 of_one.losses,
@@ -220,6 +215,18 @@ class Probe:
                 "Probe(make_model, ...)."
             )
         return _rebuild, (self._arguments, self._precision, self._dtype)
+
+    def _sampled(self, anchors: Tensor, masks: Tensor | None) -> list[Chains]:
+        target = LossOnBatches(self.model, self._batches)
+        if self.sampler.backend == "vectorised":
+            return run_chains(target, anchors, self.sampler, self.seed, masks=masks, rows=self._rows)
+        order = orders(self.sampler, self.seed, target).T.numpy()
+        return [
+            run_devinterp_chains(
+                self.model, anchor, self._batches, order, self.sampler, self.seed, None if masks is None else masks[i]
+            )
+            for i, anchor in enumerate(anchors)
+        ]
 
     @property
     def together(self) -> int:

@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from phasewatch.monitor.batches import Batches
+from phasewatch.monitor.chains import Chains, chain_seed
+from phasewatch.monitor.checks import Checks
 from phasewatch.monitor.flat_model import FlatModel
-from phasewatch.monitor.sgld import SGLD, Chains, chain_seed
+from phasewatch.monitor.sgld import SGLD
 
 
 def run_devinterp_chains(
     model: FlatModel,
     anchor: Tensor,
-    pool: Sequence[Any],
+    pool: Sequence[Any] | Batches,
     order: np.ndarray,
     sampler: SGLD,
     seed: int,
@@ -48,7 +51,7 @@ def run_devinterp_chains(
     plain.vectorised = False
     reference = np.empty(len(pool))
     for i in np.unique(order[sampler.burn_in :]):
-        reference[i] = plain.losses(anchor[None], [pool[i]]).item()
+        reference[i] = plain.losses(anchor[None], Batches([pool[i]])).item()
     losses = np.empty(order.shape)
     for chain in range(sampler.chains):
         w = anchor.clone()
@@ -60,11 +63,11 @@ def run_devinterp_chains(
         noise = Generator(anchor.device).manual_seed(chain_seed(seed, chain, 1))
         for step, i in enumerate(order[:, chain]):
             try:
-                loss, grads = plain.losses_and_grads(w[None], [pool[i]])
+                loss, grads = plain.losses_and_grads(w[None], Batches([pool[i]]))
             except torch.OutOfMemoryError:
                 raise
             except Exception:
-                plain.losses_and_grads(anchor[None], [pool[i]])  # raises too where the chain is not what is wrong
+                plain.losses_and_grads(anchor[None], Batches([pool[i]]))  # raises too where the chain is not what is wrong
                 return Chains.nowhere(sampler)
             losses[step, chain] = loss.item()
             if not math.isfinite(losses[step, chain]):
@@ -74,4 +77,4 @@ def run_devinterp_chains(
     drawn = order[sampler.burn_in :].T
     if not np.isfinite(reference[drawn]).all():
         return Chains.nowhere(sampler)
-    return Chains(losses[sampler.burn_in :].T, reference[drawn], acceptance=math.nan)
+    return Chains(losses[sampler.burn_in :].T, reference[drawn], math.nan, Checks())

@@ -3,11 +3,12 @@
 import json
 import math
 import struct
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
 
+from phasewatch.monitor.checks import Checks
 from phasewatch.monitor.estimate import Estimate, Health, json_number
 
 HARD = [0.1, 1 / 3, -0.0, 5e-324, 1.7976931348623157e308, -2.2250738585072014e-308, 1e22, math.nan, math.inf, -math.inf]
@@ -19,7 +20,7 @@ def bits(value: float) -> bytes:
 
 def estimate(number: float = 2.5, health: Health = Health.OK, trace=()) -> Estimate:
     """An estimate whose every field carries `number`."""
-    return Estimate(number, number, (number, 1.25, number), number, number, number, number, health, trace)
+    return Estimate(number, number, (number, 1.25, number), number, number, number, number, health, trace, Checks(number, 2.5))
 
 
 def through_json(found: Estimate) -> Estimate:
@@ -36,6 +37,8 @@ def test_round_trip_to_the_last_bit(number, health):
         before, after = getattr(found, field.name), getattr(back, field.name)
         if field.name == "health":
             assert after is before
+        elif field.name == "checks":
+            assert [bits(v) for v in asdict(after).values()] == [bits(v) for v in asdict(before).values()]
         else:
             assert [bits(v) for v in np.ravel(after)] == [bits(v) for v in np.ravel(before)]
             assert np.shape(after) == np.shape(before)
@@ -65,7 +68,11 @@ def test_the_record_is_plain_json():
         "ess": "nan",
         "acceptance": "nan",
         "health": "OK",
-    }
+        "checks": {
+            "step_size": "nan", "kappa": 2.5, "descent": "nan", "descent_error": "nan", "overshoot": "nan",
+            "noise": "nan", "held": "nan", "held_error": "nan", "below": "nan",
+        },
+    }  # fmt: skip
 
 
 def test_numpy_numbers_are_written_as_numbers():

@@ -11,10 +11,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from phasewatch.monitor.errors import PhasewatchWarning
-from phasewatch.monitor.flat_model import FlatModel
+from phasewatch.monitor.batches import Batches
+from phasewatch.monitor.chains import Chains, chain_seed, orders, run_chains
+from phasewatch.monitor.flat_model import FlatModel, LossOnBatches
 from phasewatch.monitor.isolation import untouched_randomness
 from phasewatch.monitor.second_opinion import run_devinterp_chains
-from phasewatch.monitor.sgld import SGLD, Chains, chain_seed, run_chains, sgld_step
+from phasewatch.monitor.sgld import SGLD, sgld_step
 
 
 class Weights(nn.Module):
@@ -44,10 +46,12 @@ def any_order(sampler: SGLD, pool: Sequence[Any], seed: int = 0) -> np.ndarray:
 
 
 def run_our_chains(
-    model: FlatModel, anchor: Tensor, pool: Sequence[Any], order: np.ndarray, sampler: SGLD, seed: int
-) -> Chains:
-    places = iter(order.ravel())
-    return run_chains(model, anchor, lambda _: pool[next(places)], sampler, seed)
+    model: FlatModel, anchor: Tensor, pool: Sequence[Any], sampler: SGLD, seed: int
+) -> tuple[Chains, np.ndarray]:
+    """The chains, and which minibatch each took at each step."""
+    target = LossOnBatches(model, Batches(pool))
+    (chains,) = run_chains(target, anchor[None], sampler, seed)
+    return chains, orders(sampler, seed, target).T.numpy()
 
 
 def value_and_error(per_chain: np.ndarray) -> tuple[float, float]:
@@ -212,7 +216,7 @@ def test_both_samplers_agree(make):
     sampler = SGLD(step_size=2e-3, localization=5.0, nbeta=60.0, chains=8, draws=150, burn_in=100, batch_size=64)
     model, pool = make()
     start, order = model.weights(), any_order(sampler, pool)
-    mine = run_our_chains(model, start, pool, order, sampler, seed=1)
+    mine, order = run_our_chains(model, start, pool, sampler, seed=1)
     same = run_devinterp_chains(model, start, pool, order, sampler, seed=1)
     np.testing.assert_allclose(same.losses, mine.losses, rtol=2e-3, atol=1e-6)
     np.testing.assert_allclose(same.reference, mine.reference, rtol=1e-4, atol=1e-9)
@@ -244,7 +248,7 @@ def test_control_flow_that_depends_on_the_data():
     with pytest.warns(PhasewatchWarning, match="Experts can't be vectorised"):
         model.choose_path(pool[:2])
     start, order = model.weights(), any_order(SMALL, pool)
-    mine = run_our_chains(model, start, pool, order, SMALL, seed=3)
+    mine, order = run_our_chains(model, start, pool, SMALL, seed=3)
     theirs = run_devinterp_chains(model, start, pool, order, SMALL, seed=3)
     np.testing.assert_allclose(theirs.losses, mine.losses, rtol=1e-4)
     np.testing.assert_allclose(theirs.reference, mine.reference, rtol=1e-6)
