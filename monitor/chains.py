@@ -21,8 +21,8 @@ LOOKS = 8
 ROUNDS_TO_KAPPA = 4
 """Times that the first step is taken anew with the step size that the curvature at its end asks for."""
 
-PRODUCTS = 32
-"""Draws at which the chains' positions and gradients are multiplied, which costs no gradient."""
+PRODUCTS = 32, 16
+"""Draws at which the chains' positions and gradients are multiplied, which costs no gradient, and chains at most."""
 
 TARGET_ACCEPTANCE = 0.6
 """What Metropolis-adjusted chains adapt their step to (0.574 is best in many dimensions, Roberts & Rosenthal 1998)."""
@@ -243,7 +243,7 @@ class _Walk:
         self._looks = set(draws[:: -(-sampler.draws // LOOKS)].tolist())
         if sampler.kappa is not None:
             self._looks |= {step for step in range(sampler.burn_in) if step & (step - 1) == 0 or step % 16 == 0}
-        self._multiplied = set(draws[:: -(-sampler.draws // PRODUCTS)].tolist())
+        self._multiplied = set(draws[:: -(-sampler.draws // PRODUCTS[0])].tolist())
 
     def advance(self, step: int) -> bool:
         """Take a step, and leave the loss of this draw in `losses`; False where the model refuses the weights."""
@@ -275,6 +275,7 @@ class _Walk:
 
     def multiply(self, at: Tensor, grads: Tensor) -> None:
         """Products of the chains' gradients with each other's displacements and with themselves."""
+        at, grads = at[:, : PRODUCTS[1]], grads[:, : PRODUCTS[1]]
         away = at - self.anchors
         self._products.append(torch.cat([away @ grads.mT, grads.square().sum(-1, keepdim=True)], -1).double())
 

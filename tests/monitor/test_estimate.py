@@ -104,5 +104,5 @@ def test_only_a_divergence_leaves_no_value():
 
 @pytest.mark.parametrize("health", [health for health in Health if health is not Health.OK])
 def test_each_doubt_names_the_setting_to_change(health):
-    assert any(f"SGLD({setting}=...)" in health.value for setting in ("step_size", "localization", "draws", "burn_in"))
+    assert any(f"SGLD({setting}=...)" in health.value for setting in ("step_size", "localization", "draws", "batch_size", "burn_in"))
     assert health.value.endswith(".")
