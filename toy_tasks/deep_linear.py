@@ -164,19 +164,25 @@ def train(model: DeepLinear, batch: Batch, *, learning_rate: float = 1e-2, toler
         optimizer.zero_grad()
         ((residual @ gram) * residual).sum().div(2).backward()
         optimizer.step()
-    for _ in range(100):
-        weights = model.factors()
-        residual = target - _product(weights)
-        distance = residual.norm().item() / scale
-        if distance <= tolerance:
-            return
+    weights, factor = model.factors(), 1.0
+    residual = target - _product(weights)
+    for _ in range(200):
+        if (distance := residual.norm().item() / scale) <= tolerance:
+            break
         sides = _partial_products(weights)
-        dual = _damped_solution(sides, residual, damping=distance**2)
-        with torch.no_grad():
-            for weight, (above, below) in zip(model.parameters(), sides, strict=True):
-                weight += above.mT @ dual @ below.mT
-    distance = (target - _product(model.factors())).norm().item() / scale
-    raise RuntimeError(f"train: still {distance:.1e} from the optimum, above tolerance={tolerance:.1e}.")
+        dual = _damped_solution(sides, residual, damping=factor * distance**2)
+        moved = [w + above.mT @ dual @ below.mT for w, (above, below) in zip(weights, sides, strict=True)]
+        new_residual = target - _product(moved)
+        if new_residual.norm() < residual.norm():
+            weights, residual, factor = moved, new_residual, max(factor / 4, 1.0)
+        else:
+            factor *= 4
+    else:
+        distance = residual.norm().item() / scale
+        raise RuntimeError(f"train: still {distance:.1e} from the optimum, above tolerance={tolerance:.1e}.")
+    with torch.no_grad():
+        for parameter, weight in zip(model.parameters(), weights, strict=True):
+            parameter.copy_(weight)
 
 
 def _product(weights: Sequence[Tensor]) -> Tensor:
