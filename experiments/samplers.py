@@ -29,7 +29,7 @@ from torch import Generator, Tensor
 
 from phasewatch.toy_tasks import deep_linear
 
-Loss = Callable[[Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[..., tuple[Tensor, Tensor]]
 """Weights of shape (chain, parameter) to losses of shape (chain,) and their gradients."""
 
 
@@ -106,6 +106,17 @@ METHODS = [
     Method("RMSProp underdamped 0.95", 1.0, keep=0.95, rmsprop=True),
     Method("MALA", 1.0, rule="mala"),
 ]
+
+
+NOISY = (
+    Method("SGLD", 0.05, rule="sgld"),
+    Method("SGLD", 0.25, rule="sgld"),
+    Method("LM", 0.05),
+    Method("LM", 0.25),
+    Method("underdamped 0.9", 0.25, keep=0.9),
+    Method("underdamped 0.9", 0.25 / 19, keep=0.9),
+)
+"""With minibatches. The last moves as far as LM at 0.25 does: momentum multiplies that by (1 + keep)/(1 − keep)."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +283,7 @@ def run(case: Case, method: Method, seed: int) -> dict[str, Any]:
         "nbeta": f"{case.nbeta:.4g}",
         "gamma": f"{case.gamma:g}",
         "method": method.name,
-        "kappa": method.kappa if method.rule != "mala" else f"{kappa:.2f}",
+        "kappa": round(method.kappa, 4) if method.rule != "mala" else f"{kappa:.2f}",
         "kappa_at_the_end": f"{kappa:.2f}",
         "truth": round(case.truth, 5),
         "estimate": round(estimate, 5),
@@ -332,14 +343,6 @@ def regressions(quick: bool) -> Iterator[Case]:
         yield case if d < 1000 else replace(case, burn_in=500, draws=2000)
         if d != 100:
             continue
-        noisy = (
-            Method("SGLD", 0.05, rule="sgld"),
-            Method("SGLD", 0.25, rule="sgld"),
-            Method("LM", 0.05),
-            Method("LM", 0.25),
-            Method("underdamped 0.9", 0.25, keep=0.9),
-            Method("underdamped 0.9", 0.0125, keep=0.9),
-        )
         for m in [64] if quick else [1024, 64]:
 
             def minibatch(w: Tensor, generator: Generator, x: Tensor = x, y: Tensor = y, m: int = m) -> Tensor:
@@ -350,22 +353,23 @@ def regressions(quick: bool) -> Iterator[Case]:
 
             name = f"d = {d}, minibatches of {m} (nβ/m = {nbeta / m:.1f})"
             yield replace(
-                case, part="minibatch", name=name, minibatch=minibatch, methods=noisy, burn_in=1000, draws=3000
+                case, part="minibatch", name=name, minibatch=minibatch, methods=NOISY, burn_in=1000, draws=3000
             )
 
 
 def network_loss(model: deep_linear.DeepLinear, batch: deep_linear.Batch, dtype: torch.dtype) -> tuple[Loss, Tensor]:
-    """A network's loss above its minimum on the whole batch, from the batch's moments, and its flat weights.
+    """A network's loss above its minimum on a batch, from the inputs' second moments, and its flat weights.
 
-    The targets must be free of noise, so that the minimum is 0.
+    The targets must be free of noise, so that the minimum is 0. Other moments than the whole batch's, of shape
+    (chain, input, input), give the losses of minibatches.
     """
     weights = model.factors()
     x, y = batch
     target = torch.linalg.lstsq(x, y).solution.mT.to(dtype)
-    gram = (x.mT @ x / len(x)).to(dtype)
+    whole = (x.mT @ x / len(x)).to(dtype)
     sizes, shapes = [w.numel() for w in weights], [w.shape for w in weights]
 
-    def loss(flat: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(flat: Tensor, gram: Tensor = whole) -> tuple[Tensor, Tensor]:
         layers = [part.reshape(-1, *shape) for part, shape in zip(flat.split(sizes, dim=1), shapes, strict=True)]
         products = [layers[0]]
         for layer in layers[1:]:
@@ -428,22 +432,30 @@ FINALISTS = tuple(m for m in METHODS if (m.name, m.kappa) in {("LM", 1.0), ("und
 
 
 def trained_networks(
-    part: str, networks: list[tuple[tuple[int, ...], int]], seed: int, **settings: Any
+    part: str, networks: list[tuple[tuple[int, ...], int]], seed: int, m: int = 0, **settings: Any
 ) -> Iterator[Case]:
-    """Deep linear networks where training ended, against half the rank of their Jacobian."""
+    """Deep linear networks where training ended, against half the rank of their Jacobian; minibatches of m, if any."""
     for number, (widths, rank) in enumerate(networks):
         generator = Generator().manual_seed(seed + number)
         truth = deep_linear.low_rank_matrix(widths[-1], widths[0], rank, generator)
-        batch = deep_linear.regression_data(truth, 4000, generator)
+        x, y = deep_linear.regression_data(truth, 4000, generator)
         torch.manual_seed(seed + number)
         model = deep_linear.DeepLinear(widths, dtype=torch.float64)
         with torch.enable_grad():
-            deep_linear.train(model, batch)
+            deep_linear.train(model, (x, y))
         large = sum(w.numel() for w in model.factors()) > 20_000
-        loss, anchor = network_loss(model, batch, torch.float32 if large else torch.float64)
-        name = f"{'-'.join(map(str, widths))} rank {rank}"
+        loss, anchor = network_loss(model, (x, y), torch.float32 if large else torch.float64)
         llc, condition = deep_linear.local_llc(model), condition_number(model)
-        yield Case(part, name, loss, anchor, llc, condition=condition, **settings)
+        name = f"{'-'.join(map(str, widths))} rank {rank}"
+        case = Case(part, name, loss, anchor, llc, condition=condition, **settings)
+        if m:
+
+            def minibatch(w: Tensor, generator: Generator, x: Tensor = x, loss: Loss = loss) -> Tensor:
+                inputs = x[torch.randint(len(x), (len(w), m), generator=generator)]
+                return loss(w, inputs.mT @ inputs / m)[1]
+
+            case = replace(case, name=f"{name}, minibatches of {m}, no label noise", minibatch=minibatch)
+        yield case
 
 
 SINGULAR = [((4, 4, 4), 0), ((5, 4, 5), 2), ((10, 10, 10), 3), ((6, 6, 6, 6), 2), ((5, 4, 3, 4, 5), 2), ((12,) * 4, 4)]
@@ -509,6 +521,9 @@ def cases(quick: bool) -> dict[str, Callable[[], Iterator[Case]]]:
         parts["fresh"] = lambda: trained_networks("trained, fresh", FRESH, 1000, **near, methods=SHORT_LIST)
         parts["singular-fresh"] = lambda: most_singular_points(
             "most singular, fresh", SINGULAR_FRESH, 1000, methods=SHORT_LIST
+        )
+        parts["minibatch"] = lambda: trained_networks(
+            "minibatch, network", [((20, 20, 20), 5)], 0, m=256, **near, methods=NOISY, burn_in=1000, draws=3000
         )
         parts["large"] = lambda: trained_networks("trained, large", LARGE, 2000, **near, **short)
     return parts
