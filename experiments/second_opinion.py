@@ -32,10 +32,12 @@ from devinterp.optim import SGMCMC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phasewatch.monitor.flat_model import FlatModel, own_copy
+from phasewatch.monitor.batches import Batches
+from phasewatch.monitor.chains import Chains, orders, run_chains
+from phasewatch.monitor.flat_model import FlatModel, LossOnBatches, own_copy
 from phasewatch.monitor.isolation import untouched_randomness
 from phasewatch.monitor.second_opinion import run_devinterp_chains
-from phasewatch.monitor.sgld import SGLD, Chains, run_chains
+from phasewatch.monitor.sgld import SGLD
 
 
 def stationary(optimizer: Callable[[list[Tensor]], SGMCMC], kappa: float, dtype: torch.dtype = torch.float32) -> float:
@@ -111,7 +113,7 @@ def squared_error(x: Tensor, y: Tensor) -> Callable[[nn.Module, Tensor], Tensor]
 
 def quadratic(steps: dict[str, int]) -> Case:
     """100 weights and their curvatures."""
-    sampler = SGLD(step_size=2e-3, localization=10.0, nbeta=100.0, batch_size=1, **steps)
+    sampler = SGLD(step_size=2e-3, localization=10.0, nbeta=100.0, batch_size=1, method="sgld", **steps)
     h, model = torch.linspace(0.5, 5.0, 100), nn.Linear(100, 1, bias=False)
     centre = model.weight.detach().clone()
 
@@ -124,7 +126,7 @@ def quadratic(steps: dict[str, int]) -> Case:
 
 def regression(steps: dict[str, int]) -> Case:
     """Linear regression on all of its noisy data at once, at the least squares."""
-    sampler = SGLD(step_size=2e-3, localization=5.0, nbeta=100.0, batch_size=256, **steps)
+    sampler = SGLD(step_size=2e-3, localization=5.0, nbeta=100.0, batch_size=256, method="sgld", **steps)
     x, model = torch.randn(256, 50), nn.Linear(50, 1, bias=False)
     y = x.sum(-1, keepdim=True) + torch.randn(256, 1)
     with torch.no_grad():
@@ -135,7 +137,7 @@ def regression(steps: dict[str, int]) -> Case:
 
 def deep_linear(steps: dict[str, int]) -> Case:
     """Widths (5, 3, 5) at the most singular product of rank 1."""
-    sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, **steps)
+    sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, method="sgld", **steps)
     model = nn.Sequential(nn.Linear(5, 3, bias=False), nn.Linear(3, 5, bias=False))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -146,7 +148,7 @@ def deep_linear(steps: dict[str, int]) -> Case:
 
 def perceptron(steps: dict[str, int]) -> Case:
     """A perceptron on data of its own making."""
-    sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, **steps)
+    sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, method="sgld", **steps)
     model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(256, 8)
     return Case("perceptron (8, 16, 4)", model, squared_error(x, model(x).detach()), numbered(256), sampler)
 
@@ -181,7 +183,7 @@ def gpt2(steps: dict[str, int]) -> Case:
     """GPT-2 of one layer, without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sampler = SGLD(step_size=1e-4, localization=100.0, nbeta=100.0, batch_size=16, **steps)
+    sampler = SGLD(step_size=1e-4, localization=100.0, nbeta=100.0, batch_size=16, method="sgld", **steps)
     config = GPT2Config(
         vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=0, eos_token_id=0,
@@ -201,7 +203,7 @@ def bridge(steps: dict[str, int]) -> Case:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    sampler = SGLD(step_size=3e-4, localization=50.0, nbeta=100.0, batch_size=16, **steps)
+    sampler = SGLD(step_size=3e-4, localization=50.0, nbeta=100.0, batch_size=16, method="sgld", **steps)
     config = TransformerBridgeConfig(
         n_layers=2, d_model=8, n_ctx=8, d_head=4, n_heads=2, d_vocab=8, act_fn="relu", attn_only=True,
         normalization_type="LN", seed=3, architecture="TransformerLensNative",
@@ -252,17 +254,15 @@ def by_llc(case: Case, batches: int) -> tuple[np.ndarray, np.ndarray]:
 def print_case(case: Case) -> None:
     """A line of the second table."""
     sampler = case.sampler
-    pool = list(case.ids.split(sampler.batch_size))
-    steps = sampler.burn_in + sampler.draws
-    order = (np.arange(steps) % len(pool))[:, None].repeat(sampler.chains, axis=1)
+    pool = Batches(case.ids.split(sampler.batch_size))
     model = FlatModel(own_copy(case.model), lambda model, ids: case.losses(model, ids).mean())
-    anchor = model.weights()
-    places = iter(order.ravel())
+    target, anchor = LossOnBatches(model, pool), model.weights()
 
     def per_chain(chains: Chains) -> np.ndarray:
         return sampler.nbeta * (chains.losses - chains.reference).mean(axis=1)
 
-    ours = per_chain(run_chains(model, anchor, lambda _: pool[next(places)], sampler, seed=1))
+    ours = per_chain(run_chains(target, anchor[None], sampler, seed=1)[0])
+    order = orders(sampler, 2, target).T.numpy()
     through = per_chain(run_devinterp_chains(model, anchor, pool, order, sampler, seed=2))
     settled, as_it_comes = by_llc(case, len(pool))
     row = [value_and_error(found) for found in (ours, through, settled, as_it_comes)]

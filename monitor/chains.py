@@ -24,6 +24,9 @@ ROUNDS_TO_KAPPA = 4
 PRODUCTS = 32, 16
 """Draws at which the chains' positions and gradients are multiplied, which costs no gradient, and chains at most."""
 
+WORTH_PREPARING = 2000
+"""Steps of all chains that run together from which making ready for them pays."""
+
 TARGET_ACCEPTANCE = 0.6
 """What Metropolis-adjusted chains adapt their step to (0.574 is best in many dimensions, Roberts & Rosenthal 1998)."""
 
@@ -185,8 +188,10 @@ def _walk(
     """Run some of the chains of some anchors to their end."""
     make = _Metropolis if sampler.method == "mala" else _Langevin
     walk = make(target, anchors, masks, grounds, sampler, seed, chains)
-    draws = []
-    for step in range(sampler.burn_in + sampler.draws):
+    steps, draws = sampler.burn_in + sampler.draws, []
+    if steps * len(anchors) * len(chains) >= WORTH_PREPARING:
+        target.prepare(len(anchors) * len(chains))
+    for step in range(steps):
         if not walk.advance(step):
             if len(anchors) == 1:
                 return [Chains.nowhere(sampler)]
@@ -257,7 +262,9 @@ class _Walk:
         except torch.OutOfMemoryError:
             raise
         except Exception:
-            self.target.losses_and_grads(self.anchors[0].expand(len(which), -1), which)  # raises if it isn't the weights
+            self.target.losses_and_grads(
+                self.anchors[0].expand(len(which), -1), which
+            )  # raises if it isn't the weights
             return None
         grads = grads.view(at.shape)
         return losses.view(at.shape[:2]), grads if self.masks is None else grads.mul_(self.masks)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -306,6 +307,26 @@ class _LossModule(nn.Module):
         return self.loss(self.model, batch)
 
 
+def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
+    """A loss taken in mixed precision.
+
+    Args:
+        loss: the loss.
+        device_type: such as "cuda".
+        dtype: such as torch.bfloat16.
+
+    Returns:
+        The same under `torch.autocast`.
+    """
+
+    @wraps(loss)
+    def taken(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast(device_type, dtype):
+            return loss(model, batch)
+
+    return taken
+
+
 def own_copy(model: nn.Module) -> nn.Module:
     """A copy of a module to measure with, so that the one in training is never run, switched or hooked into.
 
@@ -436,6 +457,10 @@ class LossOnBatches:
     def whole(self) -> bool:
         """Whether they are all there is."""
         return self._batches.whole
+
+    def prepare(self, rows: int) -> None:
+        """As `FlatModel.prepare`."""
+        self._model.prepare(rows)
 
     def losses(self, weights: Tensor, which: Tensor) -> Tensor:
         """As `FlatModel.losses`, for minibatches of these numbers, shape (row,)."""

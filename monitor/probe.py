@@ -15,7 +15,7 @@ from phasewatch.monitor.chains import Chains, chain_seed, orders, run_chains
 from phasewatch.monitor.data import HeldData, as_minibatches, move
 from phasewatch.monitor.diagnostics import estimate_from_losses
 from phasewatch.monitor.errors import PhasewatchError, warn, whole_number
-from phasewatch.monitor.flat_model import FlatModel, Loss, LossOnBatches, own_copy
+from phasewatch.monitor.flat_model import FlatModel, Loss, LossOnBatches, own_copy, under_autocast
 from phasewatch.monitor.isolation import matmul_precision, measuring
 from phasewatch.monitor.parts import Part, masks_of
 from phasewatch.monitor.second_opinion import run_devinterp_chains
@@ -56,6 +56,8 @@ class Probe:
             order of floating-point sums, so a replay repeats a run bit for bit with the same number only.
         memory: bytes that chains may take at a time, beside the model and the data; as many chains run together as fit.
             All of a snapshot's if not given, and fewer where memory runs out.
+        autocast: the type that the loss is taken in, such as torch.bfloat16, under `torch.autocast` as in training that
+            uses it; the weights' own if not given.
 
     Raises:
         PhasewatchError: for a model, loss, data, device or metric that can't be measured, when the probe is made.
@@ -75,6 +77,7 @@ class Probe:
         device: str | torch.device | None = None,
         threads: int | None = None,
         memory: int | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         sampler = sampler or SGLD()
         threads = torch.get_num_threads() if threads is None else threads
@@ -92,6 +95,7 @@ class Probe:
             "device": device,
             "threads": threads,
             "memory": memory,
+            "autocast": autocast,
         }
         self.sampler = sampler
         self.seed = seed
@@ -116,6 +120,9 @@ class Probe:
             parts = {WHOLE: weights} if not _are_parts(weights) else {WHOLE: None, **weights}
             masks = {name: masks_of(mine, part) for name, part in parts.items() if part is not None}
             only = None if WHOLE not in masks else set(masks[WHOLE])
+            if autocast is not None:
+                device_type = (wanted_device or next(mine.parameters()).device).type
+                loss = under_autocast(loss, device_type, autocast)
             self.model = FlatModel(mine, loss, wanted_device, only=only)
             self._masks = self.model.flat_masks([masks.get(name) for name in parts])
             self._parts = list(parts)
@@ -167,23 +174,27 @@ class Probe:
                 self.model.load(snapshot)
                 with torch.no_grad():
                     losses.append(float(self.model.loss(self.model.model, self.eval_batch)))
-                    metrics.append({name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()})
+                    metrics.append(
+                        {name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()}
+                    )
                 self.model.load(snapshot)
                 anchors += [self.model.weights()] * len(self._parts)
             masks = None if self._masks is None else self._masks.repeat(len(snapshots), 1)
             chains = self._sampled(torch.stack(anchors), masks)
-        estimates = iter([
-            estimate_from_losses(
-                of_one.losses,
-                of_one.reference,
-                nbeta=sampler.nbeta,
-                acceptance=of_one.acceptance,
-                parameters=size,
-                method=sampler.method,
-                checks=of_one.checks,
-            )
-            for of_one, size in zip(chains, self._sizes * len(snapshots), strict=True)
-        ])
+        estimates = iter(
+            [
+                estimate_from_losses(
+                    of_one.losses,
+                    of_one.reference,
+                    nbeta=sampler.nbeta,
+                    acceptance=of_one.acceptance,
+                    parameters=size,
+                    method=sampler.method,
+                    checks=of_one.checks,
+                )
+                for of_one, size in zip(chains, self._sizes * len(snapshots), strict=True)
+            ]
+        )
         points = []
         for snapshot, loss, scores in zip(snapshots, losses, metrics, strict=True):
             found = {name: next(estimates) for name in self._parts}
@@ -200,10 +211,12 @@ class Probe:
             "loss": getattr(self.model.loss, "__name__", type(self.model.loss).__name__),
             "model": type(self.model.model).__name__,
             "parameters": self.model.size,
-            "weights": {name: size for name, size in zip(self._parts, self._sizes, strict=True) if name or len(self._parts) > 1},
+            "weights": {
+                name: size for name, size in zip(self._parts, self._sizes, strict=True) if name or len(self._parts) > 1
+            },
             "data": self._fingerprint,
             "device": self.model.device.type,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": str(self._arguments["autocast"] or self.model.dtype).removeprefix("torch."),
         }
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -67,7 +67,9 @@ def run_devinterp_chains(
             except torch.OutOfMemoryError:
                 raise
             except Exception:
-                plain.losses_and_grads(anchor[None], Batches([pool[i]]))  # raises too where the chain is not what is wrong
+                plain.losses_and_grads(
+                    anchor[None], Batches([pool[i]])
+                )  # raises too where the chain is not what is wrong
                 return Chains.nowhere(sampler)
             losses[step, chain] = loss.item()
             if not math.isfinite(losses[step, chain]):

@@ -28,6 +28,10 @@ class Target(Protocol):
         """Whether the minibatches together are the loss that is sampled, and not a sample of it."""
         ...
 
+    def prepare(self, rows: int) -> None:
+        """Make ready for many calls of `losses_and_grads` with this many rows."""
+        ...
+
     def losses(self, weights: Tensor, which: Tensor) -> Tensor:
         """Losses of shape (row,) at weights of shape (row, parameter), or all rows at one of shape (parameter,)."""
         ...
@@ -95,9 +99,7 @@ def survey(
     direction = torch.randn(anchor.shape, generator=generator, dtype=anchor.dtype, device=anchor.device)
     direction = direction if kept is None else direction * kept
     direction = direction / direction.norm() + start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
-    curvature, direction = steepest(
-        gradient, anchor, start, direction, nbeta=nbeta, gamma=gamma, iterations=ITERATIONS
-    )
+    curvature, direction = steepest(gradient, anchor, start, direction, nbeta=nbeta, gamma=gamma, iterations=ITERATIONS)
     return Survey(curvature, direction, slope, slope_error, noise)
 
 

@@ -21,6 +21,9 @@ class Quadratic:
     def minibatches(self) -> int:
         return len(self.shifts)
 
+    def prepare(self, rows: int) -> None:
+        pass
+
     def losses(self, weights: Tensor, which: Tensor) -> Tensor:
         away = weights - self.centre
         shift = self.shifts[which].to(weights)

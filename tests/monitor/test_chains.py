@@ -199,7 +199,9 @@ def test_any_grouping_gives_each_anchor_the_chains_it_has_alone(method, rows):
     h, anchors = doubles(0.5, 2.0, 6.0), doubles([1.0, -2.0, 0.3], [0.9, -2.0, 0.3], [1.0, 0.0, 0.0])
     masks = torch.tensor([[True, True, True], [False, True, True], [True, False, True]])
     sampler = SGLD(0.01, 3.0, 20.0, 3, 20, 7, 1 if method != "mala" else None, method)
-    target = Quadratic(h, anchors[0], 0.4 if method != "mala" else 0.0, shifts(5) if method != "mala" else shifts(2)[:1])
+    target = Quadratic(
+        h, anchors[0], 0.4 if method != "mala" else 0.0, shifts(5) if method != "mala" else shifts(2)[:1]
+    )
     together = run_chains(target, anchors, sampler, 4, masks=masks, rows=rows)
     for i, found in enumerate(together):
         (alone,) = run_chains(target, anchors[i : i + 1], sampler, 4, masks=masks[i : i + 1])

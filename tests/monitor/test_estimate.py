@@ -20,7 +20,9 @@ def bits(value: float) -> bytes:
 
 def estimate(number: float = 2.5, health: Health = Health.OK, trace=()) -> Estimate:
     """An estimate whose every field carries `number`."""
-    return Estimate(number, number, (number, 1.25, number), number, number, number, number, health, trace, Checks(number, 2.5))
+    return Estimate(
+        number, number, (number, 1.25, number), number, number, number, number, health, trace, Checks(number, 2.5)
+    )
 
 
 def through_json(found: Estimate) -> Estimate:
@@ -104,5 +106,8 @@ def test_only_a_divergence_leaves_no_value():
 
 @pytest.mark.parametrize("health", [health for health in Health if health is not Health.OK])
 def test_each_doubt_names_the_setting_to_change(health):
-    assert any(f"SGLD({setting}=...)" in health.value for setting in ("step_size", "localization", "draws", "batch_size", "burn_in"))
+    assert any(
+        f"SGLD({setting}=...)" in health.value
+        for setting in ("step_size", "localization", "draws", "batch_size", "burn_in")
+    )
     assert health.value.endswith(".")

@@ -213,7 +213,9 @@ def perceptron() -> tuple[FlatModel, list[Any]]:
 
 @pytest.mark.parametrize("make", [regression, deep_linear, perceptron])
 def test_both_samplers_agree(make):
-    sampler = SGLD(step_size=2e-3, localization=5.0, nbeta=60.0, chains=8, draws=150, burn_in=100, batch_size=64, method="sgld")
+    sampler = SGLD(
+        step_size=2e-3, localization=5.0, nbeta=60.0, chains=8, draws=150, burn_in=100, batch_size=64, method="sgld"
+    )
     model, pool = make()
     start, order = model.weights(), any_order(sampler, pool)
     mine, order = run_our_chains(model, start, pool, sampler, seed=1)
@@ -368,7 +370,9 @@ def trained_language_model() -> tuple[Attention, Tensor]:
     return model, tokens
 
 
-LANGUAGE = SGLD(step_size=1e-3, localization=20.0, nbeta=100.0, chains=8, draws=100, burn_in=100, batch_size=16, method="sgld")
+LANGUAGE = SGLD(
+    step_size=1e-3, localization=20.0, nbeta=100.0, chains=8, draws=100, burn_in=100, batch_size=16, method="sgld"
+)
 
 
 @pytest.fixture(scope="module")

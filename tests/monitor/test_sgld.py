@@ -210,7 +210,10 @@ def test_a_step_is_given_once():
         ({"backend": "jax"}, r"SGLD\(backend='jax'\) must be one of 'vectorised', 'devinterp'\."),
         ({"kappa": 4}, r"SGLD\(kappa=4\) must be below 4"),
         ({"kappa": 0}, r"SGLD\(kappa=0\) must be a finite number above 0\."),
-        ({"method": "mala"}, r"SGLD\(method='mala', batch_size=64\) would accept and reject by the loss of a minibatch"),
+        (
+            {"method": "mala"},
+            r"SGLD\(method='mala', batch_size=64\) would accept and reject by the loss of a minibatch",
+        ),
         ({"backend": "devinterp"}, r"SGLD\(backend='devinterp'\) samples by method='sgld'"),
     ],
 )
