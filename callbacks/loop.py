@@ -1,5 +1,6 @@
 """The monitor that a plain training loop calls once per step."""
 
+import json
 import queue
 import threading
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,9 @@ from torch import nn
 from phasewatch.callbacks.recorder import Recorder, Stopped
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Budget, Schedule
+from phasewatch.monitor.averaging import RunningAverage
 from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn
+from phasewatch.monitor.files import write_atomically
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.publish import Publisher, Sink
 from phasewatch.monitor.run_folder import RunFolder
@@ -40,6 +43,14 @@ class PhaseMonitor:
         measure: "inline" measures before the call returns. "background" measures in another process, so that the loop
             pays for copying the snapshot alone; the probe must have been made with a function that builds its model.
         keep_snapshots: keep each snapshot's file after it is measured, so that it can be measured again.
+        average: measure the mean of the weights over about this share of the steps so far, such as 0.02, in place of
+            the weights of one step, whose noise hides what λ̂ does late in training. The snapshots are then of the
+            averaged parameters with the model's buffers as they are (batch norm's statistics are not those of the
+            averaged weights), and loss, λ̂ and metrics of a point are all theirs; training's own loss isn't in it.
+            Its cost is a copy of the parameters on their device and a pass over them in each call, so call it at each
+            step. It is kept in memory alone: a run that goes on from a checkpoint begins a new average there, which
+            is what it would have been once that share of the steps has passed again; one begun anew from its seed
+            repeats it bit for bit.
         sink_timeout: seconds that a sink may take for one item before it gets nothing more.
 
     Raises:
@@ -56,6 +67,7 @@ class PhaseMonitor:
         sinks: Sequence[Sink] = (),
         measure: Literal["inline", "background"] = "inline",
         keep_snapshots: bool = True,
+        average: float | None = None,
         sink_timeout: float = 30.0,
     ) -> None:
         if not callable(at):
@@ -72,6 +84,13 @@ class PhaseMonitor:
         if not isinstance(run, str | Path):
             raise PhasewatchError(f"PhaseMonitor(run={run!r}) must be the path of a folder.")
         sinks = _checked(sinks)
+        if average is not None and (
+            isinstance(average, bool) or not isinstance(average, int | float) or not 0 < average <= 0.5
+        ):
+            raise PhasewatchError(
+                f"PhaseMonitor(average={average!r}) must be a number above 0 and at most 0.5, such as 0.02: "
+                "the share of the steps so far to average over, and no decay."
+            )
         if not isinstance(sink_timeout, int | float) or not sink_timeout > 0:
             raise PhasewatchError(f"PhaseMonitor(sink_timeout={sink_timeout!r}) must be a number of seconds above 0.")
         try:
@@ -80,11 +99,13 @@ class PhaseMonitor:
             raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
         package = packed(probe, SnapshotFolder(Path(run) / "snapshots")) if measure == "background" else None
         self._folder = RunFolder(run, probe.settings)
+        _check_average(self._folder, average)
         self._model = model
         self._probe = probe
         self._at = at
         self._sinks = sinks
         self._keep_snapshots = keep_snapshots
+        self._average = None if average is None else RunningAverage(average)
         self._sink_timeout = sink_timeout
         self._first_step: int | None = None
         self._publisher: Publisher | None = None
@@ -165,9 +186,11 @@ class PhaseMonitor:
     def _observe(self, step: int) -> bool:
         if self._first_step is None:
             self._first_step = step
+        if self._average:
+            self._average.update(self._model, step)
         if not self._at(step) or (self._recorder and step in self._taken):
             return False
-        snapshot = Snapshot.of(self._model, step)
+        snapshot = (self._average.snapshot if self._average else Snapshot.of)(self._model, step)
         if self._recorder is None:
             self._start(snapshot)
         if step in self._taken:
@@ -211,7 +234,8 @@ class PhaseMonitor:
         if snapshot.step not in saved:
             return began_anew
         differs = not same_weights(snapshot, self._folder.snapshots.load(snapshot.step))
-        if differs and not began_anew:
+        # An average begun anew where training was resumed differs from the one that was saved there.
+        if differs and not began_anew and not self._average:
             warn(
                 f"The weights at step {snapshot.step} are not those that {self.run} holds of that step. "
                 "If this is another training and not the same one resumed, stop it and choose another run=."
@@ -224,6 +248,7 @@ class PhaseMonitor:
         while (path := taken.path.with_name(f"{taken.path.name}-{number}")).exists():
             number += 1
         self._folder = RunFolder(path, self._probe.settings)
+        _check_average(self._folder, self._average.share if self._average else None)
         if self._worker:
             self._worker = _MeasuringProcess(packed(self._probe, self._folder.snapshots))
         taken.close()
@@ -306,6 +331,30 @@ def _checked(sinks: Sequence[Sink]) -> list[Sink]:
                 f"PhaseMonitor(sinks=[{sink!r}]) must hold objects with write(point_or_transition) and close()."
             )
     return sinks
+
+
+def _check_average(folder: RunFolder, average: float | None) -> None:
+    """Keep with the run what its snapshots are averages over, since points of one sort don't compare with the other.
+
+    Raises:
+        PhasewatchError: if the folder holds snapshots or points of another sort; it is let go of first.
+    """
+    file = folder.path / "average.json"
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))["average"] if file.exists() else None
+        if held == average:
+            return
+        if not folder.points and not folder.snapshots.steps:
+            write_atomically(file, json.dumps({"average": average}) + "\n")
+            return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        folder.close()
+        raise PhasewatchError(f"{file} can't be read or written ({error}). Mend it, or choose another run=.") from error
+    folder.close()
+    raise PhasewatchError(
+        f"PhaseMonitor(average={average!r}): run={str(folder.path)!r} holds snapshots taken with average={held!r}. "
+        "Such points can't be compared: choose another run=, or go back to that one."
+    )
 
 
 def _whole(step: Any) -> int:
