@@ -329,7 +329,7 @@ def test_a_run_with_averages_begun_anew_from_its_seed_is_the_one_that_was_stoppe
     assert lines(path) == lines(undisturbed)
 
 
-def test_a_resumed_training_begins_a_new_average_and_says_nothing_of_another_training(path, probe, monkeypatch):
+def test_a_resumed_training_begins_a_new_average_and_says_nothing_of_another_training(path, probe, monkeypatch, capsys):
     def stopped_then_resumed(folder):
         train(folder, probe=probe, steps=8, average=0.2)
         with monkeypatch.context() as patch:
@@ -340,6 +340,7 @@ def test_a_resumed_training_begins_a_new_average_and_says_nothing_of_another_tra
 
     first = stopped_then_resumed(path)
     assert first == stopped_then_resumed(path.with_name("again"))
+    assert capsys.readouterr().err == ""
     from_seven = path.with_name("from seven")
     train(from_seven, probe=probe, first=7, average=0.2)
     assert first.splitlines()[-2:] == lines(from_seven).splitlines()[-2:]

@@ -37,7 +37,7 @@ def walk(model, steps):
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-            model.norm.running_mean.add_(1.0)
+            model.norm.running_mean.add_(step)
             model.norm.num_batches_tracked.add_(1)
             yield step
 
@@ -116,11 +116,16 @@ def test_a_step_that_comes_again_changes_nothing_and_an_earlier_one_begins_anew(
     assert not same_weights(average.snapshot(model, 4), pw.Snapshot.of(model, 4))
 
 
-def test_going_far_back_is_no_overflow():
+def test_going_back_from_far_or_from_nan_leaves_nothing_of_it():
     model, average = Model(), RunningAverage(1e-4)
-    for step in (10**9, 1):
-        average.update(model, step)
-    assert same_weights(average.snapshot(model, 1), pw.Snapshot.of(model, 1))
+    with torch.no_grad():
+        before = pw.Snapshot.of(model, 0)
+        model.a.weight.fill_(torch.nan)
+        average.update(model, 10**9)
+        model.a.weight.copy_(before.tensors["a.weight"])
+    for _ in range(2):
+        average.update(model, 0)
+        assert same_weights(average.snapshot(model, 0), before)
 
 
 def test_it_goes_on_from_inference_mode_and_through_a_wrapper():
