@@ -1,6 +1,5 @@
 """The monitor that a plain training loop calls once per step."""
 
-import json
 import queue
 import threading
 from collections.abc import Iterable, Sequence
@@ -13,9 +12,8 @@ from torch import nn
 from phasewatch.callbacks.recorder import Recorder, Stopped
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Budget, Schedule
-from phasewatch.monitor.averaging import RunningAverage
+from phasewatch.monitor.averaging import RunningAverage, keep_average
 from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn
-from phasewatch.monitor.files import write_atomically
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.publish import Publisher, Sink
 from phasewatch.monitor.run_folder import RunFolder
@@ -99,7 +97,7 @@ class PhaseMonitor:
             raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
         package = packed(probe, SnapshotFolder(Path(run) / "snapshots")) if measure == "background" else None
         self._folder = RunFolder(run, probe.settings)
-        _check_average(self._folder, average)
+        keep_average(self._folder, average, f"PhaseMonitor(average={average!r})")
         self._model = model
         self._probe = probe
         self._at = at
@@ -248,7 +246,7 @@ class PhaseMonitor:
         while (path := taken.path.with_name(f"{taken.path.name}-{number}")).exists():
             number += 1
         self._folder = RunFolder(path, self._probe.settings)
-        _check_average(self._folder, self._average.share if self._average else None)
+        keep_average(self._folder, self._average.share if self._average else None, "PhaseMonitor(average=...)")
         if self._worker:
             self._worker = _MeasuringProcess(packed(self._probe, self._folder.snapshots))
         taken.close()
@@ -331,30 +329,6 @@ def _checked(sinks: Sequence[Sink]) -> list[Sink]:
                 f"PhaseMonitor(sinks=[{sink!r}]) must hold objects with write(point_or_transition) and close()."
             )
     return sinks
-
-
-def _check_average(folder: RunFolder, average: float | None) -> None:
-    """Keep with the run what its snapshots are averages over, since points of one sort don't compare with the other.
-
-    Raises:
-        PhasewatchError: if the folder holds snapshots or points of another sort; it is let go of first.
-    """
-    file = folder.path / "average.json"
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))["average"] if file.exists() else None
-        if held == average:
-            return
-        if not folder.points and not folder.snapshots.steps:
-            write_atomically(file, json.dumps({"average": average}) + "\n")
-            return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        folder.close()
-        raise PhasewatchError(f"{file} can't be read or written ({error}). Mend it, or choose another run=.") from error
-    folder.close()
-    raise PhasewatchError(
-        f"PhaseMonitor(average={average!r}): run={str(folder.path)!r} holds snapshots taken with average={held!r}. "
-        "Such points can't be compared: choose another run=, or go back to that one."
-    )
 
 
 def _whole(step: Any) -> int:

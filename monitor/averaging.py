@@ -6,14 +6,18 @@ where the last minibatches happened to push the weights. An average over neighbo
 fixed number of them, since training moves in log step.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import PhasewatchError, whole_number
+from phasewatch.monitor.files import write_atomically
+from phasewatch.monitor.run_folder import RunFolder
 from phasewatch.monitor.series import open_series
 from phasewatch.monitor.snapshot import Snapshot, Snapshots, unwrap
 
@@ -196,3 +200,31 @@ def averaged(series: str | Path | Snapshots, *, neighbours: int = 2, within: flo
             "PhaseMonitor(..., average=0.02)."
         )
     return made
+
+
+def keep_average(folder: RunFolder, average: Any, call: str) -> None:
+    """Write into a run's folder what its points are averages over, since they don't compare with points of other sorts.
+
+    Args:
+        folder: the run's; let go of if this raises.
+        average: plain JSON values, None for weights as they are.
+        call: what the user typed.
+
+    Raises:
+        PhasewatchError: if the folder holds snapshots or points of another sort, or can't be read or written.
+    """
+    file = folder.path / "average.json"
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))["average"] if file.exists() else None
+        if held != average and not folder.points and not folder.snapshots.steps:
+            write_atomically(file, json.dumps({"average": average}) + "\n")
+            return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        folder.close()
+        raise PhasewatchError(f"{file} can't be read or written ({error}). Mend it, or choose another run=.") from error
+    if held != average:
+        folder.close()
+        raise PhasewatchError(
+            f"{call}: run={str(folder.path)!r} holds snapshots or points taken with average={held!r}. "
+            "They can't be compared: choose another run=, or go back to that one."
+        )

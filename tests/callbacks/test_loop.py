@@ -350,7 +350,9 @@ def test_a_resumed_training_begins_a_new_average_and_says_nothing_of_another_tra
 @pytest.mark.parametrize("kept", [True, False])
 def test_plain_points_and_averaged_ones_are_never_mixed(path, probe, before, now, kept):
     train(path, probe=probe, steps=4, average=before, keep_snapshots=kept)
-    message = rf"PhaseMonitor\(average={now}\): run='.*run' holds snapshots taken with average={before}. .* choose"
+    message = (
+        rf"PhaseMonitor\(average={now}\): run='.*run' holds snapshots or points taken with average={before}. .* choose"
+    )
     with pytest.raises(PhasewatchError, match=message):
         PhaseMonitor(make_model(), probe, run=path, at=every(2), average=now)
     train(path, probe=probe, steps=6, first=5, average=before)  # no lock was left behind
@@ -373,7 +375,7 @@ def test_another_training_with_averages_is_kept_beside_the_first(path, probe):
         train(path, probe=probe, seed=1, average=0.2)
     beside = path.with_name("run-2")
     train(beside, probe=probe, seed=1, average=0.2)
-    with pytest.raises(PhasewatchError, match=r"holds snapshots taken with average=0\.2"):
+    with pytest.raises(PhasewatchError, match=r"holds snapshots or points taken with average=0\.2"):
         PhaseMonitor(make_model(1), probe, run=beside, at=every(2))
 
 
