@@ -12,6 +12,7 @@ from torch import nn
 from phasewatch.callbacks.recorder import Recorder, Stopped
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Budget, Schedule
+from phasewatch.monitor.averaging import RunningAverage, keep_average
 from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.publish import Publisher, Sink
@@ -40,6 +41,14 @@ class PhaseMonitor:
         measure: "inline" measures before the call returns. "background" measures in another process, so that the loop
             pays for copying the snapshot alone; the probe must have been made with a function that builds its model.
         keep_snapshots: keep each snapshot's file after it is measured, so that it can be measured again.
+        average: measure the mean of the weights over about this share of the steps so far, such as 0.02, in place of
+            the weights of one step, whose noise hides what λ̂ does late in training. The snapshots are then of the
+            averaged parameters with the model's buffers as they are (batch norm's statistics are not those of the
+            averaged weights), and loss, λ̂ and metrics of a point are all theirs; training's own loss isn't in it.
+            Its cost is a copy of the parameters on their device and a pass over them in each call, so call it at each
+            step. It is kept in memory alone: a run that goes on from a checkpoint begins a new average there, which
+            is what it would have been once that share of the steps has passed again; one begun anew from its seed
+            repeats it bit for bit.
         sink_timeout: seconds that a sink may take for one item before it gets nothing more.
 
     Raises:
@@ -56,6 +65,7 @@ class PhaseMonitor:
         sinks: Sequence[Sink] = (),
         measure: Literal["inline", "background"] = "inline",
         keep_snapshots: bool = True,
+        average: float | None = None,
         sink_timeout: float = 30.0,
     ) -> None:
         if not callable(at):
@@ -72,6 +82,13 @@ class PhaseMonitor:
         if not isinstance(run, str | Path):
             raise PhasewatchError(f"PhaseMonitor(run={run!r}) must be the path of a folder.")
         sinks = _checked(sinks)
+        if average is not None and (
+            isinstance(average, bool) or not isinstance(average, int | float) or not 0 < average <= 0.5
+        ):
+            raise PhasewatchError(
+                f"PhaseMonitor(average={average!r}) must be a number above 0 and at most 0.5, such as 0.02: "
+                "the share of the steps so far to average over, and no decay."
+            )
         if not isinstance(sink_timeout, int | float) or not sink_timeout > 0:
             raise PhasewatchError(f"PhaseMonitor(sink_timeout={sink_timeout!r}) must be a number of seconds above 0.")
         try:
@@ -80,11 +97,13 @@ class PhaseMonitor:
             raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
         package = packed(probe, SnapshotFolder(Path(run) / "snapshots")) if measure == "background" else None
         self._folder = RunFolder(run, probe.settings)
+        keep_average(self._folder, average, f"PhaseMonitor(average={average!r})")
         self._model = model
         self._probe = probe
         self._at = at
         self._sinks = sinks
         self._keep_snapshots = keep_snapshots
+        self._average = None if average is None else RunningAverage(average)
         self._sink_timeout = sink_timeout
         self._first_step: int | None = None
         self._publisher: Publisher | None = None
@@ -165,9 +184,11 @@ class PhaseMonitor:
     def _observe(self, step: int) -> bool:
         if self._first_step is None:
             self._first_step = step
+        if self._average:
+            self._average.update(self._model, step)
         if not self._at(step) or (self._recorder and step in self._taken):
             return False
-        snapshot = Snapshot.of(self._model, step)
+        snapshot = (self._average.snapshot if self._average else Snapshot.of)(self._model, step)
         if self._recorder is None:
             self._start(snapshot)
         if step in self._taken:
@@ -211,7 +232,8 @@ class PhaseMonitor:
         if snapshot.step not in saved:
             return began_anew
         differs = not same_weights(snapshot, self._folder.snapshots.load(snapshot.step))
-        if differs and not began_anew:
+        # An average begun anew where training was resumed differs from the one that was saved there.
+        if differs and not began_anew and not self._average:
             warn(
                 f"The weights at step {snapshot.step} are not those that {self.run} holds of that step. "
                 "If this is another training and not the same one resumed, stop it and choose another run=."
@@ -224,6 +246,7 @@ class PhaseMonitor:
         while (path := taken.path.with_name(f"{taken.path.name}-{number}")).exists():
             number += 1
         self._folder = RunFolder(path, self._probe.settings)
+        keep_average(self._folder, self._average.share if self._average else None, "PhaseMonitor(average=...)")
         if self._worker:
             self._worker = _MeasuringProcess(packed(self._probe, self._folder.snapshots))
         taken.close()

@@ -15,6 +15,7 @@ from phasewatch.callbacks import loop
 from phasewatch.callbacks.loop import PhaseMonitor
 from phasewatch.callbacks.schedule import Budget, every, log_spaced
 from phasewatch.monitor import snapshot
+from phasewatch.monitor.averaging import RunningAverage
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.replay import replay
@@ -90,6 +91,11 @@ def test_a_run_leaves_its_points_snapshots_transitions_and_report(path, probe):
         ({"sinks": Told()}, r"PhaseMonitor\(sinks=...\) must be a list of sinks; a Told came"),
         ({"sinks": [Told]}, r"PhaseMonitor\(sinks=\[<class .*Told'>\]\) must hold objects with write"),
         ({"sinks": [print]}, r"PhaseMonitor\(sinks=\[<built-in function print>\]\) must hold objects with write"),
+        ({"average": 0}, r"PhaseMonitor\(average=0\) must be a number above 0 and at most 0.5, such as 0.02"),
+        ({"average": 0.99}, r"PhaseMonitor\(average=0.99\) must be .*share of the steps so far to average over"),
+        ({"average": True}, r"PhaseMonitor\(average=True\) must be a number above 0"),
+        ({"average": "ema"}, r"PhaseMonitor\(average='ema'\) must be a number above 0"),
+        ({"average": float("nan")}, r"PhaseMonitor\(average=nan\) must be a number above 0"),
         ({"sink_timeout": 0}, r"PhaseMonitor\(sink_timeout=0\) must be a number of seconds above 0"),
     ],
 )
@@ -291,6 +297,94 @@ def test_a_resumed_training_goes_on_in_its_folder(path, probe, monkeypatch):
     train(path, probe=probe, steps=12, first=5)
     assert steps == [8, 10, 12]
     assert measured(path) == [2, 4, 6, 8, 10, 12]
+
+
+# Averaged weights
+
+
+def test_points_are_those_of_the_averaged_weights(path, probe):
+    average, model = RunningAverage(0.2), make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    expected = []
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        loss(model, make_data()).backward()
+        optimizer.step()
+        average.update(model, step)
+        if step % 2 == 0:
+            expected.append(probe(average.snapshot(model, step)))
+    monitor = train(path, probe=probe, steps=6, average=0.2)
+    assert list(monitor.trajectory) == expected
+    plain = train(path.with_name("plain"), probe=probe, steps=6)
+    assert all(a.loss != b.loss for a, b in zip(monitor.trajectory, plain.trajectory, strict=True))
+
+
+def test_a_run_with_averages_begun_anew_from_its_seed_is_the_one_that_was_stopped(path, probe, monkeypatch):
+    undisturbed = path.with_name("undisturbed")
+    train(undisturbed, probe=probe, average=0.2)
+    train(path, probe=probe, steps=7, average=0.2)
+    steps = counted(probe, monkeypatch)
+    train(path, probe=probe, average=0.2)
+    assert steps == [8, 10, 12]
+    assert lines(path) == lines(undisturbed)
+
+
+def test_a_resumed_training_begins_a_new_average_and_says_nothing_of_another_training(path, probe, monkeypatch, capsys):
+    def stopped_then_resumed(folder):
+        train(folder, probe=probe, steps=8, average=0.2)
+        with monkeypatch.context() as patch:
+            steps = counted(probe, patch)
+            train(folder, probe=probe, first=7, average=0.2)
+        assert steps == [10, 12]
+        return lines(folder)
+
+    first = stopped_then_resumed(path)
+    assert first == stopped_then_resumed(path.with_name("again"))
+    assert capsys.readouterr().err == ""
+    from_seven = path.with_name("from seven")
+    train(from_seven, probe=probe, first=7, average=0.2)
+    assert first.splitlines()[-2:] == lines(from_seven).splitlines()[-2:]
+
+
+@pytest.mark.parametrize(("before", "now"), [(None, 0.2), (0.2, None), (0.2, 0.1)])
+@pytest.mark.parametrize("kept", [True, False])
+def test_plain_points_and_averaged_ones_are_never_mixed(path, probe, before, now, kept):
+    train(path, probe=probe, steps=4, average=before, keep_snapshots=kept)
+    message = (
+        rf"PhaseMonitor\(average={now}\): run='.*run' holds snapshots or points taken with average={before}. .* choose"
+    )
+    with pytest.raises(PhasewatchError, match=message):
+        PhaseMonitor(make_model(), probe, run=path, at=every(2), average=now)
+    train(path, probe=probe, steps=6, first=5, average=before)  # no lock was left behind
+    assert measured(path) == [2, 4, 6]
+
+
+def test_a_folder_that_holds_nothing_yet_takes_any_average(path, probe):
+    for average in (0.2, None, 0.1):
+        PhaseMonitor(make_model(), probe, run=path, at=every(2), average=average).close()
+    (path / "average.json").write_text("{")
+    with pytest.raises(PhasewatchError, match=r"average.json can't be read or written .*Mend it, or choose"):
+        PhaseMonitor(make_model(), probe, run=path, at=every(2), average=0.1)
+    (path / "average.json").unlink()
+    train(path, probe=probe, steps=2, average=0.1)
+
+
+def test_another_training_with_averages_is_kept_beside_the_first(path, probe):
+    train(path, probe=probe, average=0.2)
+    with one_warning(r"run holds another training's points.*run-2"):
+        train(path, probe=probe, seed=1, average=0.2)
+    beside = path.with_name("run-2")
+    train(beside, probe=probe, seed=1, average=0.2)
+    with pytest.raises(PhasewatchError, match=r"holds snapshots or points taken with average=0\.2"):
+        PhaseMonitor(make_model(1), probe, run=beside, at=every(2))
+
+
+def test_what_was_left_out_of_an_averaged_run_is_measured_by_a_replay_of_it(path, probe):
+    whole = path.with_name("whole")
+    train(whole, probe=probe, average=0.2)
+    with one_warning("were left out by the budget"):
+        train(path, probe=probe, at=Budget(1e-9, at=every(2)), average=0.2)
+    assert list(replay(path, probe, run=path)) == list(Trajectory.read(whole / "points.jsonl"))
 
 
 def test_files_of_snapshots_are_removed_if_they_are_not_wanted(path, probe):

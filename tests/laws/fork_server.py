@@ -27,7 +27,8 @@ def work(order):
         loop.write_report = lambda run: None  # half a second, and nothing hangs on it
     sinks = [ToldToFile(order["told"])]
     if order["work"] == "run":
-        train(order["folder"], steps=order["steps"], sinks=sinks, measure=order["measure"])
+        options = {"measure": order["measure"], "average": order["average"]}
+        train(order["folder"], steps=order["steps"], sinks=sinks, **options)
     else:
         for _ in replay(order["series"], make_probe(), run=order["folder"], sinks=sinks):
             pass

@@ -30,7 +30,7 @@ class ForkServer:
             text=True,
         )
 
-    def __call__(self, folder, *, delay=None, operation=None, steps=STEPS, work="run", measure="inline"):
+    def __call__(self, folder, *, delay=None, operation=None, steps=STEPS, work="run", measure="inline", average=None):
         order = {
             "work": work,
             "folder": str(folder),
@@ -40,6 +40,7 @@ class ForkServer:
             "operation": operation,
             "steps": steps,
             "measure": measure,
+            "average": average,
         }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
@@ -118,6 +119,22 @@ def test_a_kill_before_every_single_change_of_a_file(server, work):
         assert not server(folder, work=work, operation=NEVER, steps=steps)["killed"]
         check_and_note(folder, seen)
         assert lines(folder).splitlines() == undisturbed
+    assert operation > 10
+
+
+def test_a_kill_at_any_change_of_a_file_then_the_same_seed_gives_the_same_averages(server):
+    steps, average = 4, 0.2
+    assert not server(server.folder / "averages", steps=steps, average=average)["killed"]
+    undisturbed = lines(server.folder / "averages")
+    assert undisturbed != b"".join(lines(server.folder / "undisturbed").splitlines(keepends=True)[: steps // 2])
+    for operation in range(1, 1000):
+        folder = server.folder / f"averages-operation-{operation}"
+        if not server(folder, operation=operation, steps=steps, average=average)["killed"]:
+            break
+        seen = check_and_note(folder, b"")
+        assert not server(folder, operation=NEVER, steps=steps, average=average)["killed"]
+        check_and_note(folder, seen)
+        assert lines(folder) == undisturbed
     assert operation > 10
 
 

@@ -119,6 +119,16 @@ def test_training_is_bit_identical(case, measure, tmp_path):
     assert differences(train(case), train(case, watch)) == []
 
 
+@pytest.mark.parametrize("case", [PERCEPTRON, TRANSFORMER, BRIDGE], ids=["mlp", "transformer", "bridge"])
+@pytest.mark.parametrize("surroundings", [contextlib.nullcontext, torch.inference_mode], ids=["plain", "inference"])
+def test_training_is_bit_identical_with_an_average_beside_it(case, surroundings, tmp_path):
+    def watch(model):
+        probe = pw.Probe(case.make, case.loss, case.data(), sampler=SAMPLER)
+        return pw.PhaseMonitor(model, probe, run=tmp_path / "run", at=pw.every(1), average=0.1)
+
+    assert differences(train(case), train(case, watch, surroundings)) == []
+
+
 def test_the_comparison_sees_a_monitor_that_disturbs():
     def watch(model):
         class Disturbing:

@@ -85,6 +85,35 @@ def test_live_points_equal_replayed_points(case, tmp_path):
     assert list(pw.Trajectory.read(tmp_path / "kept" / "points.jsonl")) == inline
 
 
+def test_live_points_of_averaged_weights_equal_replayed_points(tmp_path):
+    torch.manual_seed(4)
+    start = Perceptron().state_dict()
+
+    def live(measure):
+        model = Perceptron()
+        model.load_state_dict(start)
+        torch.manual_seed(5)
+        run, at, probe = tmp_path / measure, STEPS.__contains__, probe_of(PERCEPTRON)
+        with pw.PhaseMonitor(model, probe, run=run, at=at, measure=measure, average=0.3) as monitor:
+            train(PERCEPTRON, model, monitor)
+        return list(monitor.trajectory)
+
+    inline = live("inline")
+    assert list(pw.replay(tmp_path / "inline", probe_of(PERCEPTRON))) == inline
+    assert live("background") == inline
+
+
+def test_a_replay_of_averages_is_the_same_with_workers_and_in_its_folder(tmp_path):
+    series = pw.averaged(save_series(tmp_path / "series", range(1000, 1005)))
+    probe = probe_of(PERCEPTRON)
+    alone = list(pw.replay(series, probe, run=tmp_path / "run"))
+    assert [point.step for point in alone] == list(range(1000, 1005))
+    assert list(pw.Trajectory(pw.replay(series, probe, workers=2))) == alone
+    assert alone == [probe(series.load(step)) for step in series.steps]
+    plain = list(pw.replay(series.series, probe))
+    assert [a == b for a, b in zip(alone, plain, strict=True)] == [True, False, False, False, True]
+
+
 def save_series(path, steps):
     torch.manual_seed(0)
     folder = pw.SnapshotFolder(path)

@@ -1,0 +1,281 @@
+"""How much of λ̂'s jitter late in training averaged weights or another reference take away, and what they bend.
+
+Both toy tasks are trained once. Around a few places of each run, six points lie close together; each is measured as it
+is, as a running average of the weights (with a fixed decay, or over the last few per cent of the steps so far), as the
+mean of five snapshots around it, and with another reference loss. Jitter is the standard deviation of a cluster's
+points around their own line, pooled over the places from `LATE` on. Bend is what the average over a cluster differs
+from that of the plain points, and what the times of the curve's milestones differ by.
+
+Claims, in nats of λ̂: see the table that it prints. Costs about twelve minutes on one core.
+
+    python experiments/smooth_curves.py [--task regression|induction] [--quick]
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+from torch.utils._pytree import tree_map
+
+import phasewatch as pw
+from phasewatch.monitor.sgld import chain_seed
+from phasewatch.toy_tasks import in_context_regression as regression
+from phasewatch.toy_tasks import induction
+
+POINTS = 6
+GROUP = 5
+"""Snapshots that a point is the mean of; groups don't overlap, so that neither do the points' errors."""
+DECAYS = (0.9, 0.99, 0.999)
+SHARES = (0.02, 0.05)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and where it is looked at."""
+
+    make_model: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, Any], Tensor]
+    data: Callable[[torch.Generator, int], Any]
+    make_optimizer: Callable[..., torch.optim.Optimizer]
+    batch_size: int
+    places: tuple[int, ...]
+    late: int
+    sampler: pw.SGLD
+
+
+TASKS = {
+    "regression": Task(
+        make_model=partial(regression.RegressionTransformer, width=32),
+        loss=regression.loss,
+        data=regression.RegressionData(),
+        make_optimizer=partial(torch.optim.Adam, lr=3e-3),
+        batch_size=256,
+        places=(200, 700, 1500, 2800, 4500, 6800),
+        late=1500,
+        sampler=pw.SGLD(step_size=3e-4, localization=100, nbeta=66.7, chains=4, draws=30, burn_in=20, batch_size=32),
+    ),
+    "induction": Task(
+        make_model=induction.make_model,
+        loss=induction.loss,
+        data=induction.InductionData(),
+        make_optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01),
+        batch_size=64,
+        places=(300, 700, 900, 1300, 2000, 2800),
+        late=1300,
+        sampler=pw.SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=15, burn_in=15, batch_size=16),
+    ),
+}
+
+
+def cluster(place: int) -> list[list[int]]:
+    """The steps of the groups around a place: neighbours a three-hundredth of it apart, ten steps at most."""
+    spacing = min(max(place // 300, 1), 10)
+    first = place - spacing * (POINTS * GROUP // 2)
+    steps = [first + i * spacing for i in range(POINTS * GROUP)]
+    return [steps[i : i + GROUP] for i in range(0, len(steps), GROUP)]
+
+
+def weights_of_run(task: Task) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
+    """Train, and give the step, the weights and their running averages at each step of each cluster."""
+    torch.manual_seed(0)
+    model = task.make_model()
+    optimizer = task.make_optimizer(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    wanted = {step for place in task.places for group in cluster(place) for step in group}
+    averages = torch.zeros(len(DECAYS) + len(SHARES), sum(p.numel() for p in model.parameters()))
+    names = [f"decay {decay}" for decay in DECAYS] + [f"last {share:.0%} of the steps" for share in SHARES]
+    for step in range(1, max(wanted) + 1):
+        optimizer.zero_grad()
+        task.loss(model, task.data(generator, task.batch_size)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            w = parameters_to_vector(model.parameters())
+            # The average of the first steps is their mean, until the decay's own horizon is reached
+            new = [max(1 - decay, 1 / step) for decay in DECAYS]
+            new += [1 - (1 - 1 / step) ** (1 / share) for share in SHARES]
+            averages.lerp_(w.expand_as(averages), torch.tensor(new)[:, None])
+        if step in wanted:
+            yield step, w, dict(zip(names, averages.clone(), strict=True))
+
+
+def as_snapshot(model: nn.Module, flat: Tensor, step: int) -> pw.Snapshot:
+    """A snapshot of a model with other weights."""
+    parameters = dict(model.named_parameters())
+    pieces = flat.split([p.numel() for p in parameters.values()])
+    own = {name: piece.view_as(p).clone() for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
+    return pw.Snapshot(step, {**pw.Snapshot.of(model, step).tensors, **own})
+
+
+def minibatches(task: Task) -> Any:
+    """All the minibatches that the chains' losses are taken on, as one batch: a point's loss is then their mean L(w*).
+
+    So λ̂ plus nβ times the loss is nβ times the mean of L(w) along the chains, to the last digits.
+    """
+    sampler = task.sampler
+    drawn = []
+    for chain in range(sampler.chains):
+        generator = torch.Generator().manual_seed(chain_seed(0, chain, 0))
+        batches = [task.data(generator, sampler.batch_size) for _ in range(sampler.burn_in + sampler.draws)]
+        drawn += batches[sampler.burn_in :]
+    return tree_map(lambda *parts: torch.cat(parts), drawn[0], *drawn[1:])
+
+
+def measure(task: Task) -> dict[str, dict[int, pw.Trajectory]]:
+    """The points of each way of averaging around each place."""
+    model = task.make_model()
+    probe = pw.Probe(
+        task.make_model,
+        task.loss,
+        task.data,
+        eval_batch=minibatches(task),
+        sampler=task.sampler,
+        threads=1,
+    )
+    began = time.perf_counter()
+    run = {step: (w, averages) for step, w, averages in weights_of_run(task)}
+    print(f"trained in {time.perf_counter() - began:.0f} s", flush=True)
+    found: dict[str, dict[int, pw.Trajectory]] = {}
+    for place in task.places:
+        points: dict[str, list[pw.Point]] = {}
+        for group in cluster(place):
+            middle = group[GROUP // 2]
+            w, averages = run[middle]
+            mean = torch.stack([run[step][0] for step in group]).mean(0)
+            for name, flat in {"plain": w, f"mean of {GROUP} snapshots": mean, **averages}.items():
+                points.setdefault(name, []).append(probe(as_snapshot(model, flat, middle)))
+        for name, measured in points.items():
+            found.setdefault(name, {})[place] = pw.Trajectory(measured)
+        print(f"place {place} at {time.perf_counter() - began:.0f} s", flush=True)
+    return found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """λ̂ of the points of a cluster, for each place."""
+
+    steps: dict[int, np.ndarray]
+    llc: dict[int, np.ndarray]
+
+    def jitter(self, places: list[int]) -> tuple[float, float]:
+        """Standard deviation around each cluster's line, pooled, and its own standard error."""
+        residuals = [without_line(self.steps[place], self.llc[place]) for place in places]
+        freedom = len(places) * (POINTS - 2)
+        deviation = math.sqrt(sum((r**2).sum() for r in residuals) / freedom)
+        return deviation, deviation / math.sqrt(2 * freedom)
+
+    def level(self, place: int) -> float:
+        """Mean over a cluster."""
+        return float(self.llc[place].mean())
+
+
+def without_line(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """What a straight line leaves."""
+    return values - np.polyval(np.polyfit(steps - steps.mean(), values, 1), steps - steps.mean())
+
+
+def curves(found: dict[str, dict[int, pw.Trajectory]], nbeta: float) -> dict[str, Curve]:
+    """λ̂ of every way of averaging, and of the plain points with other references."""
+    plain = found["plain"]
+    steps = {place: points.steps for place, points in plain.items()}
+    measured = {name: Curve(steps, {p: t.llc for p, t in by_place.items()}) for name, by_place in found.items()}
+    smoothed = {
+        p: t.llc + nbeta * (t.loss - np.convolve(np.pad(t.loss, 1, "edge"), np.ones(3) / 3, "valid"))
+        for p, t in plain.items()
+    }
+    line = {p: t.llc + nbeta * without_line(t.steps, t.loss) for p, t in plain.items()}
+    return measured | {
+        "plain, reference: mean of 3 neighbours' losses": Curve(steps, smoothed),
+        "plain, reference: line through 6 losses": Curve(steps, line),
+        "plain, reference: none, nβ·E[L(w)]": Curve(steps, {p: t.llc + nbeta * t.loss for p, t in plain.items()}),
+    }
+
+
+def milestones(curve: Curve) -> dict[str, np.ndarray]:
+    """Log steps of half of the rise of λ̂, its top, and half of its later fall: one for each point of the clusters."""
+    places = sorted(curve.llc)
+    found: dict[str, list[float]] = {}
+    for i in range(POINTS):
+        log_step = np.log([curve.steps[place][i] for place in places])
+        level = np.array([curve.llc[place][i] for place in places])
+        top = int(level.argmax())
+        if top > 0:
+            half = _crossing(log_step[: top + 1], level[: top + 1], (level[0] + level[top]) / 2)
+            found.setdefault("half of the rise", []).append(half)
+        if 0 < top < len(places) - 1:
+            a, b, _ = np.polyfit(log_step[top - 1 : top + 2] - log_step[top], level[top - 1 : top + 2], 2)
+            found.setdefault("top", []).append(log_step[top] - b / (2 * a))
+            half = _crossing(log_step[top:], level[top:], (level[top] + level[-1]) / 2)
+            found.setdefault("half of the fall", []).append(half)
+    return {name: np.array(values) for name, values in found.items() if len(values) == POINTS}
+
+
+def _crossing(log_step: np.ndarray, level: np.ndarray, at: float) -> float:
+    rising = level[-1] > level[0]
+    after = next(i for i in range(1, len(level)) if (level[i] >= at) == rising)
+    share = (at - level[after - 1]) / (level[after] - level[after - 1])
+    return float(log_step[after - 1] + share * (log_step[after] - log_step[after - 1]))
+
+
+def report(task: Task, found: dict[str, dict[int, pw.Trajectory]]) -> None:
+    """Print the table."""
+    places = sorted(found["plain"])
+    late = [place for place in places if place >= task.late]
+    nbeta = task.sampler.nbeta
+    plain = found["plain"]
+    losses = np.concatenate([without_line(plain[p].steps, plain[p].loss) for p in late])
+    llcs = np.concatenate([without_line(plain[p].steps, plain[p].llc) for p in late])
+    print(f"\nplain λ̂ against −nβ times its own loss, late: correlation {np.corrcoef(-losses, llcs)[0, 1]:.3f}, "
+          f"slope {-(losses @ llcs) / (losses @ losses) / nbeta:.2f} nβ")  # fmt: skip
+    by_name = curves(found, nbeta)
+    base, _ = by_name["plain"].jitter(late)
+    own = milestones(by_name["plain"])
+    print("plain, mean λ̂ at", "  ".join(f"{p}: {by_name['plain'].level(p):.1f}" for p in places))
+    print("plain, mean loss at", "  ".join(f"{p}: {plain[p].loss.mean():.4f}" for p in places))
+    print("plain, milestones at", ", ".join(f"{name} {math.exp(at.mean()):.0f}" for name, at in own.items()))
+    print(f"\n| λ̂ of | jitter from step {late[0]} on | times less | level − plain, by place | {' | '.join(own)} |")
+    print("|---|---|---|---|" + "---|" * len(own))
+    for name, curve in by_name.items():
+        jitter, error = curve.jitter(late)
+        bend = " ".join(f"{curve.level(p) - by_name['plain'].level(p):+.1f}" for p in places)
+        moved = milestones(curve)
+        shift = " | ".join(later(moved[m] - at) if m in moved else "gone" for m, at in own.items())
+        print(f"| {name} | {jitter:.2f} ± {error:.2f} | {base / jitter:.1f} | {bend} | {shift} |")
+    print("\njitter by place:")
+    for name, curve in by_name.items():
+        print(f"  {name}:", "  ".join(f"{p}: {curve.jitter([p])[0]:.2f}" for p in places))
+    print("\nloss − plain, by place:")
+    for name, by_place in found.items():
+        print(f"  {name}:", "  ".join(f"{p}: {by_place[p].loss.mean() - plain[p].loss.mean():+.4f}" for p in places))
+
+
+def later(shifts: np.ndarray) -> str:
+    """How much later a milestone comes, with its standard error over the points of the clusters."""
+    return f"{shifts.mean():+.1%} ± {shifts.std(ddof=1) / math.sqrt(len(shifts)):.1%}"
+
+
+def main() -> None:
+    """Train, measure and print a table for each task."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=list(TASKS), action="append")
+    parser.add_argument("--quick", action="store_true", help="two early places and short chains, to see that it runs")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in arguments.task or TASKS:
+        task = TASKS[name]
+        if arguments.quick:
+            sampler = replace(task.sampler, draws=4, burn_in=1)
+            task = replace(task, places=(60, 120), late=60, sampler=sampler)
+        print(f"\n== {name}", flush=True)
+        report(task, measure(task))
+
+
+if __name__ == "__main__":
+    main()
