@@ -1,0 +1,393 @@
+"""What a chain step costs, and how many a difference of two checkpoints needs. All ratios are of one run.
+
+Claims, on two CPU cores with an attention-only transformer of 46k parameters, batch 32 × 64, 4 chains: a chain step takes
+at most 1.05 times a forward and a backward pass of the model, and a third of one of `devinterp.slt.llc.llc`. On one
+H200 with the in-context regression model at its published size, batch 1024, 20 checkpoints × 10 chains in bfloat16: a
+fortieth of the time of eager chains one after another, and at most 3 times what the device can't do without: the
+larger of the time for the floating-point operations at the rate of a large matrix product, and the time for the bytes
+that the model's matrix products alone must read and write at the rate of a large copy. There too, a transformer of a
+hundred million parameters with 4 chains: at most 1.15 passes a step, and memory for one set of weights and one for each
+chain besides what a group of chains needs. On both toy tasks: independent noise needs 20 times as many gradients as
+shared noise to know the difference of neighbouring checkpoints to 1 % of the trajectory's range.
+
+Results go to results/bench_llc.json. Costs about four minutes on two cores, and three on a GPU.
+
+    python experiments/bench_llc.py [--quick]
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from phasewatch.monitor.batches import Batches
+from phasewatch.monitor.chains import run_chains
+from phasewatch.monitor.flat_model import FlatModel, LossOnBatches, under_autocast
+from phasewatch.monitor.sgld import SGLD
+from phasewatch.toy_tasks.in_context_regression import RegressionData, RegressionTransformer
+from phasewatch.toy_tasks.in_context_regression import loss as regression_loss
+
+RESULTS = Path(__file__).parent / "results" / "bench_llc.json"
+Row = tuple[str, float, str, str]
+
+
+def seconds(run: Callable[[], Any], device: str, *, repeats: int = 1) -> float:
+    """Wall-clock seconds of a call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def in_turn(runs: dict[str, Callable[[], Any]], device: str, *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call in each of some rounds, after one that doesn't count."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            taken = seconds(run, device)
+            if number:
+                found[name].append(taken)
+    return found
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Median over rounds of the ratio in each."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+# On a CPU
+
+
+def attention_only() -> nn.Module:
+    """46k parameters, two layers."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    config = TransformerBridgeConfig(
+        n_layers=2, d_model=64, n_ctx=64, d_head=16, n_heads=4, d_vocab=64, act_fn="relu", attn_only=True,
+        normalization_type="LN", seed=0, architecture="TransformerLensNative",
+    )  # fmt: skip
+    return TransformerBridge.boot_native(config)
+
+
+def next_token(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Cross-entropy of the next token."""
+    logits = model(tokens, return_type="logits")[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def on_cpu(quick: bool) -> list[Row]:
+    """The first two claims."""
+    import tempfile
+
+    from datasets import Dataset, disable_progress_bars
+    from devinterp.slt.llc import llc
+    from phasewatch.monitor.flat_model import own_copy
+    from phasewatch.monitor.isolation import untouched_randomness
+
+    disable_progress_bars()
+    steps, chains, batches = (20, 4, 8) if quick else (40, 4, 32)
+    model = own_copy(attention_only())
+    tokens = torch.randint(64, (32 * batches, 64), generator=torch.Generator().manual_seed(0))
+    flat = FlatModel(model, next_token)
+    kept = Batches(tokens.split(32))
+    flat.choose_path(kept.take(torch.arange(2)))
+    weights = flat.weights()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def raw() -> None:
+        for i in range(steps):
+            torch.autograd.grad(next_token(model, kept[i % batches]), parameters, allow_unused=True)
+
+    def ours(draws: int, burn_in: int) -> None:
+        sampler = SGLD(1e-4, 100, 100, chains, draws, burn_in, 32)
+        run_chains(LossOnBatches(flat, kept), weights[None], sampler, 0)
+
+    def theirs() -> None:
+        ids = Dataset.from_dict({"input_ids": tokens.tolist()}).with_format("torch")
+        with untouched_randomness(0), tempfile.TemporaryDirectory() as folder:
+            llc(
+                own_copy(model), ids, {}, lr=1e-4, n_beta=100.0, localization=100.0, num_chains=1, num_draws=steps,
+                num_burnin_steps=0, batch_size=32, num_init_loss_batches=1, shuffle=False, device="cpu",
+                output_path=Path(folder) / "samples",
+            ).load()  # fmt: skip
+
+    ours(4, 0)
+    # The difference of a long run and a short one is steps alone, without what is done once for a snapshot.
+    runs = {
+        "raw": raw, "long": partial(ours, 8, 2 * steps), "short": partial(ours, 8, steps), "theirs": theirs,
+        "whole": partial(ours, 100, 50),
+    }  # fmt: skip
+    found = in_turn(runs, "cpu", rounds=2 if quick else 7)
+    raw_pass = [t / steps for t in found["raw"]]
+    step = [(a - b) / steps / chains for a, b in zip(found["long"], found["short"], strict=True)]
+    whole = [t / 150 / chains for t in found["whole"]]
+    their_step = [t / steps for t in found["theirs"]]
+    size = f"{flat.size:,} parameters, batch 32 × 64, {chains} chains"
+    return [
+        ("CPU: chain step / raw forward + backward", ratio(step, raw_pass), "≤ 1.05", size),
+        ("CPU: all of an estimate of 50 + 100 steps, per chain step / raw", ratio(whole, raw_pass), "", size),
+        ("CPU: chain step of devinterp's llc() / ours", ratio(their_step, step), "≥ 3", size),
+    ]
+
+
+# Shared noise
+
+
+def sharing(name: str, model: nn.Module, loss: Any, data: Any, sampler: SGLD, train: Callable[[], None]) -> Row:
+    """Gradients that independent noise needs for a difference, over those that shared noise needs."""
+    snapshots = []
+    for _ in range(2):
+        train()
+        snapshots.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    generator = torch.Generator().manual_seed(1)
+    kept = Batches([data(generator, sampler.batch_size) for _ in range(16 * sampler.chains)], whole=False)
+    flat = FlatModel(model, loss)
+    flat.choose_path(kept.take(torch.arange(2)))
+    per_chain = {}
+    for number, snapshot in enumerate(snapshots):
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                parameter.copy_(snapshot[key])
+        for seed in (0, 1):
+            (chains,) = run_chains(LossOnBatches(flat, kept), flat.weights()[None], sampler, seed)
+            per_chain[number, seed] = sampler.nbeta * (chains.losses - chains.reference).mean(1)
+    shared = np.concatenate([per_chain[1, seed] - per_chain[0, seed] for seed in (0, 1)])
+    apart = np.concatenate([per_chain[1, seed] - per_chain[0, 1 - seed] for seed in (0, 1)])
+    found = float(apart.var(ddof=1) / shared.var(ddof=1))
+    return f"{name}: gradients with independent noise / shared", found, "≥ 20", f"{sampler.chains} chains, 2 seeds"
+
+
+def on_toy_tasks(quick: bool) -> list[Row]:
+    """The claim about differences, on checkpoints ten training steps apart."""
+    from phasewatch.toy_tasks.induction import InductionData, make_model
+    from phasewatch.toy_tasks.induction import loss as induction_loss
+
+    torch.manual_seed(0)
+    rows = []
+    chains = 8 if quick else 32
+    induction_model = make_model(seed=0)
+    for name, model, loss, data, optimizer, batch_size, sampler in (
+        ("in-context regression", RegressionTransformer(width=32), regression_loss, RegressionData(),
+         partial(torch.optim.Adam, lr=3e-3), 256, SGLD(2e-4, 100, 66.7, chains, 60, 40, 64)),
+        ("induction", induction_model, induction_loss, InductionData(),
+         partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01), 64, SGLD(1e-4, 100, 100, chains, 60, 40, 16)),
+    ):  # fmt: skip
+        stepper = optimizer(model.parameters())
+        generator = torch.Generator().manual_seed(0)
+
+        def train(steps: int) -> None:
+            for _ in range(steps):
+                stepper.zero_grad()
+                loss(model, data(generator, batch_size)).backward()
+                stepper.step()
+
+        train(100 if quick else 1200)
+        rows.append(sharing(name, model, loss, data, sampler, partial(train, 10)))
+    return rows
+
+
+# On a GPU
+
+
+class MatrixBytes(TorchDispatchMode):
+    """Counts what matrix products read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count it."""
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name.split("::")[1] in {"mm", "bmm", "addmm", "baddbmm"}:
+            self.bytes += sum(t.numel() * t.itemsize for t in (*args, out) if isinstance(t, Tensor))
+        return out
+
+
+def device_rates(dtype: torch.dtype) -> tuple[float, float]:
+    """Floating-point operations a second of a large product, and bytes a second of a large copy."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+    seconds(lambda: a @ a, "cuda", repeats=3)
+    flops = 2 * 8192**3 / seconds(lambda: a @ a, "cuda", repeats=10)
+    b = torch.empty(2**30, device="cuda")
+    c = torch.randn_like(b)
+    b.copy_(c)
+    return flops, 2 * b.numel() * 4 / seconds(lambda: b.copy_(c), "cuda", repeats=10)
+
+
+def eager_step(model: nn.Module, loss: Any, batch: Any, sampler: SGLD) -> Callable[[], None]:
+    """A chain step as one writes it by hand: a pass, and the update of each parameter in turn."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    anchors = [p.detach().clone() for p in parameters]
+    eps, nbeta, gamma = sampler.step_size or 0.0, sampler.nbeta, sampler.localization
+
+    def step() -> None:
+        model.zero_grad()
+        loss(model, batch).backward()
+        with torch.no_grad():
+            for p, anchor in zip(parameters, anchors, strict=True):
+                if p.grad is not None:
+                    p.sub_(eps / 2 * (nbeta * p.grad + gamma * (p - anchor)))
+                    p.add_(torch.randn_like(p), alpha=math.sqrt(eps))
+
+    return step
+
+
+def time_of_steps(flat: FlatModel, kept: Batches, anchors: Tensor, sampler: SGLD, steps: int) -> float:
+    """Seconds of a step of all chains: a long run less a short one."""
+    target = LossOnBatches(flat, kept)
+
+    def run(burn_in: int) -> None:
+        run_chains(target, anchors, SGLD(**{**sampler.as_json(), "burn_in": burn_in, "draws": 8}), 0)
+
+    run(1)
+    found = in_turn({"long": partial(run, 2 * steps), "short": partial(run, steps)}, "cuda", rounds=3)
+    return statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps
+
+
+def on_gpu(quick: bool) -> list[Row]:
+    """The claims about a GPU, with the regression model in three precisions and a large transformer."""
+    torch.set_float32_matmul_precision("highest")
+    torch.manual_seed(0)
+    rows: list[Row] = []
+    sampler = SGLD(3e-4, 6.67, 66.7, chains=10, batch_size=1024)
+    generator = torch.Generator().manual_seed(0)
+    kept = Batches([tuple(t.cuda() for t in RegressionData()(generator, 1024)) for _ in range(20)], whole=False)
+    for name, dtype, tf32 in (("float32", torch.float32, False), ("TF32", torch.float32, True), ("bfloat16", torch.bfloat16, False)):
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        loss = regression_loss if dtype is torch.float32 else under_autocast(regression_loss, "cuda", dtype)
+        model = RegressionTransformer().cuda()
+        flat = FlatModel(model, loss)
+        checkpoints = flat.weights() + 0.01 * torch.randn(20, flat.size, device="cuda")
+        step = time_of_steps(flat, kept, checkpoints, sampler, 10 if quick else 20) / 200
+        flat._compiled.clear()
+        one, batch = RegressionTransformer().cuda(), kept[0]
+        eager_run = eager_step(one, loss, batch, sampler)
+        seconds(eager_run, "cuda", repeats=20)
+        eager = seconds(eager_run, "cuda", repeats=100)
+        with FlopCounterMode(display=False) as flops, MatrixBytes() as products:
+            loss(one, batch).backward()
+        flop_rate, byte_rate = device_rates(dtype)
+        floors = flops.get_total_flops() / flop_rate, products.bytes / byte_rate
+        about = (
+            f"ours {step * 1e3:.3f} ms, eager {eager * 1e3:.2f} ms; {flops.get_total_flops() / 1e9:.1f} GFLOP at "
+            f"{flop_rate / 1e12:.0f} TFLOP/s {floors[0] * 1e3:.3f} ms, {products.bytes / 1e6:.0f} MB at "
+            f"{byte_rate / 1e12:.1f} TB/s {floors[1] * 1e3:.3f} ms"
+        )
+        rows.append((f"GPU, {name}: eager chain step / ours", eager / step, "≥ 40", about))
+        rows.append((f"GPU, {name}: ours / the device's floor", step / max(floors), "≤ 3", about))
+    torch.set_float32_matmul_precision("highest")
+    return rows + large_transformer(quick)
+
+
+class Large(nn.Module):
+    """A decoder of 12 layers, width 768 and vocabulary 16,384: a hundred million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16384, 768)
+        layer = partial(nn.TransformerEncoderLayer, 768, 12, 3072, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.ModuleList(layer() for _ in range(12))
+        self.norm = nn.LayerNorm(768)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of shape (batch, token, vocabulary)."""
+        mask = torch.full((tokens.shape[1], tokens.shape[1]), -torch.inf, device=tokens.device).triu(1)
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x, src_mask=mask)
+        return self.norm(x) @ self.embed.weight.T
+
+
+def next_word(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Cross-entropy of the next token."""
+    return F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def large_transformer(quick: bool) -> list[Row]:
+    """Cost and memory of four chains."""
+    torch.cuda.empty_cache()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model = Large().cuda().eval()
+    loss = under_autocast(next_word, "cuda", torch.bfloat16)
+    flat = FlatModel(model, loss)
+    generator = torch.Generator().manual_seed(0)
+    kept = Batches([torch.randint(16384, (8, 512), generator=generator).cuda() for _ in range(8)], whole=False)
+    parameters = list(model.parameters())
+
+    def raw() -> None:
+        torch.autograd.grad(loss(model, kept[0]), parameters)
+
+    seconds(raw, "cuda", repeats=5)
+    torch.cuda.reset_peak_memory_stats()
+    base = torch.cuda.memory_allocated()
+    raw()
+    activations = torch.cuda.max_memory_allocated() - base
+    rows = []
+    sampler = SGLD(1e-6, 100, 100, chains=4, batch_size=8)
+    for group in (1, 4):
+        anchors = flat.weights()[None]
+        target = LossOnBatches(flat, kept)
+
+        def run(burn_in: int) -> None:
+            run_chains(target, anchors, SGLD(**{**sampler.as_json(), "burn_in": burn_in, "draws": 4}), 0, rows=group)
+
+        torch.cuda.reset_peak_memory_stats()
+        run(2)
+        peak = torch.cuda.max_memory_allocated() - base
+        steps = 4 if quick else 12
+        found = in_turn({"long": partial(run, 2 * steps), "short": partial(run, steps)}, "cuda", rounds=2)
+        step = statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps / 4
+        raw_pass = seconds(raw, "cuda", repeats=20)
+        beyond = (peak - group * activations) / (flat.size * 4)
+        about = f"{flat.size / 1e6:.0f} M parameters, batch 8 × 512, bfloat16, {group} of 4 chains together"
+        rows.append((f"GPU: chain step / raw pass, {group} together", step / raw_pass, "≤ 1.15", about))
+        rows.append((
+            f"GPU: memory beyond model and activations, in sets of weights, {group} together", beyond,
+            f"≤ 5 + {group} group", f"{about}; peak {peak / 1e9:.1f} GB, activations {activations / 1e9:.1f} GB a chain",
+        ))  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Measure what this machine can, and print and keep a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the table is kept")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if torch.cuda.is_available():
+        machine, rows = torch.cuda.get_device_name(), on_gpu(options.quick)
+    else:
+        machine = f"{torch.get_num_threads()} cores, {platform.machine()}"
+        rows = [*on_cpu(options.quick), *on_toy_tasks(options.quick)]
+    print(f"{machine}, torch {torch.__version__}")
+    for name, value, reach, about in rows:
+        print(f"{name:66} {value:8.3f}  {reach:12} {about}")
+    if not options.quick:
+        kept = json.loads(options.output.read_text()) if options.output.exists() else {}
+        kept[machine] = {"torch": torch.__version__, "rows": rows}
+        options.output.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
