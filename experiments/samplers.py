@@ -12,7 +12,7 @@ second; both are exact on quadratics and cost what SGLD does. Median and worst r
     6 most singular points, which chose                 1.8 %,  2.7 %   6.4 %, 13 %   6.3 %, 31 %    6.7 %, 17 %
     6 fresh most singular points                        0.9 %,  6.1 %   4.8 %, 29 %   8.3 %, 33 %    4.3 %, 29 %
 
-Not claimed: momentum helps with minibatches of noisy labels. They heat the chains by κ·(nβ/m)·σ²/4, and momentum by
+Not claimed: that momentum helps with minibatches of noisy labels. They heat the chains by κ·(nβ/m)·σ²/4, and momentum by
 (1 + keep)/(1 − keep) times that: at an equal excess it moves no faster. A scale for each coordinate (RMSProp) helps
 where curvatures differ along the axes, and on networks not beyond the noise of this table.
 
@@ -30,7 +30,7 @@ import csv
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ class Case:
     minibatch: Callable[[Tensor, Generator], Tensor] | None = None
     condition: float = math.nan
     methods: tuple[Method, ...] = ()
-    chains: int = field(default=4)
+    chains: int = 4
 
 
 class Sampler:
