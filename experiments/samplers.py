@@ -12,8 +12,9 @@ second; both are exact on quadratics and cost what SGLD does. Median and worst r
     6 most singular points, which chose                 1.8 %,  2.7 %   6.4 %, 13 %   6.3 %, 31 %    6.7 %, 17 %
     6 fresh most singular points                        0.9 %,  6.1 %   4.8 %, 29 %   8.3 %, 33 %    4.3 %, 29 %
 
-Not claimed: that momentum helps with minibatches of noisy labels. They heat the chains by κ·(nβ/m)·σ²/4, and momentum by
-(1 + keep)/(1 − keep) times that: at an equal excess it moves no faster. A scale for each coordinate (RMSProp) helps
+Where λ is small one such table is noisy: the standard error is about 1/√(λ·ESS) of it, 2 % for λ = 2.
+Not claimed: that momentum helps with minibatches of noisy labels. They heat the chains by κ·(nβ/m)·σ²/4, and momentum
+by (1 + keep)/(1 − keep) times that: at an equal excess it moves no faster. A scale for each coordinate (RMSProp) helps
 where curvatures differ along the axes, and on networks not beyond the noise of this table.
 
 All sample exp(−U), U(w) = nβ·L(w) + γ/2·‖w − w*‖², with full gradients unless a case says otherwise, and estimate
