@@ -1,14 +1,27 @@
 """Which sampler wins where the learning coefficient is known.
 
-Claim: of the candidates below, underdamped Langevin dynamics in the BAOAB splitting, one gradient a step, momentum kept
-by a share of 0.95 from step to step and the step given by curvature (κ = 1), is the most accurate on trained deep
-linear networks and at most singular points, and is exact on quadratics. Its overdamped limit (no momentum kept) is the
-Leimkuhler-Matthews step; both beat SGLD at the same cost. MALA costs the same and mixes slower as the dimension grows.
+Claim: with full gradients it is underdamped Langevin dynamics in the BAOAB splitting, one gradient a step, which keeps
+0.95 of its momentum from step to step, at κ = 1. Its limit without momentum, the Leimkuhler-Matthews step (LM), comes
+second; both are exact on quadratics and cost what SGLD does. Median and worst relative error, one seed, 4 chains:
+
+    case                                        underdamped 0.95, κ 1    LM, κ 1       SGLD, κ 0.25   MALA
+    10 trained networks, which chose                    0.5 %,  4.0 %   1.5 %, 12 %   3.7 %, 17 %    2.6 %,  7.6 %
+    10 fresh trained networks                           0.6 %,  5.6 %   1.5 %, 13 %   2.0 %, 14 %    1.4 %, 13 %
+    ... without the one of condition number 1e7         0.6 %,  3.5 %   1.3 %, 12 %   1.3 %, 14 %    1.0 %,  7.6 %
+    3 of 20,000 to 189,000 parameters, short chains     0.2 %,  0.5 %   5.0 %, 10 %
+    6 most singular points, which chose                 1.8 %,  2.7 %   6.4 %, 13 %   6.3 %, 31 %    6.7 %, 17 %
+    6 fresh most singular points                        0.9 %,  6.1 %   4.8 %, 29 %   8.3 %, 33 %    4.3 %, 29 %
+
+Where λ is small one such table is noisy: the standard error is about 1/√(λ·ESS) of it, 2 % for λ = 2.
+Not claimed: that momentum helps with minibatches of noisy labels. They heat the chains by κ·(nβ/m)·σ²/4, and momentum
+by (1 + keep)/(1 − keep) times that: at an equal excess it moves no faster. A scale for each coordinate (RMSProp) helps
+where curvatures differ along the axes, and on networks not beyond the noise of this table.
 
 All sample exp(−U), U(w) = nβ·L(w) + γ/2·‖w − w*‖², with full gradients unless a case says otherwise, and estimate
 λ̂ = nβ·(E[L(w)] − L(w*)). In the table κ = ε·h with h the largest curvature of U, found by power iteration at w*, then
 followed along the chains while they burn in and frozen; for MALA, whose step is adapted to acceptance 0.574, it is what
-came out.
+came out. Temperature and localization matter as much as the sampler: at nβ 72,382 and γ 10 chains leave the
+neighbourhood of a trained w* for more singular ones (median 1.8 %, worst 11 %, nearly all low); nβ 1e9 and γ 1e4 stay.
 
     python experiments/samplers.py [--quick] [--only PART] [--output experiments/results/samplers.csv]
 """
@@ -18,7 +31,7 @@ import csv
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +165,7 @@ class Case:
     minibatch: Callable[[Tensor, Generator], Tensor] | None = None
     condition: float = math.nan
     methods: tuple[Method, ...] = ()
-    chains: int = field(default=4)
+    chains: int = 4
 
 
 class Sampler:
@@ -581,7 +594,7 @@ def main() -> None:
             with arguments.output.open() as file:
                 rows = [row for row in csv.DictReader(file) if row["part"] not in ran] + rows
         with arguments.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     print(*summary(rows), sep="\n")
