@@ -45,10 +45,11 @@ class PhaseMonitor:
             the weights of one step, whose noise hides what λ̂ does late in training. The snapshots are then of the
             averaged parameters with the model's buffers as they are (batch norm's statistics are not those of the
             averaged weights), and loss, λ̂ and metrics of a point are all theirs; training's own loss isn't in it.
-            Its cost is a copy of the parameters on their device and a pass over them in each call, so call it at each
-            step. It is kept in memory alone: a run that goes on from a checkpoint begins a new average there, which
-            is what it would have been once that share of the steps has passed again; one begun anew from its seed
-            repeats it bit for bit.
+            λ̂ is seen to move later by about that share of the step. It costs a copy of the parameters on their device
+            and a pass over them in each call, so call it at each step. The average is kept in memory alone: a run
+            killed and begun anew from its seed repeats it bit for bit; one that goes on from a checkpoint begins
+            another there, in which that first step weighs (that step / step)^(1/average), 5 % when three times that
+            share of the steps have passed. To watch an average that training keeps itself, give that model instead.
         sink_timeout: seconds that a sink may take for one item before it gets nothing more.
 
     Raises:
