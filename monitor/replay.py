@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from phasewatch.monitor.averaging import AveragedSnapshots, keep_average
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn, whole_number
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.publish import Publisher, Sink
@@ -64,6 +65,10 @@ def replay(
             f"replay(run={str(run)!r}) holds points of steps that the series doesn't have, such as {strangers[0]}, "
             "so they are of another series. Choose another run=."
         )
+    if folder and isinstance(snapshots, AveragedSnapshots):
+        keep_average(folder, {"neighbours": snapshots.neighbours, "within": snapshots.within}, "replay(averaged(...))")
+    elif folder and not _is_its_own(folder, snapshots):
+        keep_average(folder, None, "replay(...)")
     make_publisher = partial(Publisher, sinks, timeout=sink_timeout)
     return _replayed(snapshots, probe, folder, package, workers, make_publisher, progress, on_error)
 

@@ -114,6 +114,20 @@ def test_a_replay_of_averages_is_the_same_with_workers_and_in_its_folder(tmp_pat
     assert [a == b for a, b in zip(alone, plain, strict=True)] == [True, False, False, False, True]
 
 
+@pytest.mark.parametrize("first", ["plain", "averaged", "other"])
+def test_a_folder_holds_points_of_one_average(first, tmp_path):
+    plain = save_series(tmp_path / "series", range(1000, 1005))
+    sorts = {"plain": plain, "averaged": pw.averaged(plain), "other": pw.averaged(plain, neighbours=1)}
+    probe = probe_of(PERCEPTRON)
+    points = list(pw.replay(sorts[first], probe, run=tmp_path / "run"))
+    for sort, series in sorts.items():
+        if sort == first:
+            assert list(pw.replay(series, probe, run=tmp_path / "run")) == points
+        else:
+            with pytest.raises(pw.PhasewatchError, match=r"replay\(.*holds snapshots or points taken with average="):
+                pw.replay(series, probe, run=tmp_path / "run")
+
+
 def save_series(path, steps):
     torch.manual_seed(0)
     folder = pw.SnapshotFolder(path)
