@@ -22,8 +22,9 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def next_token(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def on_cpu(quick: bool) -> list[Row]:
+def on_cpu(quick: bool) -> Iterator[Row]:
     """The first two claims."""
     import tempfile
 
@@ -142,11 +143,9 @@ def on_cpu(quick: bool) -> list[Row]:
     whole = [t / 150 / chains for t in found["whole"]]
     their_step = [t / steps for t in found["theirs"]]
     size = f"{flat.size:,} parameters, batch 32 × 64, {chains} chains"
-    return [
-        ("CPU: chain step / raw forward + backward", ratio(step, raw_pass), "≤ 1.05", size),
-        ("CPU: all of an estimate of 50 + 100 steps, per chain step / raw", ratio(whole, raw_pass), "", size),
-        ("CPU: chain step of devinterp's llc() / ours", ratio(their_step, step), "≥ 3", size),
-    ]
+    yield "CPU: chain step / raw forward + backward", ratio(step, raw_pass), "≤ 1.05", size
+    yield "CPU: all of an estimate of 50 + 100 steps, per chain step / raw", ratio(whole, raw_pass), "", size
+    yield "CPU: chain step of devinterp's llc() / ours", ratio(their_step, step), "≥ 3", size
 
 
 # Shared noise
@@ -176,13 +175,12 @@ def sharing(name: str, model: nn.Module, loss: Any, data: Any, sampler: SGLD, tr
     return f"{name}: gradients with independent noise / shared", found, "≥ 20", f"{sampler.chains} chains, 2 seeds"
 
 
-def on_toy_tasks(quick: bool) -> list[Row]:
+def on_toy_tasks(quick: bool) -> Iterator[Row]:
     """The claim about differences, on checkpoints ten training steps apart."""
     from phasewatch.toy_tasks.induction import InductionData, make_model
     from phasewatch.toy_tasks.induction import loss as induction_loss
 
     torch.manual_seed(0)
-    rows = []
     chains = 8 if quick else 32
     induction_model = make_model(seed=0)
     for name, model, loss, data, optimizer, batch_size, sampler in (
@@ -201,8 +199,7 @@ def on_toy_tasks(quick: bool) -> list[Row]:
                 stepper.step()
 
         train(100 if quick else 1200)
-        rows.append(sharing(name, model, loss, data, sampler, partial(train, 10)))
-    return rows
+        yield sharing(name, model, loss, data, sampler, partial(train, 10))
 
 
 # On a GPU
@@ -264,15 +261,18 @@ def time_of_steps(flat: FlatModel, kept: Batches, anchors: Tensor, sampler: SGLD
     return statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps
 
 
-def on_gpu(quick: bool) -> list[Row]:
+def on_gpu(quick: bool) -> Iterator[Row]:
     """The claims about a GPU, with the regression model in three precisions and a large transformer."""
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(0)
-    rows: list[Row] = []
     sampler = SGLD(3e-4, 6.67, 66.7, chains=10, batch_size=1024)
     generator = torch.Generator().manual_seed(0)
     kept = Batches([tuple(t.cuda() for t in RegressionData()(generator, 1024)) for _ in range(20)], whole=False)
-    for name, dtype, tf32 in (("float32", torch.float32, False), ("TF32", torch.float32, True), ("bfloat16", torch.bfloat16, False)):
+    for name, dtype, tf32 in (
+        ("float32", torch.float32, False),
+        ("TF32", torch.float32, True),
+        ("bfloat16", torch.bfloat16, False),
+    ):
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         loss = regression_loss if dtype is torch.float32 else under_autocast(regression_loss, "cuda", dtype)
         model = RegressionTransformer().cuda()
@@ -293,29 +293,41 @@ def on_gpu(quick: bool) -> list[Row]:
             f"{flop_rate / 1e12:.0f} TFLOP/s {floors[0] * 1e3:.3f} ms, {products.bytes / 1e6:.0f} MB at "
             f"{byte_rate / 1e12:.1f} TB/s {floors[1] * 1e3:.3f} ms"
         )
-        rows.append((f"GPU, {name}: eager chain step / ours", eager / step, "≥ 40", about))
-        rows.append((f"GPU, {name}: ours / the device's floor", step / max(floors), "≤ 3", about))
+        yield f"GPU, {name}: eager chain step / ours", eager / step, "≥ 40", about
+        yield f"GPU, {name}: ours / the device's floor", step / max(floors), "≤ 3", about
     torch.set_float32_matmul_precision("highest")
-    return rows + large_transformer(quick)
+    yield from large_transformer(quick)
+
+
+class Block(nn.Module):
+    """Causal attention and an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, token, width) in and out."""
+        q, k, v = self.qkv(self.ln1(x)).unflatten(-1, (3, self.heads, -1)).movedim(-4, -2).unbind(-4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).movedim(-3, -2).flatten(-2))
+        return x + self.mlp(self.ln2(x))
 
 
 class Large(nn.Module):
-    """A decoder of 12 layers, width 768 and vocabulary 16,384: a hundred million parameters."""
+    """A decoder of 12 layers, width 768 and vocabulary 16,384, tied: 98 million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(16384, 768)
-        layer = partial(nn.TransformerEncoderLayer, 768, 12, 3072, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.ModuleList(layer() for _ in range(12))
+        self.blocks = nn.Sequential(*(Block(768, 12) for _ in range(12)))
         self.norm = nn.LayerNorm(768)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of shape (batch, token, vocabulary)."""
-        mask = torch.full((tokens.shape[1], tokens.shape[1]), -torch.inf, device=tokens.device).triu(1)
-        x = self.embed(tokens)
-        for layer in self.layers:
-            x = layer(x, src_mask=mask)
-        return self.norm(x) @ self.embed.weight.T
+        return self.norm(self.blocks(self.embed(tokens))) @ self.embed.weight.T
 
 
 def next_word(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -323,10 +335,9 @@ def next_word(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def large_transformer(quick: bool) -> list[Row]:
+def large_transformer(quick: bool) -> Iterator[Row]:
     """Cost and memory of four chains."""
     torch.cuda.empty_cache()
-    torch.backends.mha.set_fastpath_enabled(False)
     model = Large().cuda().eval()
     loss = under_autocast(next_word, "cuda", torch.bfloat16)
     flat = FlatModel(model, loss)
@@ -342,7 +353,7 @@ def large_transformer(quick: bool) -> list[Row]:
     base = torch.cuda.memory_allocated()
     raw()
     activations = torch.cuda.max_memory_allocated() - base
-    rows = []
+    flat.choose_path(kept.take(torch.arange(2, device="cuda")))
     sampler = SGLD(1e-6, 100, 100, chains=4, batch_size=8)
     for group in (1, 4):
         anchors = flat.weights()[None]
@@ -359,13 +370,11 @@ def large_transformer(quick: bool) -> list[Row]:
         step = statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps / 4
         raw_pass = seconds(raw, "cuda", repeats=20)
         beyond = (peak - group * activations) / (flat.size * 4)
-        about = f"{flat.size / 1e6:.0f} M parameters, batch 8 × 512, bfloat16, {group} of 4 chains together"
-        rows.append((f"GPU: chain step / raw pass, {group} together", step / raw_pass, "≤ 1.15", about))
-        rows.append((
-            f"GPU: memory beyond model and activations, in sets of weights, {group} together", beyond,
-            f"≤ 5 + {group} group", f"{about}; peak {peak / 1e9:.1f} GB, activations {activations / 1e9:.1f} GB a chain",
-        ))  # fmt: skip
-    return rows
+        path = "vectorised" if flat.vectorised else "one after another"
+        about = f"{flat.size / 1e6:.0f} M parameters, batch 8 × 512, bfloat16, {group} of 4 chains together, {path}"
+        yield f"GPU: chain step / raw pass, {group} together", step / raw_pass, "≤ 1.15", about
+        about += f"; peak {peak / 1e9:.1f} GB, activations {activations / 1e9:.1f} GB a chain"
+        yield f"GPU: sets of weights beside the model, {group} together", beyond, f"≤ 5 + {group} group", about
 
 
 def main() -> None:
@@ -376,13 +385,15 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     if torch.cuda.is_available():
-        machine, rows = torch.cuda.get_device_name(), on_gpu(options.quick)
+        machine, found = torch.cuda.get_device_name(), on_gpu(options.quick)
     else:
         machine = f"{torch.get_num_threads()} cores, {platform.machine()}"
-        rows = [*on_cpu(options.quick), *on_toy_tasks(options.quick)]
+        found = chain(on_cpu(options.quick), on_toy_tasks(options.quick))
     print(f"{machine}, torch {torch.__version__}")
-    for name, value, reach, about in rows:
-        print(f"{name:66} {value:8.3f}  {reach:12} {about}")
+    rows = []
+    for name, value, reach, about in found:
+        rows.append((name, value, reach, about))
+        print(f"{name:66} {value:8.3f}  {reach:12} {about}", flush=True)
     if not options.quick:
         kept = json.loads(options.output.read_text()) if options.output.exists() else {}
         kept[machine] = {"torch": torch.__version__, "rows": rows}

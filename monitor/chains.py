@@ -247,7 +247,7 @@ class _Walk:
         draws = sampler.burn_in + np.arange(sampler.draws)
         self._looks = set(draws[:: -(-sampler.draws // LOOKS)].tolist())
         if sampler.kappa is not None:
-            self._looks |= {step for step in range(sampler.burn_in) if step & (step - 1) == 0 or step % 16 == 0}
+            self._looks |= {step for step in range(sampler.burn_in) if step < 16 or step % 16 == 0}
         self._multiplied = set(draws[:: -(-sampler.draws // PRODUCTS[0])].tolist())
 
     def advance(self, step: int) -> bool:
@@ -315,14 +315,15 @@ class _Walk:
         pushes, squares = products[..., :-1], products[..., -1]
         own = float(np.trace(pushes.mean(0)) / len(pushes[0]))
         held, held_error = _held(nbeta * pushes, nbeta * float(above.mean()))
-        noise = eps * nbeta**2 * here.noise / 8
+        keep = self.sampler.momentum or 0.0
+        noise = eps * nbeta**2 * here.noise / 8 * (1 + keep) / (1 - keep)
         steepness = 2 * max(here.curvature, gamma / nbeta if nbeta else 0.0)
         checks = Checks(
             step_size=eps,
             kappa=eps * (nbeta * curvature + gamma),
             descent=nbeta * here.slope / steepness if steepness else math.inf,
             descent_error=nbeta * here.slope_error / steepness if steepness else math.nan,
-            overshoot=eps * nbeta / 8 * (nbeta * float(squares.mean()) + gamma * own) - noise,
+            overshoot=eps * nbeta / 8 * (nbeta * float(squares.mean()) + gamma * own - nbeta * here.noise),
             noise=noise,
             held=held,
             held_error=held_error,
@@ -361,17 +362,21 @@ def _held(pushes: np.ndarray, value: float) -> tuple[float, float]:
 
 
 class _Langevin(_Walk):
-    """SGLD, and the same steps with the noise of Leimkuhler and Matthews.
+    """SGLD, and underdamped Langevin dynamics in the BAOAB splitting (Leimkuhler & Matthews 2013).
 
-    Of the latter's noise (z_t + z_{t+1})/2 the second half is added when the step is taken, so that the noise of one
-    step need not be kept for the next.
+    Of the latter, w is where the chains are between two half steps, and what is evaluated is w + √ε/2 · p, with
+    p ← a·p + √(1 − a²)·noise before it and p ← p − √ε·(nβ·∇L + γ·(w − w*)) after it. Without momentum (a = 0) no p need
+    be kept.
     """
 
+    _p: Tensor | None = None
+
     def advance(self, step: int) -> bool:
-        share = 1.0 if self.sampler.method == "sgld" else 0.5
-        noise = self.noise()
+        keep = self.sampler.momentum or 0.0
+        noise, half = self.noise(), self.eps**0.5 / 2
+        p = noise if self._p is None else self._p.mul_(keep).add_(noise, alpha=math.sqrt(1 - keep**2))
         for _ in range(ROUNDS_TO_KAPPA if step == 0 and self.sampler.kappa is not None else 1):
-            at = self.w if share == 1 else self.w + (1 - share) * self.eps**0.5 * noise
+            at = self.w if self.sampler.method == "sgld" else self.w + half * p
             here = self.evaluate(at, step)
             if here is None:
                 return False
@@ -383,9 +388,15 @@ class _Langevin(_Walk):
             if self.sampler.kappa is not None and step < self.sampler.burn_in:
                 stiffness = self.sampler.nbeta * self._largest + self.sampler.localization
                 self.eps = torch.minimum(self.eps, (self.sampler.kappa / stiffness).view(-1, 1, 1))
+                half = self.eps**0.5 / 2
         if step in self._multiplied:
             self.multiply(at, grads)
-        self.w = sgld_step(at, self.anchors, grads, share * noise, **self._scale, eps=self.eps)
+        if self.sampler.method == "sgld":
+            self.w = sgld_step(at, self.anchors, grads, noise, **self._scale, eps=self.eps)
+        else:
+            p = p - self.eps**0.5 * (self.sampler.nbeta * grads + self.sampler.localization * (at - self.anchors))
+            self.w = at + half * p
+            self._p = p if keep else None
         return True
 
     def _look_ahead(self, at: Tensor, grads: Tensor, step: int) -> bool:

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from phasewatch.monitor.errors import PhasewatchError
 
-Method = Literal["leimkuhler-matthews", "sgld", "mala"]
+Method = Literal["langevin", "sgld", "mala"]
 Backend = Literal["vectorised", "devinterp"]
+
+FULL_BATCH_MOMENTUM = 0.95
+"""What won on deep linear networks, at trained and at the most singular points (experiments/samplers.py)."""
 
 _LEAST = {"chains": 2, "draws": 4, "batch_size": 1}
 _POSITIVE = {"step_size", "nbeta", "kappa"}
@@ -30,9 +33,14 @@ class SGLD:
         draws: steps of each chain that count.
         burn_in: steps before them that don't.
         batch_size: samples in a minibatch; None for all of the data at each step.
-        method: the step. "leimkuhler-matthews" has no error of the step size on quadratics, where "sgld", the
-            published one, takes κ/4 too much. "mala" corrects every error of the step by accepting or rejecting it, adapts
-            its step in the burn-in, and needs `batch_size=None`.
+        method: the step. "langevin" is underdamped Langevin dynamics in the BAOAB splitting, which on quadratics
+            has no error of the step size; "sgld" is the published step, whose λ̂ is too large by κ/4; "mala" corrects
+            every error of the step by accepting or rejecting it, adapts its step in the burn-in, and needs
+            `batch_size=None`.
+        momentum: share of its speed that "langevin" keeps from step to step. 0 makes it the step of Leimkuhler and
+            Matthews. The more, the sooner the chains settle where curvatures differ widely, and the more of the minibatches'
+            noise they take up, (1 + momentum)/(1 − momentum) times: 0.95 with all of the data at each step and 0 with
+            minibatches if not given.
         kappa: κ = ε·(nβ·h + γ), h the largest curvature of the loss, instead of a step size: each snapshot
             gets the ε that this makes, lowered where the chains meet larger curvature in the burn-in.
         backend: "vectorised", or "devinterp" for a second opinion by that library's optimizer, chain after chain.
@@ -48,8 +56,9 @@ class SGLD:
     draws: int = 100
     burn_in: int = 50
     batch_size: int | None = 64
-    method: Method = "leimkuhler-matthews"
+    method: Method = "langevin"
     kappa: float | None = None
+    momentum: float | None = None
     backend: Backend = "vectorised"
 
     def __post_init__(self) -> None:
@@ -60,6 +69,9 @@ class SGLD:
             )
         if self.step_size is None and self.kappa is None:
             object.__setattr__(self, "step_size", 1e-4)
+        if self.momentum is None:
+            fast = self.method == "langevin" and self.batch_size is None
+            object.__setattr__(self, "momentum", FULL_BATCH_MOMENTUM if fast else 0.0)
         for field in fields(self):
             value: Any = getattr(self, field.name)
             if choices := get_args(field.type) if field.name in {"method", "backend"} else ():
@@ -78,6 +90,11 @@ class SGLD:
             raise PhasewatchError(
                 f"SGLD(kappa={self.kappa:g}) must be below 4, or the chains overshoot further at every step. "
                 "0.25 to 1 is usual."
+            )
+        if self.momentum and (self.method != "langevin" or self.momentum >= 1):
+            raise PhasewatchError(
+                f"SGLD(momentum={self.momentum:g}, method={self.method!r}) must be below 1, and 0 with any method but "
+                "'langevin'."
             )
         if self.method == "mala" and self.batch_size is not None:
             raise PhasewatchError(
@@ -112,9 +129,6 @@ def sgld_step(
     w: Tensor, anchor: Tensor, grads: Tensor, noise: Tensor, *, nbeta: float, gamma: float, eps: float | Tensor
 ) -> Tensor:
     """One step: w − ε/2 · (nβ·∇L_m(w) + γ·(w − w*)) + √ε · noise (Welling & Teh 2011; Lau et al. 2023, eq. 15).
-
-    With noise that is standard normal this is SGLD. With (z_t + z_{t+1})/2, standard normals of this step and the next, it
-    is the step of Leimkuhler & Matthews (2013), whose stationary variance on a quadratic is exact.
 
     Args:
         w: where the chains are, shape (..., chain, parameter).

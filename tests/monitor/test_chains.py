@@ -33,7 +33,7 @@ def mean_and_error(chains, nbeta) -> tuple[float, float]:
 
 
 def stationary(h, *, nbeta, gamma, eps, method, tilt=0.0):
-    """E[nβ·(L − L*)] on a quadratic, a = nβ·h + γ: SGLD's variance is 1/(a·(1 − ε·a/4)), Leimkuhler-Matthews' 1/a.
+    """E[nβ·(L − L*)] on a quadratic, a = nβ·h + γ: SGLD's variance is 1/(a·(1 − ε·a/4)), Langevin dynamics' in BAOAB 1/a.
 
     Gradient noise of variance s² adds ε·(nβ·s)²/4 over a·(1 − ε·a/4) to both.
     """
@@ -44,14 +44,14 @@ def stationary(h, *, nbeta, gamma, eps, method, tilt=0.0):
 
 
 @pytest.mark.parametrize("kappa", [0.3, 1.0, 2.0])
-@pytest.mark.parametrize("method", ["sgld", "leimkuhler-matthews", "mala"])
-def test_stationary_excess_loss_of_a_quadratic(method, kappa):
+@pytest.mark.parametrize(("method", "momentum"), [("sgld", 0), ("langevin", 0), ("langevin", 0.8), ("mala", 0)])
+def test_stationary_excess_loss_of_a_quadratic(method, momentum, kappa):
     nbeta, gamma = 40.0, 5.0
     h = torch.logspace(math.log10(0.7), math.log10(5.0), 48, dtype=torch.float64)
     eps = kappa / (nbeta * h.max().item() + gamma)
     truth = stationary(h, nbeta=nbeta, gamma=gamma, eps=eps, method=method)
     draws, burn_in = round(1200 / math.sqrt(kappa)), round(200 / kappa)
-    sampler = SGLD(eps, gamma, nbeta, 16, draws, burn_in, None, method)
+    sampler = SGLD(eps, gamma, nbeta, 16, draws, burn_in, None, method, momentum=momentum)
     mean, error = mean_and_error(run(Quadratic(h, torch.linspace(-2, 3, 48, dtype=torch.float64)), sampler, 3), nbeta)
     assert abs(mean - truth) < 4 * error
     assert error < 0.01 * truth
@@ -59,20 +59,21 @@ def test_stationary_excess_loss_of_a_quadratic(method, kappa):
     assert abs(truth - other) > max(4 * error, 0.03 * truth)  # so that the wrong step would fail above
 
 
-@pytest.mark.parametrize("method", ["sgld", "leimkuhler-matthews"])
-def test_minibatch_noise_adds_its_known_share(method):
-    nbeta, gamma, tilt, h = 30.0, 7.0, 0.5, doubles(2.0)
-    eps = 0.5 / (nbeta * 2 + gamma)
-    truth = stationary(h, nbeta=nbeta, gamma=gamma, eps=eps, method=method, tilt=tilt)
-    sampler = SGLD(eps, gamma, nbeta, chains=64, draws=1500, burn_in=100, batch_size=1, method=method)
+@pytest.mark.parametrize(("method", "momentum"), [("sgld", 0), ("langevin", 0), ("langevin", 0.5)])
+def test_minibatch_noise_adds_its_known_share(method, momentum):
+    nbeta, gamma, h = 30.0, 7.0, doubles(2.0)
+    eps, tilt = 0.5 / (nbeta * 2 + gamma), 0.5 / math.sqrt((1 + momentum) / (1 - momentum))
+    heat = (1 + momentum) / (1 - momentum)
+    truth = stationary(h, nbeta=nbeta, gamma=gamma, eps=eps, method=method, tilt=tilt * math.sqrt(heat))
+    sampler = SGLD(eps, gamma, nbeta, 64, 1500, 100, 1, method, momentum=momentum)
     # More minibatches than steps, since those of one epoch without replacement cancel each other.
     chains = run(Quadratic(h, doubles(-1.3), tilt, shifts(2000)), sampler, 5)
     mean, error = mean_and_error(chains, nbeta)
-    assert abs(mean - truth) < 4 * error
+    assert abs(mean - truth) < 4 * error + (0.05 * truth if momentum else 0)  # its heat is so to first order in κ
     assert error < 0.02 * truth
     quiet = stationary(h, nbeta=nbeta, gamma=gamma, eps=eps, method=method)
     assert truth > 1.2 * quiet
-    assert chains.checks.noise == pytest.approx(eps * (nbeta * tilt) ** 2 / 8, rel=0.5)  # from 64 chains' minibatches
+    assert chains.checks.noise == pytest.approx(eps * (nbeta * tilt) ** 2 / 8 * heat, rel=0.5)  # from 64 chains' minibatches
 
 
 # What is known beside the losses
@@ -121,7 +122,7 @@ def test_draws_below_the_snapshot_are_counted():
 # The step by curvature
 
 
-@pytest.mark.parametrize("method", ["sgld", "leimkuhler-matthews"])
+@pytest.mark.parametrize("method", ["sgld", "langevin"])
 def test_kappa_makes_the_step(method):
     h = torch.logspace(-2, 1, 30, dtype=torch.float64)
     sampler = SGLD(None, 3.0, 20.0, 3, 40, 40, None, method, kappa=0.6)
@@ -130,7 +131,7 @@ def test_kappa_makes_the_step(method):
     assert chains.checks.kappa == pytest.approx(0.6, rel=0.02)
 
 
-@pytest.mark.parametrize("method", ["sgld", "leimkuhler-matthews"])
+@pytest.mark.parametrize("method", ["sgld", "langevin"])
 def test_steps_shrink_where_curvature_grows_along_the_chains(method):
     """L = ½ Σ u²v² has no curvature at 0, where the chains start, and plenty where they go."""
 
@@ -153,7 +154,7 @@ def test_steps_shrink_where_curvature_grows_along_the_chains(method):
     loss = u**2 * v**2 / 2
     weight = np.exp(-3000 * loss - 5 * (u**2 + v**2))
     truth = 16 * (3000 * loss * weight).sum() / weight.sum()
-    bias = {"sgld": 0.5 / 4 / (1 - 0.5 / 4), "leimkuhler-matthews": 0.03}[method]  # the first is the quadratics'
+    bias = {"sgld": 0.5 / 4 / (1 - 0.5 / 4), "langevin": 0.03}[method]  # the first is the quadratics'
     assert abs(mean - truth) < 4 * error + bias * truth
     assert error < 0.015 * truth
 
@@ -172,17 +173,17 @@ def test_mala_finds_its_step():
 SMALL = SGLD(0.01, 3.0, 20.0, chains=3, draws=20, burn_in=7, batch_size=1)
 
 
-@pytest.mark.parametrize("method", ["sgld", "leimkuhler-matthews"])
-def test_chains_are_the_obvious_loop(method):
+@pytest.mark.parametrize(("method", "momentum"), [("sgld", 0), ("langevin", 0), ("langevin", 0.6)])
+def test_chains_are_the_obvious_loop(method, momentum):
     h, anchor = doubles(0.5, 2.0, 6.0), doubles(1.0, -2.0, 0.3)
-    sampler = SGLD(0.01, 3.0, 20.0, 3, 20, 7, 1, method)
+    sampler = SGLD(0.01, 3.0, 20.0, 3, 20, 7, 1, method, momentum=momentum)
     target = Quadratic(h, anchor, 0.4, shifts(5))
     chains = run(target, sampler, seed=11)
     for c, order in enumerate(orders(sampler, 11, target)):
         generator = Generator().manual_seed(chain_seed(11, c, 1))
         z = torch.stack([torch.randn(3, generator=generator, dtype=torch.float64) for _ in range(28)])
-        noise = z[:-1] if method == "sgld" else (z[:-1] + z[1:]) / 2
-        w = anchor.clone() if method == "sgld" else anchor + 0.1 * z[0] / 2
+        p = z[0]
+        w = anchor.clone() if method == "sgld" else anchor + 0.1 / 2 * p
         for step in range(27):
             shift = target.shifts[order[step]]
             away = w - anchor
@@ -190,10 +191,17 @@ def test_chains_are_the_obvious_loop(method):
             if step >= 7:
                 assert chains.losses[c, step - 7] == pytest.approx(loss.item(), rel=1e-12)
                 assert chains.reference[c, step - 7] == pytest.approx(shift.item(), rel=1e-12)
-            w = w - 0.005 * (20.0 * (h * away + 0.4 * shift) + 3.0 * away) + 0.1 * noise[step]
+            force = -(20.0 * (h * away + 0.4 * shift) + 3.0 * away)
+            if method == "sgld":
+                w = w + 0.005 * force + 0.1 * z[step]
+            else:
+                p = p + 0.1 * force
+                w = w + 0.1 / 2 * p
+                p = momentum * p + math.sqrt(1 - momentum**2) * z[step + 1]
+                w = w + 0.1 / 2 * p
 
 
-@pytest.mark.parametrize("method", ["sgld", "leimkuhler-matthews", "mala"])
+@pytest.mark.parametrize("method", ["sgld", "langevin", "mala"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 9, None])
 def test_any_grouping_gives_each_anchor_the_chains_it_has_alone(method, rows):
     h, anchors = doubles(0.5, 2.0, 6.0), doubles([1.0, -2.0, 0.3], [0.9, -2.0, 0.3], [1.0, 0.0, 0.0])

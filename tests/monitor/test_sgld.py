@@ -178,7 +178,7 @@ def test_settings_at_their_limits():
     sampler = SGLD(step_size=1, localization=0, nbeta=1, chains=2, draws=4, burn_in=0, batch_size=1)
     assert sampler.as_json() == {
         "step_size": 1, "localization": 0, "nbeta": 1, "chains": 2, "draws": 4, "burn_in": 0, "batch_size": 1,
-        "method": "leimkuhler-matthews", "kappa": None, "backend": "vectorised",
+        "method": "langevin", "kappa": None, "momentum": 0.0, "backend": "vectorised",
     }  # fmt: skip
 
 
@@ -206,8 +206,10 @@ def test_a_step_is_given_once():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "hmc"}, r"SGLD\(method='hmc'\) must be one of 'leimkuhler-matthews', 'sgld', 'mala'\."),
+        ({"method": "hmc"}, r"SGLD\(method='hmc'\) must be one of 'langevin', 'sgld', 'mala'\."),
         ({"backend": "jax"}, r"SGLD\(backend='jax'\) must be one of 'vectorised', 'devinterp'\."),
+        ({"momentum": 1.0}, r"SGLD\(momentum=1, method='langevin'\) must be below 1, and 0 with any method but"),
+        ({"momentum": 0.5, "method": "sgld"}, r"SGLD\(momentum=0.5, method='sgld'\) must be below 1, and 0 with"),
         ({"kappa": 4}, r"SGLD\(kappa=4\) must be below 4"),
         ({"kappa": 0}, r"SGLD\(kappa=0\) must be a finite number above 0\."),
         (
@@ -220,3 +222,9 @@ def test_a_step_is_given_once():
 def test_methods_that_cant_be(settings, words):
     with pytest.raises(PhasewatchError, match=words):
         SGLD(**settings)
+
+
+def test_momentum_is_for_all_of_the_data():
+    assert SGLD().momentum == 0
+    assert SGLD(batch_size=None).momentum == 0.95
+    assert SGLD(batch_size=None, method="sgld").momentum == 0
