@@ -16,7 +16,10 @@ from phasewatch.monitor.sgld import SGLD, metropolis_acceptance, sgld_step
 from phasewatch.monitor.survey import Survey, Target, survey
 
 LOOKS = 8
-"""Times along the chains that acceptance and curvature are worked out; each costs two more gradients."""
+"""Draws at which acceptance and curvature are worked out; each costs a gradient."""
+
+FOLLOWED = 16
+"""First steps at which curvature is followed to hold κ, and steps from one time to the next after them."""
 
 ROUNDS_TO_KAPPA = 4
 """Times that the first step is taken anew with the step size that the curvature at its end asks for."""
@@ -163,7 +166,7 @@ def _ground(target: Target, anchor: Tensor, mask: Tensor | None, sampler: SGLD, 
     reference = torch.cat([target.losses(anchor, some) for some in numbers.split(rows)])
     generator = Generator(anchor.device).manual_seed(chain_seed(seed, 0, 3))
     scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
-    found = survey(target, anchor, mask, rows=sampler.chains, **scale, generator=generator)
+    found = survey(target, anchor, mask, means=sampler.chains, rows=rows, **scale, generator=generator)
     if sampler.kappa is None:
         assert sampler.step_size is not None
         return _Ground(reference, found, sampler.step_size)
@@ -237,17 +240,17 @@ class _Walk:
         self._noises, self._others = (
             [Generator(anchors.device).manual_seed(chain_seed(seed, c, purpose)) for c in chains] for purpose in (1, 4)
         )
-        self._steepest = torch.stack([ground.survey.direction for ground in grounds])
-        self._curvature = anchors.new_tensor([ground.survey.curvature for ground in grounds])
-        self._largest = self._curvature.clone()
+        self._steepest = torch.stack([ground.survey.direction for ground in grounds]).unsqueeze(1)
+        self._curvature = anchors.new_tensor([ground.survey.curvature for ground in grounds]).unsqueeze(1)
+        self._largest = self._curvature.amax(1)
         self._acceptance: list[Tensor] = []
         self._products: list[Tensor] = []
         self._scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
         self.losses = self.w.new_empty(self.w.shape[:2])
         draws = sampler.burn_in + np.arange(sampler.draws)
-        self._looks = set(draws[:: -(-sampler.draws // LOOKS)].tolist())
-        if sampler.kappa is not None:
-            self._looks |= {step for step in range(sampler.burn_in) if step < 16 or step % 16 == 0}
+        self._accepts = set(draws[:: -(-sampler.draws // LOOKS)].tolist())
+        followed = () if sampler.kappa is None else range(sampler.burn_in + sampler.draws)
+        self._looks = self._accepts | {step for step in followed if step < FOLLOWED or step % FOLLOWED == 0}
         self._multiplied = set(draws[:: -(-sampler.draws // PRODUCTS[0])].tolist())
 
     def advance(self, step: int) -> bool:
@@ -275,9 +278,10 @@ class _Walk:
         Args:
             other: of a second stream, which the chains never see.
         """
-        size, like = self.w.shape[-1], {"dtype": self.w.dtype, "device": self.w.device}
         generators = self._others if other else self._noises
-        drawn = torch.stack([torch.randn(size, generator=generator, **like) for generator in generators])
+        drawn = self.w.new_empty(len(generators), self.w.shape[-1])
+        for chain, generator in zip(drawn, generators, strict=True):
+            chain.normal_(generator=generator)
         return drawn if self.masks is None else drawn * self.masks
 
     def multiply(self, at: Tensor, grads: Tensor) -> None:
@@ -287,18 +291,18 @@ class _Walk:
         self._products.append(torch.cat([away @ grads.mT, grads.square().sum(-1, keepdim=True)], -1).double())
 
     def look(self, at: Tensor, grads: Tensor, step: int) -> bool:
-        """A step of power iteration at `at`; False where the model refuses the weights."""
+        """A step of power iteration for each chain at `at`; False where the model refuses the weights."""
         nbeta, gamma = self.sampler.nbeta, self.sampler.localization
-        reach = (nbeta * self._curvature + gamma).clamp_min(1e-12).rsqrt().view(-1, 1, 1)
-        there = self.evaluate(at + reach * self._steepest.unsqueeze(1), step)
+        reach = (nbeta * self._curvature + gamma).clamp_min(1e-12).rsqrt().unsqueeze(-1)
+        there = self.evaluate(at + reach * self._steepest, step)
         if there is None:
             return False
-        turned = ((there[1] - grads) / reach).mean(1)
+        turned = there[1].sub_(grads).div_(reach)
         length = turned.norm(dim=-1)
         usable = length.isfinite() & (length > 0)
         self._curvature = torch.where(usable, length, self._curvature)
         self._steepest = torch.where(usable.unsqueeze(-1), turned / length.unsqueeze(-1), self._steepest)
-        self._largest = torch.maximum(self._largest, self._curvature)
+        self._largest = torch.maximum(self._largest, self._curvature.amax(1))
         return True
 
     def verdicts(self, i: int, above: np.ndarray, ground: _Ground) -> tuple[float, Checks]:
@@ -376,31 +380,34 @@ class _Langevin(_Walk):
         noise, half = self.noise(), self.eps**0.5 / 2
         p = noise if self._p is None else self._p.mul_(keep).add_(noise, alpha=math.sqrt(1 - keep**2))
         for _ in range(ROUNDS_TO_KAPPA if step == 0 and self.sampler.kappa is not None else 1):
-            at = self.w if self.sampler.method == "sgld" else self.w + half * p
+            at = self.w if self.sampler.method == "sgld" else torch.addcmul(self.w, half, p)
             here = self.evaluate(at, step)
             if here is None:
                 return False
             self.losses, grads = here
-            if step not in self._looks:
-                break
-            if not self._look_ahead(at, grads, step):
+            if step in self._looks and not self.look(at, grads, step):
                 return False
-            if self.sampler.kappa is not None and step < self.sampler.burn_in:
+            if self.sampler.kappa is not None:
                 stiffness = self.sampler.nbeta * self._largest + self.sampler.localization
                 self.eps = torch.minimum(self.eps, (self.sampler.kappa / stiffness).view(-1, 1, 1))
                 half = self.eps**0.5 / 2
+        if step in self._accepts and not self._accept(at, grads, step):
+            return False
         if step in self._multiplied:
             self.multiply(at, grads)
         if self.sampler.method == "sgld":
             self.w = sgld_step(at, self.anchors, grads, noise, **self._scale, eps=self.eps)
+            return True
+        force = grads.mul_(-self.sampler.nbeta).add_(at - self.anchors, alpha=-self.sampler.localization)
+        if keep:
+            self._p = p.addcmul(force, self.eps**0.5)
+            self.w = at.addcmul_(half, self._p)
         else:
-            p = p - self.eps**0.5 * (self.sampler.nbeta * grads + self.sampler.localization * (at - self.anchors))
-            self.w = at + half * p
-            self._p = p if keep else None
+            self.w = at.addcmul_(half, p).addcmul_(self.eps / 2, force)
         return True
 
-    def _look_ahead(self, at: Tensor, grads: Tensor, step: int) -> bool:
-        """Acceptance and curvature where a plain Langevin step goes; False where the model refuses those weights."""
+    def _accept(self, at: Tensor, grads: Tensor, step: int) -> bool:
+        """The acceptance that a plain Langevin step would have; False where the model refuses where it goes."""
         proposal = sgld_step(at, self.anchors, grads, self.noise(other=True), **self._scale, eps=self.eps)
         there = self.evaluate(proposal, step)
         if there is None:
@@ -408,9 +415,8 @@ class _Langevin(_Walk):
         accepted = metropolis_acceptance(
             at, proposal, self.anchors, self.losses, there[0], grads, there[1], **self._scale, eps=self.eps
         )
-        if step >= self.sampler.burn_in:
-            self._acceptance.append(accepted.mean(1))
-        return self.look(proposal, there[1], step)
+        self._acceptance.append(accepted.mean(1))
+        return True
 
 
 class _Metropolis(_Walk):

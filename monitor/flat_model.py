@@ -64,7 +64,8 @@ class FlatModel:
         self._sizes = [shape.numel() for shape in self._shapes]
         dtypes = {self._tensors[name].dtype for name in self.trainable}
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        self._tolerance = 1e-6 if dtypes == {torch.float64} else 1e-3 if min(d.itemsize for d in dtypes) > 2 else 0.05
+        precisions = {*dtypes, getattr(loss, "autocast", self.dtype)}
+        self._tolerance = 1e-6 if precisions == {torch.float64} else 1e-3 if min(d.itemsize for d in precisions) > 2 else 0.05
         self._called = _LossModule(self.model, loss)
         self._warned: set[str] = set()
         self._compiled: dict[int, Callable[[list[Tensor], Any], Tensor]] = {}
@@ -206,9 +207,9 @@ class FlatModel:
             losses = self._vectorised(len(weights))(pieces, batches.stacked)
             grads = torch.autograd.grad(losses.sum(), pieces, allow_unused=True, materialize_grads=True)
             return losses.detach(), torch.cat([grad.reshape(len(weights), -1) for grad in grads], dim=1)
-        pairs = [self._loss_and_grad_at(row, batches[i]) for i, row in enumerate(weights)]
-        losses, grads = zip(*pairs, strict=True)
-        return torch.stack(losses), torch.stack(grads)
+        grads = torch.empty_like(weights)
+        losses = [self._loss_and_grad_at(row, batches[i], grads[i]) for i, row in enumerate(weights)]
+        return torch.stack(losses), grads
 
     def reaches(self, loss: Tensor) -> bool:
         """Whether the gradient of a loss of this model reaches any of its trainable parameters."""
@@ -274,11 +275,13 @@ class FlatModel:
         self._load_flat(row)
         return self.loss(self.model, batch).to(self.dtype)
 
-    def _loss_and_grad_at(self, row: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+    def _loss_and_grad_at(self, row: Tensor, batch: Any, into: Tensor) -> Tensor:
         loss = self._loss_at(row, batch)
         parameters = [self._tensors[name] for name in self.trainable]
         grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        return loss.detach(), torch.cat([grad.flatten().to(self.dtype) for grad in grads])
+        for piece, grad in zip(into.split(self._sizes), grads, strict=True):
+            piece.copy_(grad.flatten())
+        return loss.detach()
 
     @torch.no_grad()
     def _load_flat(self, row: Tensor) -> None:
@@ -316,7 +319,7 @@ def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
         dtype: such as torch.bfloat16.
 
     Returns:
-        The same under `torch.autocast`.
+        The same under `torch.autocast`, with the type as its attribute `autocast`.
     """
 
     @wraps(loss)
@@ -324,6 +327,7 @@ def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
         with torch.autocast(device_type, dtype):
             return loss(model, batch)
 
+    taken.autocast = dtype  # pyright: ignore[reportFunctionMemberAccess]
     return taken
 
 

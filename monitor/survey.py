@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 ROUNDS = 4
-"""Minibatches whose gradients each row of the survey adds up."""
+"""Minibatches in a group, as far as there are as many."""
 
 ITERATIONS = 10
 """Steps of the power iteration at a snapshot."""
@@ -61,14 +61,23 @@ class Survey:
 
 
 def survey(
-    target: Target, anchor: Tensor, mask: Tensor | None, *, rows: int, nbeta: float, gamma: float, generator: Generator
+    target: Target,
+    anchor: Tensor,
+    mask: Tensor | None,
+    *,
+    means: int,
+    rows: int,
+    nbeta: float,
+    gamma: float,
+    generator: Generator,
 ) -> Survey:
-    """Look around a snapshot; it costs ROUNDS + ITERATIONS gradients of each row.
+    """Look around a snapshot; it costs `means` · (ROUNDS + ITERATIONS) gradients, and holds `means` of them.
 
     Args:
         target: the loss.
         anchor: w*, shape (parameter,).
         mask: the weights that are sampled, shape (parameter,); None for all.
+        means: of how many groups of minibatches to compare the mean gradients.
         rows: minibatches at a time.
         nbeta: nβ.
         gamma: γ; with nβ it sets the distance over which curvature is measured, that of the chains.
@@ -77,24 +86,30 @@ def survey(
     Returns:
         The survey; NaN where the loss or its gradient isn't finite.
     """
-    rows = min(rows, target.minibatches)
-    rounds = max(1, min(ROUNDS, target.minibatches // rows))
+    means = min(means, target.minibatches)
+    rounds = max(1, min(ROUNDS, target.minibatches // means))
     kept = None if mask is None else mask.to(anchor)
-    first = total = torch.zeros(0)
-    for number in range(rounds):
-        which = torch.arange(number * rows, (number + 1) * rows, device=anchor.device)
-        _, grads = target.losses_and_grads(anchor.expand(rows, -1), which)
-        grads = grads if kept is None else grads * kept
-        first, total = (grads, grads.clone()) if number == 0 else (first, total.add_(grads))
-    mean = total / rounds
-    slope, slope_error, noise = _moments(mean, rounds, whole=target.whole and rows * rounds == target.minibatches)
-    del mean, total
-    which = torch.arange(rows, device=anchor.device)
-    start = first.mean(0)
+    numbers = torch.arange(means * rounds, device=anchor.device).view(rounds, means)
+
+    def each(at: Tensor, which: Tensor, into: Tensor) -> None:
+        for start in range(0, means, rows):
+            some = which[start : start + rows]
+            into[start : start + rows] += target.losses_and_grads(at.expand(len(some), -1), some)[1]
+
+    total = anchor.new_zeros(means, len(anchor))
+    start = anchor
+    for number, which in enumerate(numbers):
+        each(anchor, which, total)
+        start = total.mean(0) if number == 0 else start
+    if kept is not None:
+        total, start = total.mul_(kept), start * kept
+    slope, slope_error, noise = _moments(
+        total.div_(rounds), rounds, whole=target.whole and means * rounds == target.minibatches
+    )
 
     def gradient(at: Tensor) -> Tensor:
-        grads = target.losses_and_grads(at.expand(rows, -1), which)[1].mean(0)
-        return grads if kept is None else grads * kept
+        each(at, numbers[0], total.zero_())
+        return total.mean(0) if kept is None else total.mean(0) * kept
 
     direction = torch.randn(anchor.shape, generator=generator, dtype=anchor.dtype, device=anchor.device)
     direction = direction if kept is None else direction * kept
