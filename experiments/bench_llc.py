@@ -342,7 +342,7 @@ def large_transformer(quick: bool) -> Iterator[Row]:
     loss = under_autocast(next_word, "cuda", torch.bfloat16)
     flat = FlatModel(model, loss)
     generator = torch.Generator().manual_seed(0)
-    kept = Batches([torch.randint(16384, (8, 512), generator=generator).cuda() for _ in range(8)], whole=False)
+    kept = Batches([torch.randint(16384, (32, 512), generator=generator).cuda() for _ in range(8)], whole=False)
     parameters = list(model.parameters())
 
     def raw() -> None:
@@ -354,7 +354,7 @@ def large_transformer(quick: bool) -> Iterator[Row]:
     raw()
     activations = torch.cuda.max_memory_allocated() - base
     flat.choose_path(kept.take(torch.arange(2, device="cuda")))
-    sampler = SGLD(1e-6, 100, 100, chains=4, batch_size=8)
+    sampler = SGLD(1e-6, 100, 100, chains=4, batch_size=32)
     for group in (1, 4):
         anchors = flat.weights()[None]
         target = LossOnBatches(flat, kept)
@@ -365,13 +365,13 @@ def large_transformer(quick: bool) -> Iterator[Row]:
         torch.cuda.reset_peak_memory_stats()
         run(2)
         peak = torch.cuda.max_memory_allocated() - base
-        steps = 4 if quick else 12
+        steps = 10 if quick else 40
         found = in_turn({"long": partial(run, 2 * steps), "short": partial(run, steps)}, "cuda", rounds=2)
         step = statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps / 4
         raw_pass = seconds(raw, "cuda", repeats=20)
         beyond = (peak - group * activations) / (flat.size * 4)
         path = "vectorised" if flat.vectorised else "one after another"
-        about = f"{flat.size / 1e6:.0f} M parameters, batch 8 × 512, bfloat16, {group} of 4 chains together, {path}"
+        about = f"{flat.size / 1e6:.0f} M parameters, batch 32 × 512, bfloat16, {group} of 4 chains together, {path}"
         yield f"GPU: chain step / raw pass, {group} together", step / raw_pass, "≤ 1.15", about
         about += f"; peak {peak / 1e9:.1f} GB, activations {activations / 1e9:.1f} GB a chain"
         yield f"GPU: sets of weights beside the model, {group} together", beyond, f"≤ 5 + {group} group", about

@@ -24,7 +24,7 @@ FOLLOWED = 16
 ROUNDS_TO_KAPPA = 4
 """Times that the first step is taken anew with the step size that the curvature at its end asks for."""
 
-PRODUCTS = 32, 16
+PRODUCTS = 256, 16
 """Draws at which the chains' positions and gradients are multiplied, which costs no gradient, and chains at most."""
 
 WORTH_PREPARING = 2000

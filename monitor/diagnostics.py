@@ -32,7 +32,7 @@ NATS = 1.0
 TOLERATED_DESCENT = 0.1
 """The same as a share of the estimate, where that is more."""
 
-UNSTABLE = 3.0
+UNSTABLE = 2.5
 """κ beyond which the chains overshoot so far that little keeps them from diverging, which they do at 4."""
 
 TOLERATED_OVERSHOOT = 0.1
@@ -44,7 +44,7 @@ TOLERATED_NOISE = 0.2
 TOO_SMALL = 0.02
 """κ below which chains that drift are called too slow rather than too short."""
 
-TOLERATED_HOLD = 0.3
+TOLERATED_HOLD = 0.15
 """Share by which λ̂ falls with the localization's logarithm that is no reason for doubt."""
 
 

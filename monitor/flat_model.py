@@ -65,7 +65,9 @@ class FlatModel:
         dtypes = {self._tensors[name].dtype for name in self.trainable}
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         precisions = {*dtypes, getattr(loss, "autocast", self.dtype)}
-        self._tolerance = 1e-6 if precisions == {torch.float64} else 1e-3 if min(d.itemsize for d in precisions) > 2 else 0.05
+        self._tolerance = (
+            1e-6 if precisions == {torch.float64} else 1e-3 if min(d.itemsize for d in precisions) > 2 else 0.05
+        )
         self._called = _LossModule(self.model, loss)
         self._warned: set[str] = set()
         self._compiled: dict[int, Callable[[list[Tensor], Any], Tensor]] = {}

@@ -73,7 +73,9 @@ def test_minibatch_noise_adds_its_known_share(method, momentum):
     assert error < 0.02 * truth
     quiet = stationary(h, nbeta=nbeta, gamma=gamma, eps=eps, method=method)
     assert truth > 1.2 * quiet
-    assert chains.checks.noise == pytest.approx(eps * (nbeta * tilt) ** 2 / 8 * heat, rel=0.5)  # from 64 chains' minibatches
+    assert chains.checks.noise == pytest.approx(
+        eps * (nbeta * tilt) ** 2 / 8 * heat, rel=0.5
+    )  # from 64 chains' minibatches
 
 
 # What is known beside the losses

@@ -1,0 +1,292 @@
+"""Is λ̂ right where the learning coefficient is known?
+
+One table: case, truth, λ̂, its standard error, relative error, verdict, gradient evaluations, seconds, all by
+`estimate_llc` with κ = 0.5 and its defaults for everything that isn't printed. Claims: regular models of at least 100
+parameters within 2 %; converged deep linear networks of condition below 1e6 within 5 % and their median within 1 %, on
+truths, weights and noise that experiments/samplers.py, where the sampler was chosen, never saw; most singular points
+within 5 %; the plateaus of the toy model of superposition; a hundred million parameters (on a GPU) within 5 %. What is
+ill-conditioned, localized or not at a minimum gets a verdict in place of the promise.
+
+Degenerate potentials are judged against quadrature of the tempered local posterior, and a quadratic with a wide
+spectrum against ½ Σ nβ·h/(nβ·h + γ), what γ leaves of it. Trained networks: nβ 1e9 and γ 1e4, so that chains stay near w*; most
+singular points: nβ 7e4 and γ 0.1.
+
+    python experiments/truth.py [--quick] [--only PART]
+"""
+
+import argparse
+import csv
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+import phasewatch as pw
+from phasewatch.toy_tasks import deep_linear, superposition
+
+RESULTS = Path(__file__).parent / "results" / "truth.csv"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model at a known point, and how it is sampled there."""
+
+    part: str
+    name: str
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    data: Any
+    truth: float
+    settings: dict[str, Any]
+    condition: float = 1.0
+    seed: int = 0
+    meant: str = "OK"
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """A row of the table."""
+    sampler = pw.SGLD(kappa=0.5, batch_size=None, **case.settings)
+    start = time.perf_counter()
+    estimate = pw.estimate_llc(case.model, case.loss, case.data, sampler=sampler, seed=case.seed)
+    return {
+        "part": case.part,
+        "case": case.name,
+        "parameters": sum(p.numel() for p in case.model.parameters()),
+        "truth": case.truth,
+        "estimate": estimate.value,
+        "error": estimate.error,
+        "relative": estimate.value / case.truth - 1,
+        "verdict": estimate.health.name,
+        "condition": case.condition,
+        "gradients": sampler.chains * (sampler.burn_in + sampler.draws),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def whitened(samples: int) -> Tensor:
+    """Inputs whose second moments are exactly the identity, shape (sample, sample)."""
+    return math.sqrt(samples) * torch.eye(samples, dtype=torch.float64)
+
+
+def regressions(quick: bool) -> Iterator[Case]:
+    """Linear regression at the minimiser of noisy data: λ = d/2."""
+    for d in (10, 100) if quick else (10, 100, 1000):
+        generator = Generator().manual_seed(100 + d)
+        x = torch.randn(4 * d, d, generator=generator, dtype=torch.float64)
+        y = x @ torch.randn(d, 1, generator=generator, dtype=torch.float64)
+        y += 0.5 * torch.randn(4 * d, 1, generator=generator, dtype=torch.float64)
+        model = nn.Linear(d, 1, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+        settings = {"nbeta": 1e5, "localization": 1.0, "chains": 4, "burn_in": 300, "draws": 1500}
+        yield Case("regular", f"regression, d = {d}", model, deep_linear.loss, (x, y), d / 2, settings)
+
+
+def quadratics(quick: bool) -> Iterator[Case]:
+    """Diagonal regression with a known spectrum: the chains' own truth is ½ Σ nβ·h/(nβ·h + γ)."""
+    for low, gamma, meant in (
+        (0.1, 1.0, "OK"),
+        (1e-2, 1.0, "OK"),
+        (1e-4, 10.0, "LOCALIZED"),
+        (1e-4, 100.0, "LOCALIZED"),
+    ):
+        d, nbeta = 200, 1086.0
+        h = torch.logspace(math.log10(low), 0, d, dtype=torch.float64)
+        model = nn.Linear(d, 1, bias=False, dtype=torch.float64)
+        x = whitened(d) * h.sqrt()
+        truth = (nbeta * h / (nbeta * h + gamma)).sum().item() / 2
+        data = (x, (x @ model.weight.detach().T))
+        settings = {"nbeta": nbeta, "localization": gamma, "chains": 4, "burn_in": 500, "draws": 1500}
+        name = f"spectrum {low:g} to 1, γ {gamma:g}"
+        yield Case("quadratic", name, model, deep_linear.loss, data, truth, settings, 1 / low, meant=meant)
+
+
+NETWORKS = [
+    ((2, 2, 2), 1), ((3, 2, 3), 2), ((5, 3, 5), 2), ((5, 5, 5), 3), ((4, 6, 4), 3), ((10, 10, 10), 4), ((8, 12, 8), 5),
+    ((6, 6, 6, 6), 3), ((8, 6, 6, 8), 4), ((10, 8, 8, 8, 10), 5), ((20, 20, 20), 5), ((30, 20, 30), 8),
+    ((16, 16, 16, 16), 6), ((40, 30, 40), 10), ((25, 25, 25, 25), 8),
+]  # fmt: skip
+LARGE = [((100, 120, 100), 10), ((300, 300, 300), 12), ((700, 720, 700), 20)]
+
+
+def condition_number(model: deep_linear.DeepLinear) -> float:
+    """Largest over smallest curvature that isn't 0, from the Jacobian of the product."""
+    factors = [factor.detach() for factor in model.factors()]
+    if sum(factor.numel() for factor in factors) > 4000:
+        return math.nan
+
+    def product(*weights: Tensor) -> Tensor:
+        found = weights[0]
+        for weight in weights[1:]:
+            found = weight @ found
+        return found
+
+    jacobian = torch.autograd.functional.jacobian(product, tuple(factors))
+    flat = torch.cat([part.reshape(part.shape[0] * part.shape[1], -1) for part in jacobian], dim=1)
+    values = torch.linalg.svdvals(flat).square()
+    values = values[values > 1e-12 * values[0]]
+    return (values[0] / values[-1]).item()
+
+
+def networks(quick: bool) -> Iterator[Case]:
+    """Deep linear networks where training took them: λ there is rank(J)/2."""
+    for number, (widths, rank) in enumerate(NETWORKS[:4] if quick else NETWORKS + LARGE):
+        generator = Generator().manual_seed(5000 + number)
+        truth = deep_linear.low_rank_matrix(widths[-1], widths[0], rank, generator)
+        x = whitened(widths[0])
+        torch.manual_seed(6000 + number)
+        model = deep_linear.DeepLinear(widths, dtype=torch.float64)
+        deep_linear.train(model, (x, x @ truth.T))
+        data = (x, x @ truth.T)
+        large = (widths, rank) in LARGE
+        steps = {"burn_in": 300, "draws": 500} if large else {"burn_in": 2000, "draws": 6000}
+        name = f"{widths} rank {rank}"
+        settings = {"nbeta": 1e9, "localization": 1e4, "chains": 4, **steps}
+        yield Case(
+            "trained", name, model, deep_linear.loss, data, deep_linear.local_llc(model), settings,
+            condition_number(model), number,
+        )  # fmt: skip
+
+
+SINGULAR = [((3, 3, 3), 1), ((5, 3, 5), 0), ((6, 4, 6), 2), ((5, 5, 5, 5), 2), ((8, 8, 8), 2), ((7, 7, 7, 7), 3)]
+
+
+def singular_points(quick: bool) -> Iterator[Case]:
+    """Deep linear networks where λ is smallest: every factor has the true rank."""
+    for number, (widths, rank) in enumerate(SINGULAR[:1] if quick else SINGULAR):
+        generator = Generator().manual_seed(7000 + number)
+        truth = deep_linear.low_rank_matrix(widths[-1], widths[0], rank, generator)
+        model = deep_linear.most_singular_point(widths, truth, generator)
+        x = whitened(widths[0])
+        settings = {"nbeta": 72_382.0, "localization": 0.1, "chains": 8, "burn_in": 6000, "draws": 12000}
+        llc = deep_linear.most_singular_llc(widths, rank)
+        name = f"{widths} rank {rank}"
+        yield Case("most singular", name, model, deep_linear.loss, (x, x @ truth.T), llc, settings, seed=number)
+
+
+def plateaus(quick: bool) -> Iterator[Case]:
+    """The toy model of superposition at its known critical points."""
+    for features, k, positive in ((5, 5, 0), (6, 6, 0), (6, 5, 1))[: 1 if quick else 3]:
+        model = superposition.polygon(features, k, positive=positive)
+        # Every input in turn, of every size: midpoints, of which 400 are the uniform distribution to 1e-6
+        sizes = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+        x = (sizes[:, None, None] * torch.eye(features, dtype=torch.float64)).flatten(0, 1)
+        settings = {"nbeta": 1e5, "localization": 1.0, "chains": 4, "burn_in": 1000, "draws": 4000}
+        name = f"superposition, {features} features, {k}-gon{'+' * positive}"
+        yield Case("superposition", name, model, superposition.loss, x, superposition.local_llc(model), settings)
+
+
+class Product(nn.Module):
+    """w₁ᵃ·w₂ᵇ, as many independent pairs as columns, at 0."""
+
+    def __init__(self, a: int, b: int, pairs: int) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+        self.w = nn.Parameter(torch.zeros(2, pairs, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (sample, pair) in, (sample, 1) out."""
+        return x @ (self.w[0] ** self.a * self.w[1] ** self.b).unsqueeze(-1)
+
+
+def potentials(quick: bool) -> Iterator[Case]:
+    """Potentials w₁^2a·w₂^2b/2, against quadrature."""
+    pairs, nbeta, gamma = 16, 1086.0, 1.0
+    for a, b in ((1, 1),) if quick else ((1, 1), (1, 2), (2, 2)):
+        reach = np.concatenate([-np.logspace(1, -6, 1500), np.logspace(-6, 1, 1500)])
+        u, v = np.meshgrid(reach, reach)
+        excess = nbeta * (u**a * v**b) ** 2 / 2
+        density = np.exp(-excess - gamma / 2 * (u**2 + v**2))
+        total = [np.trapezoid(np.trapezoid(f, reach), reach) for f in (excess * density, density)]
+        x, model = whitened(pairs), Product(a, b, pairs)
+        data = (x, torch.zeros(pairs, 1, dtype=torch.float64))
+        settings = {"nbeta": nbeta, "localization": gamma, "chains": 8, "burn_in": 2000, "draws": 8000}
+        name = f"w₁^{2 * a}·w₂^{2 * b}, {pairs} times"
+        yield Case("degenerate", name, model, deep_linear.loss, data, pairs * total[0] / total[1], settings)
+
+
+def hopeless(quick: bool) -> Iterator[Case]:
+    """Where no number is promised: a verdict is."""
+    generator = Generator().manual_seed(1)
+    x = torch.randn(400, 50, generator=generator, dtype=torch.float64)
+    y = x @ torch.randn(50, 1, generator=generator, dtype=torch.float64)
+    best = torch.linalg.lstsq(x, y).solution.T
+    settings = {"nbeta": 1e4, "localization": 1.0, "chains": 4, "burn_in": 200, "draws": 400}
+    for name, shift, changed, meant in (
+        ("off the minimum", 0.1, {}, "OFF_MINIMUM"),
+        ("γ of the order of nβ·h", 0.0, {"localization": 1e4}, "LOCALIZED"),
+    ):
+        model = nn.Linear(50, 1, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            model.weight.copy_(best + shift)
+        yield Case("hopeless", name, model, deep_linear.loss, (x, y), 25.0, settings | changed, meant=meant)
+
+
+def hundred_million(quick: bool) -> Iterator[Case]:
+    """A deep linear network of 97 million parameters, on a GPU; its factors have full rank, so λ is r·(H₁ + H₃ − r)/2."""
+    if quick or not torch.cuda.is_available():
+        return
+    torch.manual_seed(0)
+    outer, inner = 8500, 4500
+    model = deep_linear.DeepLinear((outer, inner, inner, outer)).cuda()
+    with torch.no_grad():
+        for factor in model.parameters():
+            nn.init.orthogonal_(factor)
+            factor.mul_(1 + torch.rand(factor.shape[0], 1, device="cuda"))
+        x = math.sqrt(outer) * torch.eye(outer, device="cuda")
+        y = model(x)
+    llc = inner * (2 * outer - inner) / 2
+    settings = {"nbeta": 1e9, "localization": 1e4, "chains": 2, "burn_in": 100, "draws": 100}
+    name = f"{outer, inner, inner, outer} rank {inner}"
+    yield Case("trained", name, model, deep_linear.loss, (x, y), llc, settings, condition=math.nan)
+
+
+PARTS = {
+    "regular": regressions, "quadratic": quadratics, "trained": networks, "singular": singular_points,
+    "superposition": plateaus, "degenerate": potentials, "hopeless": hopeless, "100M": hundred_million,
+}  # fmt: skip
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Median and worst relative error of each part."""
+    for part in dict.fromkeys(row["part"] for row in rows if row["part"] != "hopeless"):
+        some = [abs(row["relative"]) for row in rows if row["part"] == part and not row["condition"] > 1e6]
+        yield f"{part:14} {len(some):2} cases, median {statistics.median(some):6.1%}, worst {max(some):6.1%}"
+
+
+def main() -> None:
+    """Measure, print and keep the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the smallest cases, in a minute")
+    parser.add_argument("--only", choices=PARTS, help="one part of the table")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the table is kept")
+    options = parser.parse_args()
+    rows = []
+    for part, cases in PARTS.items():
+        for case in cases(options.quick) if options.only in {None, part} else ():
+            row = measure(case)
+            rows.append(row)
+            print(
+                f"{row['part']:14} {row['case']:34} truth {row['truth']:12.3f}  λ̂ {row['estimate']:12.3f} ± "
+                f"{row['error']:9.3f}  {row['relative']:+7.1%}  {row['verdict']:12} condition {row['condition']:8.1e}  "
+                f"{row['gradients']:7} gradients  {row['seconds']:6.1f} s",
+                flush=True,
+            )
+    print(*summary(rows), sep="\n")
+    if not options.quick:
+        with options.output.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
