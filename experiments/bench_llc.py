@@ -1,9 +1,9 @@
 """What a chain step costs, and how many a difference of two checkpoints needs. All ratios are of one run.
 
-Claims, on two CPU cores with an attention-only transformer of 46k parameters, batch 32 × 64, 4 chains: a chain step takes
-at most 1.05 times a forward and a backward pass of the model, and a third of one of `devinterp.slt.llc.llc`. On one
-H200 with the in-context regression model at its published size, batch 1024, 20 checkpoints × 10 chains in bfloat16: a
-fortieth of the time of eager chains one after another, and at most 3 times what the device can't do without: the
+Claims, on two CPU cores with an attention-only transformer of 46k parameters, batch 32 × 64, 4 chains: a chain step
+takes at most 1.05 times a forward and a backward pass of the model, and a third of one of `devinterp.slt.llc.llc`. On
+one H200 with the in-context regression model at its published size, batch 1024, 20 checkpoints × 10 chains in bfloat16:
+a fortieth of the time of eager chains one after another, and at most 3 times what the device can't do without: the
 larger of the time for the floating-point operations at the rate of a large matrix product, and the time for the bytes
 that the model's matrix products alone must read and write at the rate of a large copy. There too, a transformer of a
 hundred million parameters with 4 chains: at most 1.15 passes a step, and memory for one set of weights and one for each
@@ -23,6 +23,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -86,7 +87,7 @@ def attention_only() -> nn.Module:
         n_layers=2, d_model=64, n_ctx=64, d_head=16, n_heads=4, d_vocab=64, act_fn="relu", attn_only=True,
         normalization_type="LN", seed=0, architecture="TransformerLensNative",
     )  # fmt: skip
-    return TransformerBridge.boot_native(config)
+    return TransformerBridge.boot_native(config)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def next_token(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -101,6 +102,7 @@ def on_cpu(quick: bool) -> Iterator[Row]:
 
     from datasets import Dataset, disable_progress_bars
     from devinterp.slt.llc import llc
+
     from phasewatch.monitor.flat_model import own_copy
     from phasewatch.monitor.isolation import untouched_randomness
 
@@ -189,17 +191,18 @@ def on_toy_tasks(quick: bool) -> Iterator[Row]:
         ("induction", induction_model, induction_loss, InductionData(),
          partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01), 64, SGLD(1e-4, 100, 100, chains, 60, 40, 16)),
     ):  # fmt: skip
-        stepper = optimizer(model.parameters())
-        generator = torch.Generator().manual_seed(0)
-
-        def train(steps: int) -> None:
-            for _ in range(steps):
-                stepper.zero_grad()
-                loss(model, data(generator, batch_size)).backward()
-                stepper.step()
-
+        train = partial(train_on, model, loss, data, optimizer(model.parameters()), batch_size)
         train(100 if quick else 1200)
         yield sharing(name, model, loss, data, sampler, partial(train, 10))
+
+
+def train_on(model: nn.Module, loss: Any, data: Any, optimizer: Any, batch_size: int, steps: int) -> None:
+    """Train for some steps, the same ones in each process."""
+    generator = torch.Generator().manual_seed(steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(model, data(generator, batch_size)).backward()
+        optimizer.step()
 
 
 # On a GPU
@@ -249,13 +252,14 @@ def eager_step(model: nn.Module, loss: Any, batch: Any, sampler: SGLD) -> Callab
     return step
 
 
+def run_for(target: LossOnBatches, anchors: Tensor, sampler: SGLD, burn_in: int, rows: int | None = None) -> None:
+    """Run chains for some steps and four more."""
+    run_chains(target, anchors, replace(sampler, burn_in=burn_in, draws=4), 0, rows=rows)
+
+
 def time_of_steps(flat: FlatModel, kept: Batches, anchors: Tensor, sampler: SGLD, steps: int) -> float:
     """Seconds of a step of all chains: a long run less a short one."""
-    target = LossOnBatches(flat, kept)
-
-    def run(burn_in: int) -> None:
-        run_chains(target, anchors, SGLD(**{**sampler.as_json(), "burn_in": burn_in, "draws": 8}), 0)
-
+    run = partial(run_for, LossOnBatches(flat, kept), anchors, sampler)
     run(1)
     found = in_turn({"long": partial(run, 2 * steps), "short": partial(run, steps)}, "cuda", rounds=3)
     return statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps
@@ -356,12 +360,7 @@ def large_transformer(quick: bool) -> Iterator[Row]:
     flat.choose_path(kept.take(torch.arange(2, device="cuda")))
     sampler = SGLD(1e-6, 100, 100, chains=4, batch_size=32)
     for group in (1, 4):
-        anchors = flat.weights()[None]
-        target = LossOnBatches(flat, kept)
-
-        def run(burn_in: int) -> None:
-            run_chains(target, anchors, SGLD(**{**sampler.as_json(), "burn_in": burn_in, "draws": 4}), 0, rows=group)
-
+        run = partial(run_for, LossOnBatches(flat, kept), flat.weights()[None], sampler, rows=group)
         torch.cuda.reset_peak_memory_stats()
         run(2)
         peak = torch.cuda.max_memory_allocated() - base

@@ -98,7 +98,7 @@ def stationary_mean(curvatures: Tensor, sampler: SGLD) -> float:
     """½ Σ nβ·h / (a·(1 − ε·a/4)), a = nβ·h + γ: exact for SGLD on a quadratic without minibatch noise."""
     pulled = sampler.nbeta * curvatures
     a = pulled + sampler.localization
-    return (pulled / (a * (1 - sampler.step_size * a / 4))).sum().item() / 2
+    return (pulled / (a * (1 - cast(float, sampler.step_size) * a / 4))).sum().item() / 2
 
 
 def numbered(samples: int) -> Tensor:
@@ -111,7 +111,7 @@ def squared_error(x: Tensor, y: Tensor) -> Callable[[nn.Module, Tensor], Tensor]
     return lambda model, ids: (model(x[ids[:, 0]]) - y[ids[:, 0]]).square().sum(-1, keepdim=True) / 2
 
 
-def quadratic(steps: dict[str, int]) -> Case:
+def quadratic(steps: dict[str, Any]) -> Case:
     """100 weights and their curvatures."""
     sampler = SGLD(step_size=2e-3, localization=10.0, nbeta=100.0, batch_size=1, method="sgld", **steps)
     h, model = torch.linspace(0.5, 5.0, 100), nn.Linear(100, 1, bias=False)
@@ -124,7 +124,7 @@ def quadratic(steps: dict[str, int]) -> Case:
     return Case("quadratic, 100 weights", model, losses, numbered(1), sampler, stationary_mean(h, sampler))
 
 
-def regression(steps: dict[str, int]) -> Case:
+def regression(steps: dict[str, Any]) -> Case:
     """Linear regression on all of its noisy data at once, at the least squares."""
     sampler = SGLD(step_size=2e-3, localization=5.0, nbeta=100.0, batch_size=256, method="sgld", **steps)
     x, model = torch.randn(256, 50), nn.Linear(50, 1, bias=False)
@@ -135,7 +135,7 @@ def regression(steps: dict[str, int]) -> Case:
     return Case("linear regression, 50 weights", model, squared_error(x, y), numbered(256), sampler, truth)
 
 
-def deep_linear(steps: dict[str, int]) -> Case:
+def deep_linear(steps: dict[str, Any]) -> Case:
     """Widths (5, 3, 5) at the most singular product of rank 1."""
     sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, method="sgld", **steps)
     model = nn.Sequential(nn.Linear(5, 3, bias=False), nn.Linear(3, 5, bias=False))
@@ -146,7 +146,7 @@ def deep_linear(steps: dict[str, int]) -> Case:
     return Case("deep linear (5, 3, 5)", model, squared_error(x, model(x).detach()), numbered(256), sampler)
 
 
-def perceptron(steps: dict[str, int]) -> Case:
+def perceptron(steps: dict[str, Any]) -> Case:
     """A perceptron on data of its own making."""
     sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, method="sgld", **steps)
     model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(256, 8)
@@ -179,7 +179,7 @@ def next_token(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:], reduction="none")
 
 
-def gpt2(steps: dict[str, int]) -> Case:
+def gpt2(steps: dict[str, Any]) -> Case:
     """GPT-2 of one layer, without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -198,7 +198,7 @@ def gpt2(steps: dict[str, int]) -> Case:
     return Case("GPT-2, 1 layer", model, losses, tokens, sampler)
 
 
-def bridge(steps: dict[str, int]) -> Case:
+def bridge(steps: dict[str, Any]) -> Case:
     """An attention-only model of TransformerLens."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
@@ -234,7 +234,7 @@ def by_llc(case: Case, batches: int) -> tuple[np.ndarray, np.ndarray]:
             own_copy(case.model),  # without its hooks, since it can't copy a TransformerBridge that has them
             Dataset.from_dict({"input_ids": case.ids.tolist()}).with_format("torch"),
             {},
-            lr=sampler.step_size,
+            lr=cast(float, sampler.step_size),
             n_beta=sampler.nbeta,
             localization=sampler.localization,
             num_chains=sampler.chains,

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils._pytree import tree_map
 
 import phasewatch as pw
-from phasewatch.monitor.sgld import chain_seed
+from phasewatch.monitor.batches import keep_minibatches
+from phasewatch.monitor.chains import chain_seed
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks import induction
 
@@ -128,15 +129,19 @@ def as_snapshot(model: nn.Module, flat: Tensor, step: int) -> pw.Snapshot:
 def minibatches(task: Task) -> Any:
     """All the minibatches that the chains' losses are taken on, as one batch: a point's loss is then their mean L(w*).
 
-    So λ̂ plus nβ times the loss is nβ times the mean of L(w) along the chains, to the last digits.
+    So λ̂ plus nβ times the loss is nearly nβ times the mean of L(w) along the chains.
     """
     sampler = task.sampler
-    drawn = []
-    for chain in range(sampler.chains):
-        generator = torch.Generator().manual_seed(chain_seed(0, chain, 0))
-        batches = [task.data(generator, sampler.batch_size) for _ in range(sampler.burn_in + sampler.draws)]
-        drawn += batches[sampler.burn_in :]
-    return tree_map(lambda *parts: torch.cat(parts), drawn[0], *drawn[1:])
+    kept = keep_minibatches(
+        task.data,
+        cast(int, sampler.batch_size),
+        nbeta=sampler.nbeta,
+        chains=sampler.chains,
+        steps=sampler.burn_in + sampler.draws,
+        generator=torch.Generator().manual_seed(chain_seed(0, 0, 2)),
+        device=torch.device("cpu"),
+    )
+    return tree_map(lambda leaf: leaf.flatten(0, 1), kept.stacked)
 
 
 def measure(task: Task) -> dict[str, dict[int, pw.Trajectory]]:

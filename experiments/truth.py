@@ -8,8 +8,8 @@ within 5 %; the plateaus of the toy model of superposition; a hundred million pa
 ill-conditioned, localized or not at a minimum gets a verdict in place of the promise.
 
 Degenerate potentials are judged against quadrature of the tempered local posterior, and a quadratic with a wide
-spectrum against ½ Σ nβ·h/(nβ·h + γ), what γ leaves of it. Trained networks: nβ 1e9 and γ 1e4, so that chains stay near w*; most
-singular points: nβ 7e4 and γ 0.1.
+spectrum against ½ Σ nβ·h/(nβ·h + γ), what γ leaves of it. Trained networks: nβ 1e9 and γ 1e4, so that chains stay
+near w*; most singular points: nβ 7e4 and γ 0.1.
 
     python experiments/truth.py [--quick] [--only PART]
 """
@@ -210,7 +210,7 @@ def potentials(quick: bool) -> Iterator[Case]:
         data = (x, torch.zeros(pairs, 1, dtype=torch.float64))
         settings = {"nbeta": nbeta, "localization": gamma, "chains": 8, "burn_in": 2000, "draws": 8000}
         name = f"w₁^{2 * a}·w₂^{2 * b}, {pairs} times"
-        yield Case("degenerate", name, model, deep_linear.loss, data, pairs * total[0] / total[1], settings)
+        yield Case("degenerate", name, model, deep_linear.loss, data, float(pairs * total[0] / total[1]), settings)
 
 
 def hopeless(quick: bool) -> Iterator[Case]:
@@ -231,7 +231,7 @@ def hopeless(quick: bool) -> Iterator[Case]:
 
 
 def hundred_million(quick: bool) -> Iterator[Case]:
-    """A deep linear network of 97 million parameters, on a GPU; its factors have full rank, so λ is r·(H₁ + H₃ − r)/2."""
+    """A deep linear network of 97 million parameters, on a GPU; with factors of full rank λ = r·(H₁ + H₄ − r)/2."""
     if quick or not torch.cuda.is_available():
         return
     torch.manual_seed(0)

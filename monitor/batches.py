@@ -14,7 +14,7 @@ FEWEST = 8
 """Minibatches kept for a chain at least, unless it takes fewer steps or all the data makes fewer."""
 
 SAMPLES_PER_NBETA = 50
-"""Samples kept for a chain for each unit of nβ: it fits the noise of the n samples it sees, which takes nβ/n of λ̂ away."""
+"""Samples kept for a chain for each unit of nβ: it fits the noise of the n samples it sees, which takes nβ/n off λ̂."""
 
 MOST_BYTES = 2**30
 """What the kept minibatches may weigh, unless the fewest weigh more."""

@@ -21,7 +21,7 @@ LOOKS = 8
 FOLLOWED = 16
 """First steps at which curvature is followed to hold κ, and steps from one time to the next after them."""
 
-ROUNDS_TO_KAPPA = 4
+ROUNDS_TO_KAPPA = 3
 """Times that the first step is taken anew with the step size that the curvature at its end asks for."""
 
 PRODUCTS = 256, 16
@@ -65,8 +65,8 @@ def chain_seed(seed: int, chain: int, purpose: int) -> int:
 def orders(sampler: SGLD, seed: int, target: Target) -> Tensor:
     """Which minibatch each chain takes at each step, shape (chain, step).
 
-    Unless the minibatches are all there is, each chain has some of its own, so that the spread of the chains shows what the
-    choice of minibatches adds to the error.
+    Unless the minibatches are all there is, each chain has some of its own, so that the spread of the chains shows what
+    the choice of minibatches adds to the error.
     """
     steps, apart = sampler.burn_in + sampler.draws, 1 if target.whole else sampler.chains
     found = []
@@ -376,21 +376,16 @@ class _Langevin(_Walk):
     _p: Tensor | None = None
 
     def advance(self, step: int) -> bool:
+        """Take a step; the first one anew until ε holds κ where it leads."""
         keep = self.sampler.momentum or 0.0
-        noise, half = self.noise(), self.eps**0.5 / 2
+        noise = self.noise()
         p = noise if self._p is None else self._p.mul_(keep).add_(noise, alpha=math.sqrt(1 - keep**2))
-        for _ in range(ROUNDS_TO_KAPPA if step == 0 and self.sampler.kappa is not None else 1):
-            at = self.w if self.sampler.method == "sgld" else torch.addcmul(self.w, half, p)
-            here = self.evaluate(at, step)
-            if here is None:
-                return False
-            self.losses, grads = here
-            if step in self._looks and not self.look(at, grads, step):
-                return False
-            if self.sampler.kappa is not None:
-                stiffness = self.sampler.nbeta * self._largest + self.sampler.localization
-                self.eps = torch.minimum(self.eps, (self.sampler.kappa / stiffness).view(-1, 1, 1))
-                half = self.eps**0.5 / 2
+        found = self._evaluated(p, step)
+        for _ in range(ROUNDS_TO_KAPPA if step == 0 and self.sampler.kappa is not None else 0):
+            found = found and self._evaluated(p, step)
+        if found is None:
+            return False
+        at, grads = found
         if step in self._accepts and not self._accept(at, grads, step):
             return False
         if step in self._multiplied:
@@ -400,11 +395,23 @@ class _Langevin(_Walk):
             return True
         force = grads.mul_(-self.sampler.nbeta).add_(at - self.anchors, alpha=-self.sampler.localization)
         if keep:
-            self._p = p.addcmul(force, self.eps**0.5)
-            self.w = at.addcmul_(half, self._p)
+            p = self._p = p.addcmul(force, self.eps**0.5)
+            self.w = at.addcmul_(self.eps**0.5 / 2, p)
         else:
-            self.w = at.addcmul_(half, p).addcmul_(self.eps / 2, force)
+            self.w = at.addcmul_(self.eps**0.5 / 2, p).addcmul_(self.eps / 2, force)
         return True
+
+    def _evaluated(self, p: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
+        """Where the chains are and the gradient there, after lowering ε to κ; None where the model refuses it."""
+        at = self.w if self.sampler.method == "sgld" else torch.addcmul(self.w, self.eps**0.5 / 2, p)
+        here = self.evaluate(at, step)
+        if here is None or (step in self._looks and not self.look(at, here[1], step)):
+            return None
+        self.losses = here[0]
+        if self.sampler.kappa is not None:
+            stiffness = self.sampler.nbeta * self._largest + self.sampler.localization
+            self.eps = torch.minimum(self.eps, (self.sampler.kappa / stiffness).view(-1, 1, 1))
+        return at, here[1]
 
     def _accept(self, at: Tensor, grads: Tensor, step: int) -> bool:
         """The acceptance that a plain Langevin step would have; False where the model refuses where it goes."""

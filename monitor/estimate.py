@@ -31,8 +31,8 @@ class Health(enum.Enum):
     )
     OFF_MINIMUM = (
         "The loss still slopes at the snapshot: it is not at a minimum, and part of the estimate is descent (normal "
-        "early in training). Read the curve's shape, not this value; late in training, measure averaged weights, or raise "
-        "SGLD(localization=...)."
+        "early in training). Read the curve's shape, not this value; late in training, measure averaged weights, or "
+        "raise SGLD(localization=...)."
     )
     OVERSTEPPING = (
         "The steps are too long for the curvature here, so the estimate is too large. "

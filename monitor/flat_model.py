@@ -329,7 +329,7 @@ def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
         with torch.autocast(device_type, dtype):
             return loss(model, batch)
 
-    taken.autocast = dtype  # pyright: ignore[reportFunctionMemberAccess]
+    taken.autocast = dtype  # pyright: ignore[reportAttributeAccessIssue]
     return taken
 
 

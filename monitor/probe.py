@@ -1,5 +1,6 @@
 """From a snapshot to a point: the only code that measures."""
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,13 +9,13 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from phasewatch.monitor.batches import Batches, keep_minibatches
 from phasewatch.monitor.chains import Chains, chain_seed, orders, run_chains
 from phasewatch.monitor.data import HeldData, as_minibatches, move
 from phasewatch.monitor.diagnostics import estimate_from_losses
-from phasewatch.monitor.errors import PhasewatchError, warn, whole_number
+from phasewatch.monitor.errors import PhasewatchError, in_words, warn, whole_number
 from phasewatch.monitor.flat_model import FlatModel, Loss, LossOnBatches, own_copy, under_autocast
 from phasewatch.monitor.isolation import matmul_precision, measuring
 from phasewatch.monitor.parts import Part, masks_of
@@ -49,8 +50,8 @@ class Probe:
         metrics: name to `f(model, eval_batch) -> float`.
         seed: of the minibatches and the noise.
         weights: the part of the model that is sampled, all other weights held fast: a name or pattern of parameters or
-            modules, several, or masks by parameter. A dict of such parts by a name of their own, as `heads(model)` gives,
-            adds their refined estimates to that of the whole model, as `Point.refined`.
+            modules, several, or masks by parameter. A dict of such parts by a name of their own, as `heads(model)`
+            gives, adds their refined estimates to that of the whole model, as `Point.refined`.
         device: where to measure, such as "cuda:1"; the model's own if not given.
         threads: of torch's CPU operators while measuring; as many as torch uses now if not given. They decide the
             order of floating-point sums, so a replay repeats a run bit for bit with the same number only.
@@ -117,7 +118,10 @@ class Probe:
         self._batch_size = sampler.batch_size or cast(HeldData, self._minibatches).size
         with measuring(seed, wanted_device or torch.device("cpu"), threads=threads, precision=self._precision):
             mine = own_copy(model if isinstance(model, nn.Module) else _built(model))
-            parts = {WHOLE: weights} if not _are_parts(weights) else {WHOLE: None, **weights}
+            mine = self._in_single_precision(mine, loss)
+            parts: dict[str, Part | None] = (
+                {WHOLE: None, **weights} if _are_parts(weights) else {WHOLE: cast(Part, weights)}
+            )
             masks = {name: masks_of(mine, part) for name, part in parts.items() if part is not None}
             only = None if WHOLE not in masks else set(masks[WHOLE])
             if autocast is not None:
@@ -318,6 +322,36 @@ class Probe:
                 "given. Call the model that comes as its argument, not another one, such as the one in training."
             )
 
+        again = self.model.loss(self.model.model, batch)
+        if not torch.allclose(again, value, rtol=1e-3, equal_nan=True):
+            warn(
+                f"Probe(loss={name}): {name}(model, batch) returned {value.item():g} and then {again.item():g} "
+                "for the same weights and minibatch. What is drawn inside it adds its own noise to λ̂; draw it in data instead."
+            )
+        elif _is_a_sum(self.model, batch, value):
+            warn(
+                f"Probe(loss={name}): {name}(model, batch) doubles when the minibatch comes twice, so it is a sum and "
+                "not the mean over the minibatch. λ̂ is then that of nbeta * batch_size; divide by the batch size."
+            )
+
+    def _in_single_precision(self, model: nn.Module, loss: Loss) -> nn.Module:
+        """A model of half precision as one of single precision, since chains move by less than it can hold."""
+        low = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize == 2}
+        if not low:
+            return model
+        batch = self._minibatches(Generator().manual_seed(chain_seed(0, 0, 2)), self._batch_size)
+        single = copy.deepcopy(model).float().eval()
+        try:
+            with torch.no_grad():
+                loss(single, move(batch, next(single.parameters()).device))
+        except Exception as error:
+            warn(
+                f"Probe(model={type(model).__name__}(...)) has {str(low.pop()).removeprefix('torch.')} weights and "
+                f"can't run with float32 ones ({in_words(error)}), so that losses are rounded to three digits and λ̂ is rough."
+            )
+            return model
+        return single
+
     def _metric(self, name: str, metric: Metric, snapshot: Snapshot) -> float:
         """A metric at the snapshot itself, whatever the one before it did to the model; NaN if it fails."""
         self.model.load(snapshot)
@@ -328,6 +362,17 @@ class Probe:
                 self._complained.add(name)
                 warn(f"Probe(metrics={{{name!r}: ...}}) failed and is recorded as NaN: {type(error).__name__}: {error}")
             return math.nan
+
+
+def _is_a_sum(model: FlatModel, batch: Any, value: Tensor) -> bool:
+    """Whether a loss doubles with a minibatch that holds every sample twice; False where that can't be tried."""
+    try:
+        doubled = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, batch)
+        with torch.no_grad():
+            twice = model.loss(model.model, doubled)
+        return bool(abs(twice - 2 * value) < 1e-3 * abs(value))
+    except Exception:
+        return False
 
 
 def _rebuild(arguments: dict[str, Any], precision: str | None, dtype: torch.dtype) -> Probe:

@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,7 +58,11 @@ def run_devinterp_chains(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="nbeta set to 1")
             optimizer = SGMCMC.sgld(
-                [w], lr=sampler.step_size, nbeta=sampler.nbeta, localization=sampler.localization, mask=mask
+                [w],
+                lr=cast(float, sampler.step_size),
+                nbeta=sampler.nbeta,
+                localization=sampler.localization,
+                mask=mask,
             )
         noise = Generator(anchor.device).manual_seed(chain_seed(seed, chain, 1))
         for step, i in enumerate(order[:, chain]):

@@ -38,9 +38,9 @@ class SGLD:
             every error of the step by accepting or rejecting it, adapts its step in the burn-in, and needs
             `batch_size=None`.
         momentum: share of its speed that "langevin" keeps from step to step. 0 makes it the step of Leimkuhler and
-            Matthews. The more, the sooner the chains settle where curvatures differ widely, and the more of the minibatches'
-            noise they take up, (1 + momentum)/(1 − momentum) times: 0.95 with all of the data at each step and 0 with
-            minibatches if not given.
+            Matthews. The more, the sooner the chains settle where curvatures differ widely, and the more of the
+            minibatches' noise they take up, (1 + momentum)/(1 − momentum) times: 0.95 with all of the data at each
+            step and 0 with minibatches if not given.
         kappa: κ = ε·(nβ·h + γ), h the largest curvature of the loss, instead of a step size: each snapshot
             gets the ε that this makes, lowered where the chains meet larger curvature in the burn-in.
         backend: "vectorised", or "devinterp" for a second opinion by that library's optimizer, chain after chain.
@@ -98,7 +98,7 @@ class SGLD:
             )
         if self.method == "mala" and self.batch_size is not None:
             raise PhasewatchError(
-                f"SGLD(method='mala', batch_size={self.batch_size}) would accept and reject by the loss of a minibatch, "
+                f"SGLD(method='mala', batch_size={self.batch_size}) would accept and reject by a minibatch's loss, "
                 "which is not the loss that is sampled. Give batch_size=None, or leave method out."
             )
         if self.backend == "devinterp" and (self.method != "sgld" or self.kappa is not None):

@@ -33,7 +33,7 @@ def mean_and_error(chains, nbeta) -> tuple[float, float]:
 
 
 def stationary(h, *, nbeta, gamma, eps, method, tilt=0.0):
-    """E[nβ·(L − L*)] on a quadratic, a = nβ·h + γ: SGLD's variance is 1/(a·(1 − ε·a/4)), Langevin dynamics' in BAOAB 1/a.
+    """E[nβ·(L − L*)] on a quadratic, a = nβ·h + γ: the variance of SGLD is 1/(a·(1 − ε·a/4)), BAOAB has 1/a.
 
     Gradient noise of variance s² adds ε·(nβ·s)²/4 over a·(1 − ε·a/4) to both.
     """

@@ -10,9 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.batches import Batches
 from phasewatch.monitor.chains import Chains, chain_seed, orders, run_chains
+from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.flat_model import FlatModel, LossOnBatches
 from phasewatch.monitor.isolation import untouched_randomness
 from phasewatch.monitor.second_opinion import run_devinterp_chains

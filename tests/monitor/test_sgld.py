@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from quadratic import Quadratic
 from torch import Generator, Tensor
 from torch.distributions import Normal
 
 from phasewatch.monitor.errors import PhasewatchError
-from quadratic import Quadratic
-
 from phasewatch.monitor.sgld import SGLD, metropolis_acceptance, sgld_step
 
 
@@ -214,7 +213,7 @@ def test_a_step_is_given_once():
         ({"kappa": 0}, r"SGLD\(kappa=0\) must be a finite number above 0\."),
         (
             {"method": "mala"},
-            r"SGLD\(method='mala', batch_size=64\) would accept and reject by the loss of a minibatch",
+            r"SGLD\(method='mala', batch_size=64\) would accept and reject by a minibatch's loss",
         ),
         ({"backend": "devinterp"}, r"SGLD\(backend='devinterp'\) samples by method='sgld'"),
     ],
