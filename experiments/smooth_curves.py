@@ -133,7 +133,7 @@ def minibatches(task: Task) -> Any:
     """
     sampler = task.sampler
     kept = keep_minibatches(
-        task.data,
+        cast(Any, task.data),
         cast(int, sampler.batch_size),
         nbeta=sampler.nbeta,
         chains=sampler.chains,

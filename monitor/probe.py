@@ -326,7 +326,7 @@ class Probe:
         if not torch.allclose(again, value, rtol=1e-3, equal_nan=True):
             warn(
                 f"Probe(loss={name}): {name}(model, batch) returned {value.item():g} and then {again.item():g} "
-                "for the same weights and minibatch. What is drawn inside it adds its own noise to λ̂; draw it in data instead."
+                "for the same weights and minibatch. What is drawn inside it adds noise to λ̂; draw it in data instead."
             )
         elif _is_a_sum(self.model, batch, value):
             warn(
@@ -347,7 +347,7 @@ class Probe:
         except Exception as error:
             warn(
                 f"Probe(model={type(model).__name__}(...)) has {str(low.pop()).removeprefix('torch.')} weights and "
-                f"can't run with float32 ones ({in_words(error)}), so that losses are rounded to three digits and λ̂ is rough."
+                f"can't run with float32 ones ({in_words(error)}), so losses are rounded to three digits and λ̂ is rough."
             )
             return model
         return single

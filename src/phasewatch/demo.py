@@ -39,7 +39,7 @@ def make_probe(seed: int = 0) -> Probe:
         partial(RegressionTransformer, width=WIDTH),
         loss,
         data,
-        sampler=SGLD(step_size=3e-4, localization=100, nbeta=66.7, chains=4, draws=60, burn_in=40, batch_size=64),
+        sampler=SGLD(step_size=2e-4, localization=100, nbeta=66.7, chains=4, draws=60, burn_in=40, batch_size=64),
         metrics=published_metrics(data),
         seed=seed,
         threads=1,
