@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -121,12 +121,21 @@ def _replayed(
         raise PhasewatchError(f"None of the {bad} checkpoints could be measured; the messages above say why.")
 
 
-def _in_turn(snapshots: Snapshots, probe: Probe, steps: Iterable[int]) -> Generator[Result]:
-    for step in steps:
+def _in_turn(snapshots: Snapshots, probe: Probe, steps: Sequence[int]) -> Generator[Result]:
+    """In order, as many at once as the probe measures best together; one by one where that fails."""
+    together = probe.together if steps else 1
+    for start in range(0, len(steps), together):
+        group = steps[start : start + together]
         try:
-            yield step, probe(snapshots.load(step))
-        except Exception as error:
-            yield step, error
+            points = probe.measure([snapshots.load(step) for step in group]) if len(group) > 1 else []
+        except Exception:
+            points = []
+        yield from zip(group, points, strict=False)
+        for step in group[len(points) :]:
+            try:
+                yield step, probe(snapshots.load(step))
+            except Exception as error:
+                yield step, error
 
 
 def _in_workers(package: bytes, steps: Sequence[int], workers: int) -> Generator[Result]:

@@ -13,8 +13,9 @@ from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Health
 from phasewatch.monitor.heads import heads
 from phasewatch.monitor.probe import Probe
+from phasewatch.monitor.replay import replay
 from phasewatch.monitor.sgld import SGLD
-from phasewatch.monitor.snapshot import Snapshot
+from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
 from phasewatch.monitor.trajectory import Point, Trajectory
 
 FULL = SGLD(kappa=0.5, localization=1.0, nbeta=2000.0, chains=12, draws=400, burn_in=100, batch_size=None)
@@ -206,3 +207,22 @@ def test_mixed_precision_agrees_with_single():
     mixed = Probe(model, half_squared_error, data, sampler=sampler, autocast=torch.bfloat16)(snapshot)
     assert mixed != single
     assert abs(mixed.llc.value - single.llc.value) < 0.05 * abs(single.llc.value) + single.llc.error
+
+
+def test_a_replay_that_groups_loses_only_what_cant_be_measured(monkeypatch, tmp_path):
+    model, data = at_its_own_targets()
+    probe = Probe(model, half_squared_error, data, sampler=SHORT)
+    folder = SnapshotFolder(tmp_path)
+    for step in range(4):
+        folder.save(Snapshot.of(model, step))
+        with torch.no_grad():
+            model.first.weight += 0.01
+    one_by_one = list(replay(folder, probe))
+    monkeypatch.setattr(Probe, "together", 3)
+    for grouped, alone in zip(replay(folder, probe), one_by_one, strict=True):
+        assert grouped.step == alone.step
+        np.testing.assert_allclose(grouped.llc.per_chain, alone.llc.per_chain, rtol=1e-9)
+    folder.source(1).write_bytes(b"torn")
+    complaints = []
+    assert [point.step for point in replay(folder, probe, on_error=complaints.append)] == [0, 2, 3]
+    assert len(complaints) == 1
