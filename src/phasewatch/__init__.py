@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from phasewatch.monitor.averaging import averaged
     from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
     from phasewatch.monitor.estimate import Estimate, Health
+    from phasewatch.monitor.heads import heads
     from phasewatch.monitor.llc import estimate_llc
     from phasewatch.monitor.probe import Probe
     from phasewatch.monitor.publish import Sink
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
     from phasewatch.monitor.trajectory import Point, Trajectory
     from phasewatch.monitor.transitions import Kind, Transition, find_transitions
+    from phasewatch.monitor.uncertainty import Difference, difference
 
 _HOME = {
     "Budget": "callbacks.schedule",
+    "Difference": "monitor.uncertainty",
     "Estimate": "monitor.estimate",
     "Health": "monitor.estimate",
     "Kind": "monitor.transitions",
@@ -44,9 +47,11 @@ _HOME = {
     "Transition": "monitor.transitions",
     "WandbSink": "callbacks.weights_and_biases",
     "averaged": "monitor.averaging",
+    "difference": "monitor.uncertainty",
     "estimate_llc": "monitor.llc",
     "every": "callbacks.schedule",
     "find_transitions": "monitor.transitions",
+    "heads": "monitor.heads",
     "log_spaced": "callbacks.schedule",
     "open_series": "monitor.series",
     "replay": "monitor.replay",
@@ -56,6 +61,7 @@ _HOME = {
 __all__ = [
     "SGLD",
     "Budget",
+    "Difference",
     "Estimate",
     "Health",
     "Kind",
@@ -71,9 +77,11 @@ __all__ = [
     "Transition",
     "WandbSink",
     "averaged",
+    "difference",
     "estimate_llc",
     "every",
     "find_transitions",
+    "heads",
     "log_spaced",
     "open_series",
     "replay",

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, nn
 from torch.nn import functional as F
 
+from phasewatch.monitor.batches import Batches
 from phasewatch.monitor.flat_model import FlatModel
 from phasewatch.toy_tasks.induction import (
     InductionData,
@@ -148,10 +149,10 @@ def test_chains_are_vectorised(model):
     data = InductionData()
     flat = FlatModel(make_model(width=16), loss)
     batches = [data(generator(seed), 4) for seed in range(3)]
-    flat.choose_path(batches)
+    flat.choose_path(Batches(batches))
     assert flat.vectorised
     torch.testing.assert_close(
-        flat.losses(flat.weights().expand(3, -1), batches), torch.stack([loss(model, batch) for batch in batches])
+        flat.losses(flat.weights().expand(3, -1), Batches(batches)), torch.stack([loss(model, batch) for batch in batches])
     )
 
 
