@@ -152,7 +152,8 @@ def test_chains_are_vectorised(model):
     flat.choose_path(Batches(batches))
     assert flat.vectorised
     torch.testing.assert_close(
-        flat.losses(flat.weights().expand(3, -1), Batches(batches)), torch.stack([loss(model, batch) for batch in batches])
+        flat.losses(flat.weights().expand(3, -1), Batches(batches)),
+        torch.stack([loss(model, batch) for batch in batches]),
     )
 
 
