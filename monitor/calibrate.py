@@ -22,7 +22,7 @@ from phasewatch.monitor.uncertainty import difference
 KAPPA = 1.0
 """κ = ε·(nβ·h + γ) to start from, h the largest curvature at any snapshot: a quarter of what is unstable."""
 
-LEAST_KAPPA = 0.5
+LEAST_KAPPA = 0.4
 """κ down to which shorter steps are the remedy for noise; beyond, a lower nβ is, which costs nothing."""
 
 NBETA = 100.0
@@ -80,7 +80,8 @@ def calibrate(
         snapshots: of the series, such as an early, a middle and a late one; the sharpest decides the step size.
         probe: what to calibrate for. Of its sampler, the batch size, the method and the backend are kept.
         budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
-            gradient counts as a third.
+            gradient counts as a third. It also says how long chains may be: with three snapshots, a point comes to
+            cost between a twenty-fifth and a tenth of it.
         error: standard error of λ̂ at the last snapshot to aim for, as a share of it.
         show: gets what was tried and why, also where nothing works: `print`, or what draws it. None for nobody.
 
@@ -137,8 +138,7 @@ def _in_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
 def _in_vain(trials: Sequence[Trial], spent: int, budget: int) -> str:
     last = [(trial.sampler, trial.points[-1]) for trial in trials]
     tried = "; ".join(
-        f"step_size {s.step_size:.2g}, localization {s.localization:.2g}, nbeta {s.nbeta:.3g}: {point.llc.health.name}"
-        for s, point in last
+        f"{_setting(sampler)}: {point.llc.health.name}" for sampler, point in last
     )
     help_ = {_HELP.get(point.llc.health, "give a larger budget") for _, point in last}
     return (
@@ -171,12 +171,12 @@ class _Search:
         self.trials: list[Trial] = []
         self.reasons: list[str] = []
         self._doubted: set[SGLD] = set()
+        self._too_short = 0.0
         samples = probe.samples or math.inf
-        nbeta = min(NBETA, samples / math.log(samples)) if 3 <= samples < math.inf else NBETA
+        nbeta = _rounded(min(NBETA, samples / math.log(samples))) if 3 <= samples < math.inf else NBETA
         self.curvatures = self._survey(nbeta, budget)
         self._longest = self._longest_burn_in(budget)
-        eps = (KAPPA - SETTLING / self._longest) / (nbeta * max(self.curvatures))
-        self._first = self._sampler(eps, SETTLING / (eps * self._longest), nbeta)
+        self._nbeta = nbeta
 
     def choose(self, error: float) -> Trial | None:
         """The best setting within the budget, None if none is usable at the last snapshot."""
@@ -185,7 +185,7 @@ class _Search:
             return None
         self._vary_nbeta(best)
         chosen = self._with_chains(best, error)
-        self._explain(chosen)
+        self._explain(chosen, error)
         return chosen
 
     def _survey(self, nbeta: float, budget: int) -> list[float]:
@@ -245,6 +245,11 @@ class _Search:
         burn_in = max(LEAST_BURN_IN, min(round(SETTLING / (eps * gamma)), 2 * self._longest))
         return self._with(eps, max(gamma, 0.9 * SETTLING / (eps * burn_in)), nbeta, burn_in)
 
+    def _at_kappa(self) -> SGLD:
+        """The first trial's: κ as it should be at the sharpest snapshot, and γ such that chains settle."""
+        eps = (KAPPA - SETTLING / self._longest) / (self._nbeta * max(self.curvatures))
+        return self._sampler(eps, SETTLING / (eps * self._longest), self._nbeta)
+
     def _try(self, name: str, sampler: SGLD, snapshots: Sequence[Snapshot]) -> Trial | None:
         """Measure with a setting, if the budget allows it."""
         if len(snapshots) * cost_of_a_point(sampler, 1) > self.left:
@@ -260,17 +265,16 @@ class _Search:
 
     def _follow_verdicts(self) -> Trial | None:
         """From trial to trial until one is sound and flat, or the budget is spent; the best of them."""
-        trial = best = self._try("first", self._first, self.snapshots)
-        assert best is not None, "the budget was checked"
-        while trial is not None and (move := self._move(trial)) is not None:
-            known = next((other for other in self.trials if other.sampler == move[1]), None)
-            trial = None if known else self._try(*move, self.snapshots)
+        trial, judged = self._try("first", self._at_kappa(), self.snapshots), []
+        while trial is not None:
+            judged.append(trial)
+            move = self._move(trial)
+            if move is None or any(move[1] == other.sampler for other in self.trials):
+                break
+            trial = self._try(*move, self.snapshots)
             if trial is None:
-                self.reasons.append("There was no room in the budget for that." if not known else "That was tried.")
-            elif self._flaws(trial) < self._flaws(best):
-                best = trial
-        candidates = [trial for trial in self.trials if len(trial.points) == len(self.snapshots)]
-        best = min(candidates, key=self._flaws)
+                self.reasons.append(f"The budget had no room for {_setting(move[1])}.")
+        best = min(reversed(judged), key=self._flaws)  # the latest of the best
         return None if self._flaws(best)[0] else best
 
     def _flaws(self, trial: Trial) -> tuple[bool, int, bool]:
@@ -287,25 +291,31 @@ class _Search:
         eps, gamma, nbeta = sampler.step_size, sampler.localization, sampler.nbeta
         half = "half the step", self._sampler(eps / 2, gamma, nbeta)
         if bad := _verdicts(trial, _TOO_LONG):
-            self.reasons.append(f"{_setting(sampler)}: {bad}, so the next step size was half.")
-            return half
+            self.reasons.append(f"{_setting(sampler)}: {bad}, so the next steps were shorter.")
+            if eps < 16 * self._too_short or not self._too_short:
+                return half
+            between = math.sqrt(eps * self._too_short)
+            return "in between", self._sampler(between, SETTLING / (between * self._longest), nbeta)
         bias, kappa = _bias(trial), eps * (nbeta * max(self.curvatures) + gamma)
+        met = [point.llc.checks.kappa for point in trial.points]
+        if max(met) < kappa / 4:
+            self.curvatures = [max(k / eps - gamma, 0.0) / nbeta for k in met]
+            if max(self.curvatures) > 0:
+                self._too_short = eps
+                self.reasons.append(f"{_setting(sampler)}: the chains met much less curvature than there seemed to be.")
+                return "longer steps", self._at_kappa()
         if bias > BIAS:
             self._doubted.add(sampler)
-            share = 0.9 * BIAS / bias
-            shorter = min(max(share, LEAST_KAPPA / kappa), 1.0)
-            lower = max(share / shorter, 1 / 16)
             self.reasons.append(
-                f"{_setting(sampler)}: the noise of the minibatches and the length of the steps add {_percent(bias)} to λ̂, "
-                "so the next had shorter steps" + (" and a lower nβ." if lower < 1 else ".")
+                f"{_setting(sampler)}: the noise of the minibatches and the length of the steps add {_percent(bias)} to λ̂."
             )
-            return "less noise", self._sampler(eps * shorter / lower, gamma * lower, nbeta * lower)
+            return self._less_noise(sampler, kappa, max(0.75 * BIAS / bias, 1 / 16))
         if last.llc.health in _AT_NO_MINIMUM:
             self.reasons.append(f"{_setting(sampler)}: {_verdicts(trial, {last.llc.health})}, so nβ was lowered.")
             return "nβ / 4", self._sampler(eps * 4, gamma / 4, nbeta / 4)
         if bad := _verdicts(trial, _UNSETTLED):
             self.reasons.append(f"{_setting(sampler)}: {bad}, so the localization was raised.")
-            return "γ × 4", self._sampler(eps, 4 * gamma, nbeta)
+            return "twice γ", replace(sampler, localization=_rounded(2 * gamma))
         twice = replace(sampler, step_size=_rounded(2 * eps))
         double = next((t for t in self.trials if t.sampler == twice), None) or self._try(
             "twice the step", twice, self.snapshots
@@ -315,15 +325,23 @@ class _Search:
             return None
         if bad := _verdicts(double, _TOO_LONG):
             self._doubted.add(sampler)
-            self.reasons.append(f"{_setting(twice)}: {bad}, which is too near, so the next step size was half of half.")
+            self.reasons.append(f"{_setting(twice)}: {bad}, so half of that leaves no margin, and the next was half again.")
             return half
         change, sure = _change(trial, double)
         self.reasons.append(f"{_setting(sampler)}: with twice the step size, λ̂ changes by {_percent(change)}.")
         if sure > FLAT:
             self._doubted.add(sampler)
-            self.reasons[-1] += " That isn't flat, so the next step size was half."
-            return half
+            self.reasons[-1] += " That isn't flat."
+            return self._less_noise(sampler, kappa, min(0.5, max(0.6 * FLAT / sure, 0.25)))
         return None
+
+    def _less_noise(self, sampler: SGLD, kappa: float, share: float) -> tuple[str, SGLD]:
+        """Shorter steps, and where they would take too many a lower nβ: the noise goes with κ·nβ."""
+        assert sampler.step_size is not None
+        shorter = max(share, min(LEAST_KAPPA / kappa, 1.0))
+        lower = share / shorter
+        name = " and ".join(["shorter steps"] * (shorter < 1) + ["lower nβ"] * (lower < 1))
+        return name, self._sampler(sampler.step_size * shorter / lower, sampler.localization * lower, sampler.nbeta * lower)
 
     def _vary_nbeta(self, trial: Trial) -> None:
         """Try nβ and γ of twice and half the size at the last snapshot, on the same paths drawn closer and wider."""
@@ -366,12 +384,13 @@ class _Search:
             return trial
         final = self._try(f"{wanted.chains} chains", wanted, self.snapshots)
         if final is None or self._flaws(final) > self._flaws(trial):
-            self.reasons.append(f"More chains than {trial.sampler.chains} were no better.")
+            self.reasons.append(f"With {wanted.chains} chains there was more to doubt, so it stays at {trial.sampler.chains}.")
             return trial
         return final
 
-    def _explain(self, trial: Trial) -> None:
+    def _explain(self, trial: Trial, error: float) -> None:
         sampler, last = trial.sampler, trial.points[-1]
+        reached = last.llc.error / abs(last.llc.value)
         assert sampler.step_size is not None
         sharpest = max(range(len(self.snapshots)), key=lambda i: self.curvatures[i])
         stiff = max(trial.points, key=lambda point: point.llc.checks.kappa)
@@ -383,14 +402,12 @@ class _Search:
             f"γ is the weakest that chains of this length settle in: the burn-in is "
             f"{sampler.burn_in * sampler.step_size * sampler.localization:.1f}/(ε·γ). A larger budget allows a weaker one.",
             f"The noise of the minibatches adds at most {_percent(_bias(trial))} to λ̂.",
-            f"The standard error at step {integer(last.step)} is {_percent(last.llc.error / abs(last.llc.value))} of λ̂, and a "
-            f"point costs {integer(trial.cost // len(trial.points))} gradient evaluations.",
+            f"The standard error at step {integer(last.step)} is {_percent(reached)} of λ̂, where at most {_percent(error)} was "
+            f"asked for. A point costs {integer(trial.cost // len(trial.points))} gradient evaluations.",
         ]
-        for point in trial.points:
-            if point.llc.health is not Health.OK:
-                self.reasons.append(
-                    f"Step {integer(point.step)} stays {point.llc.health.name}: {point.llc.health.value}"
-                )
+        for health in dict.fromkeys(point.llc.health for point in trial.points):
+            if health is not Health.OK:
+                self.reasons.append(f"What remains is {_verdicts(trial, {health})}. {health.value}")
 
 
 def _rounded(value: float) -> float:
@@ -402,7 +419,7 @@ def _percent(share: float) -> str:
 
 
 def _setting(sampler: SGLD) -> str:
-    return f"ε {sampler.step_size:.2g}, γ {sampler.localization:.2g}, nβ {sampler.nbeta:.3g}"
+    return f"ε {sampler.step_size:g}, γ {sampler.localization:g}, nβ {sampler.nbeta:g}"
 
 
 def _verdicts(trial: Trial, which: set[Health]) -> str:

@@ -1,6 +1,6 @@
 """What a calibration tried, what it chose, and why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from phasewatch.monitor.estimate import Estimate
 from phasewatch.monitor.numerals import integer, value_and_error
@@ -50,7 +50,10 @@ class Calibration:
     @property
     def chosen(self) -> Trial | None:
         """The trial of the choice."""
-        return next((trial for trial in self.trials if trial.sampler == self.sampler), None)
+        if self.sampler is None:
+            return None
+        tried = replace(self.sampler, backend="vectorised")
+        return next(trial for trial in self.trials if trial.sampler == tried)
 
     def __str__(self) -> str:
         rows = [["", "trial", "ε", "γ", "nβ", "chains × steps", *(f"step {integer(step)}" for step in self.curvatures)]]
@@ -59,9 +62,9 @@ class Calibration:
             rows.append([
                 "*" if trial is self.chosen else "",
                 trial.name,
-                f"{sampler.step_size:.2g}",
-                f"{sampler.localization:.4g}",
-                f"{sampler.nbeta:.4g}",
+                f"{sampler.step_size:g}",
+                f"{sampler.localization:g}",
+                f"{sampler.nbeta:g}",
                 f"{sampler.chains} × ({sampler.burn_in} + {sampler.draws})",
                 *(_cell(found[step]) if step in found else "" for step in self.curvatures),
             ])

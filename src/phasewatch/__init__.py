@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from phasewatch.callbacks.report import write_report
     from phasewatch.callbacks.schedule import Budget, every, log_spaced
     from phasewatch.callbacks.weights_and_biases import WandbSink
+    from phasewatch.monitor.calibrate import calibrate
     from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
     from phasewatch.monitor.estimate import Estimate, Health
     from phasewatch.monitor.llc import estimate_llc
@@ -42,6 +43,7 @@ _HOME = {
     "Trajectory": "monitor.trajectory",
     "Transition": "monitor.transitions",
     "WandbSink": "callbacks.weights_and_biases",
+    "calibrate": "monitor.calibrate",
     "estimate_llc": "monitor.llc",
     "every": "callbacks.schedule",
     "find_transitions": "monitor.transitions",
@@ -68,6 +70,7 @@ __all__ = [
     "Trajectory",
     "Transition",
     "WandbSink",
+    "calibrate",
     "estimate_llc",
     "every",
     "find_transitions",
