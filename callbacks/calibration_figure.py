@@ -22,8 +22,8 @@ _WITHOUT_A_LEVEL = {Health.NEGATIVE, Health.OFF_MINIMUM, Health.DIVERGED}
 def draw_calibration(calibration: Calibration) -> Figure:
     """Draw λ̂ against the step size and against nβ, and κ against the step size, a colour for each snapshot.
 
-    Lines join trials that differ in nothing else. Open markers are doubtful estimates; those at no minimum or diverged have
-    no level, and are left out of the first two panels. The vertical line is the choice; κ is unstable at 4.
+    Lines join trials that differ in nothing else. Open markers are doubtful estimates; those at no minimum or diverged
+    have no level, and are left out of the first two panels. The vertical line is the choice; κ is unstable at 4.
 
     Args:
         calibration: what `calibrate` shows.
@@ -37,7 +37,9 @@ def draw_calibration(calibration: Calibration) -> Figure:
     colours = dict(zip(steps, colormaps["viridis"](np.linspace(0.05, 0.85, len(steps))), strict=True))
     _draw(panels[0], calibration, colours, lambda s: s.step_size or math.nan, lambda s: (s.localization, s.nbeta), _llc)
     _draw(panels[1], calibration, colours, lambda s: s.nbeta, _scale_free, _llc)
-    _draw(panels[2], calibration, colours, lambda s: s.step_size or math.nan, lambda s: (s.localization, s.nbeta), _kappa)
+    _draw(
+        panels[2], calibration, colours, lambda s: s.step_size or math.nan, lambda s: (s.localization, s.nbeta), _kappa
+    )
     panels[2].axhline(4, color=_MUTED, linestyle="--", linewidth=0.8)
     panels[2].set_yscale("log")
     for panel, x, y in zip(
@@ -65,7 +67,8 @@ def _kappa(estimate: Estimate) -> tuple[float, float]:
 def _scale_free(sampler: SGLD) -> tuple[float, ...]:
     """What stays the same when nβ, γ and 1/ε change together, to the digit that survives their rounding."""
     return tuple(
-        float(f"{x:.1g}") for x in ((sampler.step_size or math.nan) * sampler.nbeta, sampler.localization / sampler.nbeta)
+        float(f"{x:.1g}")
+        for x in ((sampler.step_size or math.nan) * sampler.nbeta, sampler.localization / sampler.nbeta)
     )
 
 
@@ -90,7 +93,14 @@ def _draw(
             )
             for x, y, bar, sound in found:
                 panel.errorbar(
-                    x, y, bar or None, marker="o", markersize=4, color=colour, linewidth=1, mfc=colour if sound else "white"
+                    x,
+                    y,
+                    bar or None,
+                    marker="o",
+                    markersize=4,
+                    color=colour,
+                    linewidth=1,
+                    mfc=colour if sound else "white",
                 )
             panel.plot([x for x, *_ in found], [y for _, y, *_ in found], color=colour, linewidth=0.8)
     if calibration.sampler is not None:

@@ -16,7 +16,6 @@ from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.sgld import SGLD
 from phasewatch.monitor.snapshot import Snapshot
 from phasewatch.monitor.survey import ITERATIONS, ROUNDS
-from phasewatch.monitor.trajectory import Point
 from phasewatch.monitor.uncertainty import difference
 
 KAPPA = 1.0
@@ -29,7 +28,7 @@ NBETA = 100.0
 """nβ to start from, or n/log n where the data has so few samples n that this is less (Watanabe 2013)."""
 
 SETTLING = 2.0
-"""Burn-in in units of 1/(ε·γ), the time in which the softest directions forget where they started; the draws are twice that."""
+"""Burn-in in units of 1/(ε·γ), in which the softest directions forget where they started; the draws are twice that."""
 
 FLAT = 0.1
 """Change of λ̂ with twice the step size that is no reason for a smaller one, as a share of the largest λ̂."""
@@ -55,8 +54,8 @@ _HELP = {
     Health.DIVERGED: "look whether the loss is finite and smooth around that snapshot, or measure in float64",
     Health.OVERSTEPPING: "measure in float64, or give a larger budget",
     Health.NOISY: "raise SGLD(batch_size=...) of the probe",
-    Health.NEGATIVE: "give a last snapshot that is at a minimum: train longer or with a lower learning rate, or average "
-    "the weights",
+    Health.NEGATIVE: "give a last snapshot that is at a minimum: train longer or with a lower learning rate, or "
+    "average the weights",
 }
 
 
@@ -71,10 +70,10 @@ def calibrate(
     """Choose step size, localization, nβ, burn-in, draws and chains for a whole series.
 
     The largest curvature h at any snapshot sets the scale. The step size starts at κ = ε·(nβ·h + γ) = 1, and the
-    localization γ is the weakest that chains settle in, in as many steps as the budget allows. A setting is taken if its
-    verdicts are sound, the descent at an early snapshot aside, if what its noise adds is small, and if λ̂ stays stable and
-    flat with steps twice as long; until then the verdicts say what to try next. λ̂ with twice and half of nβ is reported.
-    There are as many chains as the error asks for. All trials share their random streams.
+    localization γ is the weakest that chains settle in, in as many steps as the budget allows. A setting is taken if
+    its verdicts are sound, the descent at an early snapshot aside, if its noise adds little to λ̂, and if λ̂ stays
+    stable and flat with steps twice as long; until then the verdicts say what to try next. λ̂ with twice and half of
+    nβ is reported. There are as many chains as the error asks for. All trials share their random streams.
 
     Args:
         snapshots: of the series, such as an early, a middle and a late one; the sharpest decides the step size.
@@ -108,9 +107,7 @@ def calibrate(
     curvatures = {snapshot.step: h for snapshot, h in zip(ordered, search.curvatures, strict=True)}
     if show is not None:
         show(
-            Calibration(
-                sampler, tuple(search.trials), tuple(search.reasons), curvatures, budget - search.left, budget
-            )
+            Calibration(sampler, tuple(search.trials), tuple(search.reasons), curvatures, budget - search.left, budget)
         )
     if sampler is None:
         raise PhasewatchError(_in_vain(search.trials, budget - search.left, budget))
@@ -137,9 +134,7 @@ def _in_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
 
 def _in_vain(trials: Sequence[Trial], spent: int, budget: int) -> str:
     last = [(trial.sampler, trial.points[-1]) for trial in trials]
-    tried = "; ".join(
-        f"{_setting(sampler)}: {point.llc.health.name}" for sampler, point in last
-    )
+    tried = "; ".join(f"{_setting(sampler)}: {point.llc.health.name}" for sampler, point in last)
     help_ = {_HELP.get(point.llc.health, "give a larger budget") for _, point in last}
     return (
         f"calibrate(...) found no setting whose estimate at step {integer(last[-1][1].step)} can be used, with "
@@ -278,7 +273,7 @@ class _Search:
         return None if self._flaws(best)[0] else best
 
     def _flaws(self, trial: Trial) -> tuple[bool, int, bool]:
-        """Smaller is better: no use at the last snapshot, snapshots with a doubt that could be mended, noise or no flatness."""
+        """Smaller is better: of no use at the last snapshot, doubts that could be mended, noisy or not flat."""
         *early, last = (point.llc.health for point in trial.points)
         flawed = sum(health not in _USABLE | _AT_NO_MINIMUM for health in early) + (last not in _USABLE)
         useless = last not in _USABLE | {Health.OFF_MINIMUM}
@@ -307,7 +302,7 @@ class _Search:
         if bias > BIAS:
             self._doubted.add(sampler)
             self.reasons.append(
-                f"{_setting(sampler)}: the noise of the minibatches and the length of the steps add {_percent(bias)} to λ̂."
+                f"{_setting(sampler)}: the minibatches' noise and the length of the steps add {_percent(bias)} to λ̂."
             )
             return self._less_noise(sampler, kappa, max(0.75 * BIAS / bias, 1 / 16))
         if last.llc.health in _AT_NO_MINIMUM:
@@ -325,7 +320,9 @@ class _Search:
             return None
         if bad := _verdicts(double, _TOO_LONG):
             self._doubted.add(sampler)
-            self.reasons.append(f"{_setting(twice)}: {bad}, so half of that leaves no margin, and the next was half again.")
+            self.reasons.append(
+                f"{_setting(twice)}: {bad}, so half of that leaves no margin, and the next was half again."
+            )
             return half
         change, sure = _change(trial, double)
         self.reasons.append(f"{_setting(sampler)}: with twice the step size, λ̂ changes by {_percent(change)}.")
@@ -341,7 +338,9 @@ class _Search:
         shorter = max(share, min(LEAST_KAPPA / kappa, 1.0))
         lower = share / shorter
         name = " and ".join(["shorter steps"] * (shorter < 1) + ["lower nβ"] * (lower < 1))
-        return name, self._sampler(sampler.step_size * shorter / lower, sampler.localization * lower, sampler.nbeta * lower)
+        return name, self._sampler(
+            sampler.step_size * shorter / lower, sampler.localization * lower, sampler.nbeta * lower
+        )
 
     def _vary_nbeta(self, trial: Trial) -> None:
         """Try nβ and γ of twice and half the size at the last snapshot, on the same paths drawn closer and wider."""
@@ -359,12 +358,10 @@ class _Search:
                 self.snapshots[-1:],
             )
             if other is not None:
-                changes.append(
-                    _percent(other.points[-1].llc.value / trial.points[-1].llc.value - 1) + f" with {name}"
-                )
+                changes.append(_percent(other.points[-1].llc.value / trial.points[-1].llc.value - 1) + f" with {name}")
         if changes:
             self.reasons.append(
-                f"λ̂ at step {integer(trial.points[-1].step)} changes by {' and by '.join(changes)}, ε in step with them."
+                f"λ̂ at step {integer(trial.points[-1].step)} changes by {' and by '.join(changes)}; 1/ε goes with them."
             )
 
     def _with_chains(self, trial: Trial, error: float) -> Trial:
@@ -384,7 +381,9 @@ class _Search:
             return trial
         final = self._try(f"{wanted.chains} chains", wanted, self.snapshots)
         if final is None or self._flaws(final) > self._flaws(trial):
-            self.reasons.append(f"With {wanted.chains} chains there was more to doubt, so it stays at {trial.sampler.chains}.")
+            self.reasons.append(
+                f"With {wanted.chains} chains there was more to doubt, so it stays at {trial.sampler.chains}."
+            )
             return trial
         return final
 

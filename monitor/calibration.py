@@ -59,15 +59,17 @@ class Calibration:
         rows = [["", "trial", "ε", "γ", "nβ", "chains × steps", *(f"step {integer(step)}" for step in self.curvatures)]]
         for trial in self.trials:
             found, sampler = {point.step: point.llc for point in trial.points}, trial.sampler
-            rows.append([
-                "*" if trial is self.chosen else "",
-                trial.name,
-                f"{sampler.step_size:g}",
-                f"{sampler.localization:g}",
-                f"{sampler.nbeta:g}",
-                f"{sampler.chains} × ({sampler.burn_in} + {sampler.draws})",
-                *(_cell(found[step]) if step in found else "" for step in self.curvatures),
-            ])
+            rows.append(
+                [
+                    "*" if trial is self.chosen else "",
+                    trial.name,
+                    f"{sampler.step_size:g}",
+                    f"{sampler.localization:g}",
+                    f"{sampler.nbeta:g}",
+                    f"{sampler.chains} × ({sampler.burn_in} + {sampler.draws})",
+                    *(_cell(found[step]) if step in found else "" for step in self.curvatures),
+                ]
+            )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines += ["", *(f"- {reason}" for reason in self.reasons)]
@@ -77,7 +79,9 @@ class Calibration:
 
 def as_typed(sampler: SGLD) -> str:
     """A setting as it is typed: `SGLD(step_size=5.6e-05, ...)`."""
-    given = {name: value for name, value in sampler.as_json().items() if value != getattr(SGLD, name) or name in _ALWAYS}
+    given = {
+        name: value for name, value in sampler.as_json().items() if value != getattr(SGLD, name) or name in _ALWAYS
+    }
     return f"SGLD({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 

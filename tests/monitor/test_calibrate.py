@@ -143,10 +143,13 @@ def test_an_early_snapshot_at_no_minimum_stands_in_nobodys_way():
 
 def test_a_last_snapshot_at_no_minimum_is_refused_and_the_trials_are_shown():
     found = []
-    with pytest.raises(PhasewatchError, match=r"no setting whose estimate at step 7 .* NEGATIVE.*What may help: .*minimum"):
+    with pytest.raises(
+        PhasewatchError, match=r"no setting whose estimate at step 7 .* NEGATIVE.*What may help: .*minimum"
+    ):
         calibrate([*series(1.0), Snapshot.of(Bowl(1.0, centre=300.0), 7)], make_probe(), show=found.append)
     (calibration,) = found
-    assert calibration.sampler is None and calibration.chosen is None
+    assert calibration.sampler is None
+    assert calibration.chosen is None
     assert len(calibration.trials) >= 2
     assert "negative" in str(calibration)
     assert "SGLD(" not in str(calibration)
