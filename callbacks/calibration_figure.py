@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from phasewatch.monitor.calibration import Calibration, Trial
 from phasewatch.monitor.estimate import Estimate, Health
@@ -22,8 +23,9 @@ _WITHOUT_A_LEVEL = {Health.NEGATIVE, Health.OFF_MINIMUM, Health.DIVERGED}
 def draw_calibration(calibration: Calibration) -> Figure:
     """Draw λ̂ against the step size and against nβ, and κ against the step size, a colour for each snapshot.
 
-    Lines join trials that differ in nothing else. Open markers are doubtful estimates; those at no minimum or diverged
-    have no level, and are left out of the first two panels. The vertical line is the choice; κ is unstable at 4.
+    Lines join trials that differ in nothing else; a trial with nothing to compare it with is left out. Open markers are
+    doubtful estimates; those at no minimum or diverged have no level, and are left out of the first two panels. The
+    vertical line is the choice; κ is unstable at 4.
 
     Args:
         calibration: what `calibrate` shows.
@@ -42,10 +44,12 @@ def draw_calibration(calibration: Calibration) -> Figure:
     )
     panels[2].axhline(4, color=_MUTED, linestyle="--", linewidth=0.8)
     panels[2].set_yscale("log")
+    panels[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
+    panels[2].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    panels[2].yaxis.set_minor_formatter(NullFormatter())
     for panel, x, y in zip(
         panels, ("step size ε", "nβ, with γ and 1/ε", "step size ε"), ("λ̂ ± 2 s.e.", "λ̂ ± 2 s.e.", "κ"), strict=True
     ):
-        panel.set_xscale("log")
         panel.set_xlabel(x, fontsize=9, color=_INK)
         panel.set_ylabel(y, fontsize=9, color=_INK)
         panel.spines[["top", "right"]].set_visible(False)
@@ -83,7 +87,11 @@ def _draw(
     groups: dict[tuple[float, ...], list[Trial]] = {}
     for trial in calibration.trials:
         groups.setdefault((*alike(trial.sampler), trial.sampler.chains, trial.sampler.burn_in), []).append(trial)
+    chosen, tried = calibration.chosen, set()
     for trials in groups.values():
+        if len(trials) == 1 and trials[0] is not chosen and len(groups) > 1:
+            continue  # there is nothing to compare it with
+        tried |= {across(trial.sampler) for trial in trials}
         for step, colour in colours.items():
             found = sorted(
                 (across(trial.sampler), *height(point.llc), point.llc.health is Health.OK)
@@ -102,6 +110,11 @@ def _draw(
                     linewidth=1,
                     mfc=colour if sound else "white",
                 )
-            panel.plot([x for x, *_ in found], [y for _, y, *_ in found], color=colour, linewidth=0.8)
-    if calibration.sampler is not None:
-        panel.axvline(across(calibration.sampler), color=_MUTED, linewidth=0.8, zorder=0)
+            if len(found) > 1:
+                panel.plot([x for x, *_ in found], [y for _, y, *_ in found], color=colour, linewidth=0.8)
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(FixedLocator(sorted(tried)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    panel.xaxis.set_minor_locator(NullLocator())
+    if chosen is not None:
+        panel.axvline(across(chosen.sampler), color=_MUTED, linewidth=0.8, zorder=0)

@@ -1,8 +1,8 @@
 """Does calibration need help? Ten small tasks, each trained here and calibrated from three of its snapshots.
 
 Claim: on all ten, `calibrate` chooses settings without help and within its default budget, and the estimate at the last
-snapshot is usable: it doesn't diverge, drift or drown in noise, and it hardly changes with steps twice as long. Where the
-learning coefficient is known, the estimate is near it. What verdicts other than OK remain are those that no sampler
+snapshot is usable: it doesn't diverge, drift or drown in noise, and it hardly changes with steps twice as long. Where
+the learning coefficient is known, the estimate is near it. What verdicts other than OK remain are those that no sampler
 mends, such as that of an early snapshot at no minimum.
 
 For each task: what was chosen; λ̂ and its verdict at the three snapshots, from a seed that the calibration didn't see;
@@ -59,7 +59,7 @@ class Task:
     decay: float = 0.0
     batch: int = 256
     minibatch: int = 64
-    truth: Callable[[nn.Module], float] = lambda model: math.nan
+    truth: Callable[[Any], float] = lambda model: math.nan
 
     def snapshots(self, share: float) -> tuple[list[Snapshot], nn.Module]:
         """Train, and keep an early, a middle and a late snapshot.
@@ -123,7 +123,7 @@ def bigrams(vocabulary: int, length: int) -> Callable[[Generator, int], Tensor]:
 
 def bridge() -> nn.Module:
     """Two layers of attention alone."""
-    shape = {"n_layers": 2, "d_model": 32, "n_ctx": 16, "d_head": 16, "n_heads": 2, "d_vocab": 16}
+    shape: dict[str, Any] = {"n_layers": 2, "d_model": 32, "n_ctx": 16, "d_head": 16, "n_heads": 2, "d_vocab": 16}
     return TransformerBridge.boot_native(
         TransformerBridgeConfig(
             **shape,

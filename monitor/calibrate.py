@@ -11,7 +11,7 @@ from phasewatch.monitor.calibration import Calibration, Trial
 from phasewatch.monitor.chains import LOOKS
 from phasewatch.monitor.errors import PhasewatchError, whole_number
 from phasewatch.monitor.estimate import Estimate, Health
-from phasewatch.monitor.numerals import integer, number
+from phasewatch.monitor.numerals import MISSING, integer, number
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.sgld import SGLD
 from phasewatch.monitor.snapshot import Snapshot
@@ -365,7 +365,7 @@ class _Search:
             )
 
     def _with_chains(self, trial: Trial, error: float) -> Trial:
-        """As many chains as bring the error at the last snapshot to the one asked for, if the budget has room to try."""
+        """As many chains as bring the error at the last snapshot to the one asked for, if the budget has room."""
         last = trial.points[-1].llc
         spread = float(np.std(last.per_chain, ddof=1))
         room = self.left // len(self.snapshots)
@@ -389,20 +389,21 @@ class _Search:
 
     def _explain(self, trial: Trial, error: float) -> None:
         sampler, last = trial.sampler, trial.points[-1]
-        reached = last.llc.error / abs(last.llc.value)
         assert sampler.step_size is not None
         sharpest = max(range(len(self.snapshots)), key=lambda i: self.curvatures[i])
         stiff = max(trial.points, key=lambda point: point.llc.checks.kappa)
         accepted = [point.llc.acceptance for point in trial.points]
+        cost = trial.cost // len(trial.points)
+        settling = sampler.burn_in * sampler.step_size * sampler.localization
         self.reasons += [
             f"The sharpest snapshot is that of step {integer(self.snapshots[sharpest].step)}, with curvature "
-            f"{number(self.curvatures[sharpest])}. κ = ε·(nβ·h + γ) reaches {stiff.llc.checks.kappa:.2f} along the chains, "
-            f"where 4 is unstable; acceptance is {min(accepted):.2f} to {max(accepted):.2f}.",
-            f"γ is the weakest that chains of this length settle in: the burn-in is "
-            f"{sampler.burn_in * sampler.step_size * sampler.localization:.1f}/(ε·γ). A larger budget allows a weaker one.",
-            f"The noise of the minibatches adds at most {_percent(_bias(trial))} to λ̂.",
-            f"The standard error at step {integer(last.step)} is {_percent(reached)} of λ̂, where at most {_percent(error)} was "
-            f"asked for. A point costs {integer(trial.cost // len(trial.points))} gradient evaluations.",
+            f"{number(self.curvatures[sharpest])}. κ = ε·(nβ·h + γ) reaches {stiff.llc.checks.kappa:.2f} along the "
+            f"chains, where 4 is unstable; acceptance is {min(accepted):.2f} to {max(accepted):.2f}.",
+            f"γ is such that chains of this length settle: the burn-in is {settling:.1f}/(ε·γ). A weaker one sees "
+            "softer directions, and takes longer chains and a larger budget.",
+            f"The minibatches' noise and the length of the steps add about {_percent(_bias(trial))} to λ̂.",
+            f"The standard error at step {integer(last.step)} is {_percent(last.llc.error, abs(last.llc.value))} of λ̂, where at most "
+            f"{_percent(error)} was asked for. A point costs {integer(cost)} gradient evaluations.",
         ]
         for health in dict.fromkeys(point.llc.health for point in trial.points):
             if health is not Health.OK:
@@ -413,8 +414,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(value: float, of: float = 1.0) -> str:
+    return f"{100 * value / of:.1f} %" if of and math.isfinite(value / of) else MISSING
 
 
 def _setting(sampler: SGLD) -> str:

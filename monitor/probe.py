@@ -109,7 +109,8 @@ class Probe:
                 f"Probe(model=...) takes a module or a function that builds one; a {type(model).__name__} came."
             )
         wanted_device = None if device is None else _device(device)
-        self._minibatches = self._arguments["data"] = as_minibatches(data, sampler.batch_size)
+        known = isinstance(data, HeldData) and sampler.batch_size is None  # as a probe hands it to its copies
+        self._minibatches = self._arguments["data"] = data if known else as_minibatches(data, sampler.batch_size)
         self._batch_size = sampler.batch_size or cast(HeldData, self._minibatches).size
         with measuring(seed, wanted_device or torch.device("cpu"), threads=threads, precision=self._precision):
             mine = own_copy(model if isinstance(model, nn.Module) else _built(model))
