@@ -124,7 +124,7 @@ def bigrams(vocabulary: int, length: int) -> Callable[[Generator, int], Tensor]:
 def bridge() -> nn.Module:
     """Two layers of attention alone."""
     shape: dict[str, Any] = {"n_layers": 2, "d_model": 32, "n_ctx": 16, "d_head": 16, "n_heads": 2, "d_vocab": 16}
-    return TransformerBridge.boot_native(
+    return TransformerBridge.boot_native(  # pyright: ignore[reportAttributeAccessIssue]
         TransformerBridgeConfig(
             **shape,
             act_fn="relu",

@@ -27,6 +27,9 @@ LEAST_KAPPA = 0.4
 NBETA = 100.0
 """nβ to start from, or n/log n where the data has so few samples n that this is less (Watanabe 2013)."""
 
+WIDEST = 10
+"""Part of that nβ down to which a lower one is tried where the last snapshot is at no minimum: it looks from farther."""
+
 SETTLING = 2.0
 """Burn-in in units of 1/(ε·γ), in which the softest directions forget where they started; the draws are twice that."""
 
@@ -305,7 +308,7 @@ class _Search:
                 f"{_setting(sampler)}: the minibatches' noise and the length of the steps add {_percent(bias)} to λ̂."
             )
             return self._less_noise(sampler, kappa, max(0.75 * BIAS / bias, 1 / 16))
-        if last.llc.health in _AT_NO_MINIMUM:
+        if last.llc.health in _AT_NO_MINIMUM and nbeta > self._nbeta / WIDEST:
             self.reasons.append(f"{_setting(sampler)}: {_verdicts(trial, {last.llc.health})}, so nβ was lowered.")
             return "nβ / 4", self._sampler(eps * 4, gamma / 4, nbeta / 4)
         if bad := _verdicts(trial, _UNSETTLED):
@@ -329,6 +332,8 @@ class _Search:
         if sure > FLAT:
             self._doubted.add(sampler)
             self.reasons[-1] += " That isn't flat."
+            if bias < BIAS / 5:
+                return half
             return self._less_noise(sampler, kappa, min(0.5, max(0.6 * FLAT / sure, 0.25)))
         return None
 
@@ -358,7 +363,8 @@ class _Search:
                 self.snapshots[-1:],
             )
             if other is not None:
-                changes.append(_percent(other.points[-1].llc.value / trial.points[-1].llc.value - 1) + f" with {name}")
+                before, after = trial.points[-1].llc.value, other.points[-1].llc.value
+                changes.append(f"{_percent(after - before, abs(before))} with {name}")
         if changes:
             self.reasons.append(
                 f"λ̂ at step {integer(trial.points[-1].step)} changes by {' and by '.join(changes)}; 1/ε goes with them."
@@ -402,8 +408,8 @@ class _Search:
             f"γ is such that chains of this length settle: the burn-in is {settling:.1f}/(ε·γ). A weaker one sees "
             "softer directions, and takes longer chains and a larger budget.",
             f"The minibatches' noise and the length of the steps add about {_percent(_bias(trial))} to λ̂.",
-            f"The standard error at step {integer(last.step)} is {_percent(last.llc.error, abs(last.llc.value))} of λ̂, where at most "
-            f"{_percent(error)} was asked for. A point costs {integer(cost)} gradient evaluations.",
+            f"The standard error at step {integer(last.step)} is {_percent(last.llc.error, abs(last.llc.value))} of λ̂, "
+            f"where at most {_percent(error)} was asked for. A point costs {integer(cost)} gradient evaluations.",
         ]
         for health in dict.fromkeys(point.llc.health for point in trial.points):
             if health is not Health.OK:
