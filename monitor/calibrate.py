@@ -28,7 +28,7 @@ NBETA = 100.0
 """nβ to start from, or n/log n where the data has so few samples n that this is less (Watanabe 2013)."""
 
 WIDEST = 10
-"""Part of that nβ down to which a lower one is tried where the last snapshot is at no minimum: it looks from farther."""
+"""Part of that nβ down to which a lower one, which looks from farther, is tried at a last snapshot at no minimum."""
 
 SETTLING = 2.0
 """Burn-in in units of 1/(ε·γ), in which the softest directions forget where they started; the draws are twice that."""
@@ -311,6 +311,8 @@ class _Search:
         if last.llc.health in _AT_NO_MINIMUM and nbeta > self._nbeta / WIDEST:
             self.reasons.append(f"{_setting(sampler)}: {_verdicts(trial, {last.llc.health})}, so nβ was lowered.")
             return "nβ / 4", self._sampler(eps * 4, gamma / 4, nbeta / 4)
+        if last.llc.health is Health.NEGATIVE:
+            return None
         if bad := _verdicts(trial, _UNSETTLED):
             self.reasons.append(f"{_setting(sampler)}: {bad}, so the localization was raised.")
             return "twice γ", replace(sampler, localization=_rounded(2 * gamma))
