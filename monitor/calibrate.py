@@ -199,7 +199,9 @@ class _Search:
                 f"trial take {integer(least)} gradient evaluations."
             )
         found = []
-        for point in map(probe, self.snapshots):
+        for snapshot in self.snapshots:
+            with np.errstate(divide="ignore"):  # chains that don't move may have a λ̂ of exactly 0
+                point = probe(snapshot)
             curvature = point.llc.checks.kappa / (eps * nbeta)
             if not math.isfinite(curvature):
                 raise PhasewatchError(

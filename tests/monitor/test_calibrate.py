@@ -120,6 +120,17 @@ def test_sgld_gets_steps_so_short_that_its_own_error_is_small():
     assert by_method["sgld"].sampler.step_size < by_method["leimkuhler-matthews"].sampler.step_size
 
 
+def test_single_precision_and_a_loss_far_from_zero():
+    def far(model, batch):
+        return loss(model, batch) + 1000
+
+    model = Bowl().float()
+    probe = Probe(model, far, NO_NOISE.float(), sampler=SGLD(batch_size=32), threads=1)
+    estimate = calibrated([Snapshot.of(model, 1)], probe).chosen.points[0].llc
+    assert estimate.health is Health.OK
+    assert abs(estimate.value - D / 2) < 0.08 * D / 2
+
+
 def test_curvature_that_only_the_chains_meet():
     calibration = calibrated(series(1.0), make_probe(quartic))
     estimate = calibration.chosen.points[0].llc
