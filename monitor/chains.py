@@ -351,7 +351,7 @@ def _held(pushes: np.ndarray, value: float) -> tuple[float, float]:
     """
     chains = pushes.shape[1]
     own = np.trace(pushes.mean(0))
-    if chains < 3 or own <= 0 or not 0.7 < own / chains / (2 * value) < 1.4:
+    if chains < 3 or own <= 0 or value <= 0 or not 0.7 < own / chains / (2 * value) < 1.4:
         return math.nan, math.nan
 
     def share(kept: list[int]) -> float:

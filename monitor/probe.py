@@ -114,7 +114,8 @@ class Probe:
                 f"Probe(model=...) takes a module or a function that builds one; a {type(model).__name__} came."
             )
         wanted_device = None if device is None else _device(device)
-        self._minibatches = self._arguments["data"] = as_minibatches(data, sampler.batch_size)
+        known = isinstance(data, HeldData) and sampler.batch_size is None  # as a probe hands it to its copies
+        self._minibatches = self._arguments["data"] = data if known else as_minibatches(data, sampler.batch_size)
         self._batch_size = sampler.batch_size or cast(HeldData, self._minibatches).size
         with measuring(seed, wanted_device or torch.device("cpu"), threads=threads, precision=self._precision):
             mine = own_copy(model if isinstance(model, nn.Module) else _built(model))
@@ -204,6 +205,47 @@ class Probe:
             found = {name: next(estimates) for name in self._parts}
             points.append(Point(snapshot.step, loss, found.pop(WHOLE), scores, found))
         return points
+
+    def with_sampler(self, sampler: SGLD) -> "Probe":
+        """This probe with another sampler: what `Probe` with the same arguments and that sampler would be.
+
+        Args:
+            sampler: how to sample.
+
+        Returns:
+            A probe. It shares this one's copy of the model, unless the two differ in their batch size.
+        """
+        arguments = self._arguments | {"sampler": sampler}
+        if sampler.batch_size != self.sampler.batch_size:
+            return _rebuild(arguments, self._precision, self._dtype)
+        other = self._twin()
+        other.sampler, other._arguments = sampler, arguments
+        return other
+
+    def without_extras(self) -> "Probe":
+        """This probe without metrics and without the refined estimates of parts: loss and λ̂ alone."""
+        other = self._twin()
+        other.metrics, other._arguments = {}, self._arguments | {"metrics": None}
+        if _are_parts(self._arguments["weights"]):
+            other._arguments["weights"], other._masks, other._parts = None, None, [WHOLE]
+        return other
+
+    def _twin(self) -> "Probe":
+        """A probe of the same parts, but for the kept minibatches, which depend on the sampler."""
+        other = object.__new__(Probe)
+        vars(other).update({name: value for name, value in vars(self).items() if name not in {"_batches", "_rows"}})
+        return other
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples the data has; None where a function draws them."""
+        return self._minibatches.size if isinstance(self._minibatches, HeldData) else None
+
+    @property
+    def minibatches(self) -> int:
+        """How many minibatches are kept for the chains; drawn at the first call."""
+        with self._measuring():
+            return len(self._batches)
 
     @property
     def settings(self) -> dict[str, Any]:

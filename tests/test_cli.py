@@ -519,6 +519,55 @@ def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(phasewatch, fol
     assert tuple(Trajectory.read(points).steps) == STEPS
 
 
+# calibrate
+
+
+def test_calibrate_prints_the_choice_and_why_and_draws_it(phasewatch, folder):
+    arguments = ("calibrate", "checkpoints", "--probe", "my_probe.py:probe", "--budget", 6000)
+    status, out, err = phasewatch(*arguments, "--plot", "why.png")
+    assert status == 0
+    assert err == "Trying settings at steps 1, 300, 50000 of checkpoints.\n"
+    assert "step 1 " in out.splitlines()[0]
+    assert "step 50 000" in out.splitlines()[0]
+    assert re.search(r"All of this took \d[ \d]* of 6 000 gradient evaluations\.", out)
+    assert re.fullmatch(r"SGLD\(step_size=.*batch_size=16\)", out.splitlines()[-1])
+    assert (folder / "why.png").read_bytes().startswith(b"\x89PNG")
+    assert measured(folder) == 0
+    assert phasewatch(*arguments)[1] == out
+
+
+def test_calibrate_takes_steps(phasewatch, folder):
+    chosen = ("--step", 50000, "--step", 4000)
+    status, out, err = phasewatch("calibrate", "checkpoints", "--probe", "my_probe.py:probe", *chosen, "--error", 0.2)
+    assert status == 0
+    assert "Trying settings at steps 50000, 4000" in err
+    assert "step 4 000" in out.splitlines()[0]
+    assert "step 1 " not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--budget", 50], r"calibrate\(budget=50\) is too small"),
+        (["--step", 7], r"has no step 7: .* the nearest is 1"),
+        (["--plot", "nowhere/why.png"], r"--plot nowhere/why\.png can't be written"),
+    ],
+)
+def test_calibrations_that_cannot_be_made(phasewatch, folder, arguments, says):
+    status, _, err = phasewatch("calibrate", "checkpoints", "--probe", "my_probe.py:probe", *arguments)
+    assert status == 2
+    assert re.search(says, err.splitlines()[-1])
+
+
+def test_calibrate_says_where_nothing_works_and_shows_what_was_tried(phasewatch, folder):
+    torch.save({"weight": torch.full((1, 3), 1000.0), "bias": torch.zeros(1)}, "checkpoints/step60000.pt")
+    status, out, err = phasewatch("calibrate", "checkpoints", "--probe", "my_probe.py:probe", "--plot", "why.png")
+    assert status == 2
+    assert re.search(r"no setting whose estimate at step 60 000 can be used.* What may help", err.splitlines()[-1])
+    assert "negative" in out
+    assert (folder / "why.png").exists()
+
+
 # report
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from phasewatch.callbacks.schedule import Budget, every, log_spaced
     from phasewatch.callbacks.weights_and_biases import WandbSink
     from phasewatch.monitor.averaging import averaged
+    from phasewatch.monitor.calibrate import calibrate
     from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
     from phasewatch.monitor.estimate import Estimate, Health
     from phasewatch.monitor.heads import heads
@@ -47,6 +48,7 @@ _HOME = {
     "Transition": "monitor.transitions",
     "WandbSink": "callbacks.weights_and_biases",
     "averaged": "monitor.averaging",
+    "calibrate": "monitor.calibrate",
     "difference": "monitor.uncertainty",
     "estimate_llc": "monitor.llc",
     "every": "callbacks.schedule",
@@ -77,6 +79,7 @@ __all__ = [
     "Transition",
     "WandbSink",
     "averaged",
+    "calibrate",
     "difference",
     "estimate_llc",
     "every",

@@ -1,4 +1,4 @@
-"""The command line: demo, replay, transitions and report."""
+"""The command line: demo, calibrate, replay, transitions and report."""
 
 import importlib
 import io
@@ -14,6 +14,8 @@ import typer
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from phasewatch.monitor.probe import Probe
     from phasewatch.monitor.publish import Sink
     from phasewatch.monitor.trajectory import Trajectory
@@ -62,6 +64,38 @@ def demo(
     if wandb:
         folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
         print(f"W&B, offline:                 {folder}/ (`wandb sync` sends it, `wandb leet` opens it here)")
+
+
+@app.command()
+def calibrate(
+    series: Annotated[Path, typer.Argument(help="A run's folder, or any folder of checkpoints.")],
+    probe: Annotated[str, typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one.")],
+    steps: Annotated[
+        list[int] | None,
+        typer.Option("--step", help="Calibrate at this step; once for each. The first, middle and last if not given."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Gradient evaluations, of a chain and step each.")] = 20_000,
+    error: Annotated[float, typer.Option(help="Standard error to aim for, as a share of the last estimate.")] = 0.03,
+    plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Choose the sampler's settings for a series of checkpoints, and say why."""
+    from phasewatch.monitor.calibrate import calibrate as calibrate_series
+    from phasewatch.monitor.calibration import Calibration
+    from phasewatch.monitor.series import open_series
+
+    opened = open_series(series)
+    loaded = load_probe(probe)
+    chosen = steps or sorted({opened.steps[i] for i in (0, len(opened) // 2, -1)})
+
+    def show(calibration: Calibration) -> None:
+        print(calibration)
+        if plot:
+            from phasewatch.callbacks.calibration_figure import draw_calibration
+
+            _save(draw_calibration(calibration), plot)
+
+    print(f"Trying settings at steps {', '.join(map(str, chosen))} of {series}.", file=sys.stderr)
+    calibrate_series([opened.load(step) for step in chosen], loaded, budget=budget, error=error, show=show)
 
 
 @app.command()
@@ -142,10 +176,7 @@ def transitions(
     if plot:
         from phasewatch.callbacks.figure import draw_trajectory
 
-        try:
-            draw_trajectory(trajectory, found).savefig(plot, dpi=200)
-        except (OSError, ValueError) as error:
-            raise PhasewatchError(f"--plot {plot} can't be written ({error}).") from error
+        _save(draw_trajectory(trajectory, found), plot)
 
 
 @app.command()
@@ -216,6 +247,13 @@ def _show(trajectory: "Trajectory") -> None:
     from phasewatch.monitor.transitions import find_transitions
 
     print_transitions(trajectory, find_transitions(trajectory))
+
+
+def _save(figure: "Figure", plot: Path) -> None:
+    try:
+        figure.savefig(plot, dpi=200)
+    except (OSError, ValueError) as error:
+        raise PhasewatchError(f"--plot {plot} can't be written ({error}).") from error
 
 
 def _default_run(series: Path) -> Path:

@@ -314,3 +314,52 @@ def test_a_live_model_in_bfloat16_is_measured():
         warnings.simplefilter("error")
         point = made(pw.Snapshot.of(model, 1))
     assert math.isfinite(point.llc.value)
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, None])
+def test_another_sampler_makes_the_probe_that_has_it_from_the_start(batch_size):
+    sampler = dataclasses.replace(SAMPLER, step_size=2e-5, chains=3, draws=7, batch_size=batch_size)
+    extras = {"metrics": {"two": lambda model, batch: 2.0}, "weights": {"head": "head.*"}, "seed": 3}
+    made, snapshot = probe(**extras), pw.Snapshot.of(seeded(), 1)
+    before = made(snapshot)
+    other, expected = made.with_sampler(sampler), probe(**extras, sampler=sampler)
+    assert other.settings == expected.settings
+    assert other(snapshot) == expected(snapshot) != before
+    assert other.minibatches == expected.minibatches
+    assert made(snapshot) == before
+    assert made.sampler == SAMPLER
+
+
+def test_another_sampler_needs_no_other_copy_of_the_model():
+    built = []
+
+    def make_model():
+        built.append(1)
+        return seeded()
+
+    made = probe(make_model)
+    sent = cloudpickle.loads(cloudpickle.dumps(made.with_sampler(dataclasses.replace(SAMPLER, draws=9))))
+    assert made.with_sampler(SAMPLER).model is made.model
+    assert built == [1]
+    assert sent.sampler.draws == 9
+
+
+def test_without_extras_there_is_loss_and_llc_alone():
+    extras = {"metrics": {"two": lambda model, batch: 2.0}, "weights": {"head": "head.*"}}
+    snapshot = pw.Snapshot.of(seeded(), 1)
+    point = probe(**extras).without_extras()(snapshot)
+    assert point == probe()(snapshot)
+    assert probe(**extras).without_extras().settings == probe().settings
+    part = probe(weights="head.*").without_extras()
+    assert part(snapshot) == probe(weights="head.*")(snapshot)
+
+
+def test_a_probe_of_all_the_data_at_each_step_can_be_sent():
+    sampler = dataclasses.replace(SAMPLER, batch_size=None)
+    sent = cloudpickle.loads(cloudpickle.dumps(probe(Net, sampler=sampler)))
+    assert sent(pw.Snapshot.of(seeded(), 1)) == probe(sampler=sampler)(pw.Snapshot.of(seeded(), 1))
+
+
+def test_a_probe_knows_how_many_samples_there_are():
+    assert probe().samples == 32
+    assert probe(data=lambda generator, size: (X[:size], Y[:size])).samples is None
