@@ -200,8 +200,7 @@ class _Search:
             )
         found = []
         for snapshot in self.snapshots:
-            with np.errstate(divide="ignore"):  # chains that don't move may have a λ̂ of exactly 0
-                point = probe(snapshot)
+            point = probe(snapshot)
             curvature = point.llc.checks.kappa / (eps * nbeta)
             if not math.isfinite(curvature):
                 raise PhasewatchError(

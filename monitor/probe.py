@@ -389,7 +389,7 @@ class Probe:
         except Exception as error:
             warn(
                 f"Probe(model={type(model).__name__}(...)) has {str(low.pop()).removeprefix('torch.')} weights and "
-                f"can't run with float32 ones ({in_words(error)}), so losses are rounded to three digits and λ̂ is rough."
+                f"can't run with float32 ones ({in_words(error)}), so losses are rounded to 3 digits and λ̂ is rough."
             )
             return model
         return single

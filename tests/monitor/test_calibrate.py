@@ -111,13 +111,13 @@ def test_noise_is_taken_out_by_shorter_steps_and_a_lower_nbeta():
 
 def test_sgld_gets_steps_so_short_that_its_own_error_is_small():
     by_method = {}
-    for method in ("sgld", "leimkuhler-matthews"):
+    for method in ("sgld", "langevin"):
         calibration = calibrated(series(1.0), make_probe(method=method), budget=10_000)
         by_method[method] = calibration
         assert calibration.sampler.method == method
         assert abs(calibration.chosen.points[0].llc.value - D / 2) < 0.1 * D / 2
     assert by_method["sgld"].trials[0].points[0].llc.value > 1.2 * D / 2
-    assert by_method["sgld"].sampler.step_size < by_method["leimkuhler-matthews"].sampler.step_size
+    assert by_method["sgld"].sampler.step_size < by_method["langevin"].sampler.step_size
 
 
 def test_single_precision_and_a_loss_far_from_zero():
