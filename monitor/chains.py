@@ -14,6 +14,7 @@ from phasewatch.monitor.checks import Checks
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.sgld import SGLD, metropolis_acceptance, sgld_step
 from phasewatch.monitor.survey import Survey, Target, survey
+from phasewatch.monitor.uncertainty import standard_error
 
 LOOKS = 8
 """Draws at which acceptance and curvature are worked out; each costs a gradient."""
@@ -146,9 +147,10 @@ def _joined(parts: tuple[Chains, ...]) -> Chains:
     def mean(values: list[float]) -> float:
         return float(np.average(values, weights=sizes))
 
-    means = {name: mean([getattr(p.checks, name) for p in parts]) for name in ("overshoot", "below")}
+    means = {name: mean([getattr(p.checks, name) for p in parts]) for name in ("overshoot", "pull", "below")}
     kappa = max(p.checks.kappa for p in parts)
-    checks = replace(parts[0].checks, kappa=kappa, held=math.nan, held_error=math.nan, **means)
+    unknown = dict.fromkeys(("slid", "slid_error", "held", "held_error"), math.nan)
+    checks = replace(parts[0].checks, kappa=kappa, **unknown, **means)
     return Chains(losses, reference, mean([p.acceptance for p in parts]), checks)
 
 
@@ -245,6 +247,7 @@ class _Walk:
         self._largest = self._curvature.amax(1)
         self._acceptance: list[Tensor] = []
         self._products: list[Tensor] = []
+        self._slopes: Tensor | None = None
         self._scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
         self.losses = self.w.new_empty(self.w.shape[:2])
         draws = sampler.burn_in + np.arange(sampler.draws)
@@ -285,10 +288,14 @@ class _Walk:
         return drawn if self.masks is None else drawn * self.masks
 
     def multiply(self, at: Tensor, grads: Tensor) -> None:
-        """Products of the chains' gradients with each other's displacements and with themselves."""
+        """Products of the chains' gradients and displacements with each other's and with themselves."""
         at, grads = at[:, : PRODUCTS[1]], grads[:, : PRODUCTS[1]]
         away = at - self.anchors
-        self._products.append(torch.cat([away @ grads.mT, grads.square().sum(-1, keepdim=True)], -1).double())
+        if self._slopes is None:
+            slopes = self.target.losses_and_grads(self.anchors[:, 0], self._numbers[:1, 0].repeat(len(at)))[1]
+            self._slopes = (slopes if self.masks is None else slopes * self.masks[:, 0]).unsqueeze(1)
+        own = [grads.square().sum(-1), away.square().sum(-1), (away * self._slopes).sum(-1)]
+        self._products.append(torch.cat([away @ grads.mT, torch.stack(own, -1)], -1).double())
 
     def look(self, at: Tensor, grads: Tensor, step: int) -> bool:
         """A step of power iteration for each chain at `at`; False where the model refuses the weights."""
@@ -313,38 +320,56 @@ class _Walk:
             above: L_m(w) − L_m(w*), shape (chain, draw).
             ground: what was known of it before.
         """
-        nbeta, gamma = self.sampler.nbeta, self.sampler.localization
+        sampler, nbeta, gamma = self.sampler, self.sampler.nbeta, self.sampler.localization
         eps, curvature, here = self.eps[i].item(), max(self._largest[i].item(), 0.0), ground.survey
         products = torch.stack(self._products)[:, i].cpu().numpy()
-        pushes, squares = products[..., :-1], products[..., -1]
+        pushes, (squares, distances, slid) = products[..., :-3], np.moveaxis(products[..., -3:], -1, 0)
         own = float(np.trace(pushes.mean(0)) / len(pushes[0]))
-        held, held_error = _held(nbeta * pushes, nbeta * float(above.mean()))
-        keep = self.sampler.momentum or 0.0
-        noise = eps * nbeta**2 * here.noise / 8 * (1 + keep) / (1 - keep)
+        alone = self.target.minibatches == 1
+        held, held_error = _held(nbeta * pushes, nbeta * float(above.mean()), alone=alone)
+        keep = sampler.momentum or 0.0
+        heat = (1 + keep) / (1 - keep)
+        kappa = eps * (nbeta * curvature + gamma)
         steepness = 2 * max(here.curvature, gamma / nbeta if nbeta else 0.0)
         checks = Checks(
             step_size=eps,
-            kappa=eps * (nbeta * curvature + gamma),
+            kappa=kappa,
+            unsettled=_unsettled(min(kappa * heat, -math.log(keep) if keep else math.inf), sampler),
             descent=nbeta * here.slope / steepness if steepness else math.inf,
             descent_error=nbeta * here.slope_error / steepness if steepness else math.nan,
+            slid=-nbeta * float(slid.mean()) / 2 if alone else math.nan,
+            slid_error=nbeta * standard_error(slid.mean(0)) / 2 if alone else math.nan,
             overshoot=eps * nbeta / 8 * (nbeta * float(squares.mean()) + gamma * own - nbeta * here.noise),
-            noise=noise,
+            noise=eps * nbeta**2 * here.noise / 8 * heat,
             held=held,
             held_error=held_error,
-            below=float((above < 0).mean()) if self.target.minibatches == 1 else math.nan,
+            pull=gamma * float(distances.mean()) / (nbeta * own) if own > 0 else math.nan,
+            below=float((nbeta * above < -1).mean()) if alone else math.nan,
         )
         return torch.stack(self._acceptance)[:, i].mean().item(), checks
 
 
-def _held(pushes: np.ndarray, value: float) -> tuple[float, float]:
+def _unsettled(rate: float, sampler: SGLD) -> float:
+    """The share of its stationary λ̂ that a direction from 0 lacks, on average over the draws.
+
+    Args:
+        rate: at which its square relaxes, in one over steps; κ for plain steps, since E[w²] ∝ 1 − exp(−κ·t).
+        sampler: how many steps.
+    """
+    during = rate * sampler.draws
+    return math.exp(-rate * sampler.burn_in) * (-math.expm1(-during) / during if during else 1.0)
+
+
+def _held(pushes: np.ndarray, value: float, *, alone: bool) -> tuple[float, float]:
     """The share of λ̂ that the localization holds back, and its standard error by leaving out a chain at a time.
 
     On a quadratic with a = nβ·h, independent chains c and d have E[δ_c·∇_c] = Σ a/(a + γ) = 2λ̂ and
-    E[(δ_c·∇_d)·(δ_d·∇_c)] = Σ a²/(a + γ)², and −dλ̂/d log γ is half of their difference.
+    E[(δ_c·∇_d)·(δ_d·∇_c)] = ½ Var(δ_c·∇_c) = Σ a²/(a + γ)², and −dλ̂/d log γ is half of the difference of the two.
 
     Args:
         pushes: δ_c·∇_d of the chains' displacements with nβ times their gradients, shape (draw, chain, chain).
         value: λ̂; a loss for which it isn't nearly half the first of these isn't nearly quadratic.
+        alone: whether all steps are of one minibatch; the noise of others is in that variance.
 
     Returns:
         The share and its error, NaN where they can't be had.
@@ -357,9 +382,11 @@ def _held(pushes: np.ndarray, value: float) -> tuple[float, float]:
     def share(kept: list[int]) -> float:
         some = pushes[:, kept][:, :, kept]
         both = some * some.transpose(0, 2, 1)
-        diagonal = np.einsum("tcc->c", some).sum() / len(some)
-        others = (both.sum() - np.einsum("tcc->", both)) / len(some)
-        return 1 - others / (len(kept) - 1) / diagonal
+        diagonal = np.einsum("tcc->tc", some)
+        squares, count = (both.sum() - np.einsum("tcc->", both)) / 2, len(kept) * (len(kept) - 1) / 2
+        if alone:
+            squares, count = squares + diagonal.var(ddof=1) * diagonal.size / 2, count + len(kept)
+        return 1 - squares / len(some) / count / diagonal.mean()
 
     left_out = [share([c for c in range(chains) if c != out]) for out in range(chains)]
     return float(share(list(range(chains)))), float(np.std(left_out) * math.sqrt(chains - 1))

@@ -15,22 +15,23 @@ TRACE_LENGTH = 100
 IMPLAUSIBLE = 1.0
 """More λ̂ than this for each parameter, twice what there can be at a minimum, is chains that left it."""
 
-TOLERATED_DRIFT = 0.2
+TOLERATED_DRIFT = 0.05
 """Change along the chains, as a share of the estimate, that is no reason for doubt."""
 
 DRIFT_CONFIDENCE = 0.995
 """Probability below which a larger change than that may still be chance."""
 
-
 DISAGREEMENT = 1.5
 """Split R-hat above which the chains are called unmixed; drifting ones are named as such first."""
 
+TOLERATED_BELOW = 0.02
+"""Share of the draws that may lie more than a nat below the snapshot, further than rounding takes them."""
 
 NATS = 1.0
 """Descent left in the steepest direction, in units of λ̂, that is no reason for doubt."""
 
 TOLERATED_DESCENT = 0.1
-"""The same as a share of the estimate, where that is more."""
+"""The same as a share of the estimate, where that is more; and the share that the chains may have slid, in nats."""
 
 UNSTABLE = 2.5
 """κ beyond which the chains overshoot so far that little keeps them from diverging, which they do at 4."""
@@ -38,13 +39,16 @@ UNSTABLE = 2.5
 TOLERATED_OVERSHOOT = 0.1
 """Share of the estimate that the length of the steps may add."""
 
-TOLERATED_NOISE = 0.2
+TOLERATED_NOISE = 0.1
 """Share of the estimate that the minibatches' noise may add."""
 
 TOO_SMALL = 0.02
-"""κ below which chains that drift are called too slow rather than too short."""
+"""κ below which chains that drift or disagree are called too slow rather than too short."""
 
-TOLERATED_HOLD = 0.15
+TOLERATED_LACK = 0.1
+"""Share of its λ̂ that even the steepest direction may lack, others lacking more."""
+
+TOLERATED_HOLD = 0.1
 """Share by which λ̂ falls with the localization's logarithm that is no reason for doubt."""
 
 
@@ -131,19 +135,24 @@ def verdict(
     value = float(paired.mean())
     change, change_error = drift(paired)
     chance = float(stdtrit(len(paired) - 1, DRIFT_CONFIDENCE)) * change_error
-    drifting = abs(change) > TOLERATED_DRIFT * abs(value) + chance
-    if value < -2 * error:
+    if value < -2 * error or checks.below > TOLERATED_BELOW:
         return Health.NEGATIVE
-    if checks.descent - 2 * checks.descent_error > max(NATS, TOLERATED_DESCENT * abs(value)):
+    tolerated = TOLERATED_DESCENT * abs(value)
+    if checks.descent - 2 * checks.descent_error > max(NATS, tolerated):
+        return Health.OFF_MINIMUM
+    if checks.slid - 2 * checks.slid_error > tolerated:
         return Health.OFF_MINIMUM
     if checks.kappa > UNSTABLE or (method == "sgld" and checks.overshoot > TOLERATED_OVERSHOOT * abs(value)):
         return Health.OVERSTEPPING
     if checks.noise > TOLERATED_NOISE * abs(value):
         return Health.NOISY
-    if drifting:
-        return Health.CREEPING if checks.kappa < TOO_SMALL else Health.DRIFTING
+    if checks.unsettled > TOLERATED_LACK:
+        return Health.CREEPING
+    short = Health.CREEPING if checks.kappa < TOO_SMALL else None
+    if abs(change) > TOLERATED_DRIFT * abs(value) + chance:
+        return short or Health.DRIFTING
     if rhat > DISAGREEMENT:
-        return Health.UNMIXED
-    if checks.held - 2 * checks.held_error > TOLERATED_HOLD:
-        return Health.LOCALIZED
+        return short or Health.UNMIXED
+    if checks.held - 2 * checks.held_error > TOLERATED_HOLD:  # by the localization, or for want of steps
+        return Health.UNMIXED if checks.pull < TOLERATED_HOLD else Health.LOCALIZED
     return Health.OK

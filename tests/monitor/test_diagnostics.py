@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
+from phasewatch.monitor.checks import Checks
 from phasewatch.monitor.diagnostics import TRACE_LENGTH, drift, estimate_from_losses, mixing, verdict
 from phasewatch.monitor.estimate import Estimate, Health
 
@@ -222,3 +223,49 @@ def test_chains_that_never_move_agree_in_one_place_only():
     still = np.ones((4, 50))
     assert mixing(still) == (1.0, 4.0)
     assert mixing(still * np.arange(4.0)[:, None])[0] == math.inf
+
+
+# Each verdict from its check, and from nothing less
+
+
+@pytest.mark.parametrize(
+    ("checks", "health"),
+    [
+        (Checks(), Health.OK),
+        (Checks(below=0.03), Health.NEGATIVE),
+        (Checks(below=0.01), Health.OK),
+        (Checks(descent=1.5, descent_error=0.1), Health.OFF_MINIMUM),
+        (Checks(descent=1.5, descent_error=0.3), Health.OK),
+        (Checks(slid=1.2, slid_error=0.05), Health.OFF_MINIMUM),
+        (Checks(slid=1.2, slid_error=0.2), Health.OK),
+        (Checks(slid=-5.0, slid_error=0.1), Health.OK),
+        (Checks(kappa=2.6), Health.OVERSTEPPING),
+        (Checks(kappa=2.4), Health.OK),
+        (Checks(overshoot=1.2), Health.OVERSTEPPING),
+        (Checks(overshoot=0.8), Health.OK),
+        (Checks(noise=1.2), Health.NOISY),
+        (Checks(noise=0.8), Health.OK),
+        (Checks(unsettled=0.12), Health.CREEPING),
+        (Checks(unsettled=0.08), Health.OK),
+        (Checks(held=0.4, held_error=0.1, pull=0.5), Health.LOCALIZED),
+        (Checks(held=0.4, held_error=0.1, pull=0.01), Health.UNMIXED),
+        (Checks(held=0.4, held_error=0.4, pull=0.5), Health.OK),
+        (Checks(kappa=0.01), Health.OK),
+    ],
+)
+def test_each_check_has_its_verdict(checks, health):
+    paired = ar1(6, phi=0.0, mean=10.0, sd=2.0)
+    assert verdict(paired, error=0.1, rhat=1.0, checks=checks) is health
+
+
+def test_the_length_of_steps_matters_to_plain_ones_alone():
+    paired = ar1(6, phi=0.0, mean=10.0, sd=2.0)
+    assert verdict(paired, 0.1, 1.0, "langevin", Checks(overshoot=5.0)) is Health.OK
+
+
+@pytest.mark.parametrize("case", ["trend", "separated"])
+def test_chains_of_tiny_steps_that_have_not_settled_are_called_creeping(case):
+    paired = planted(case)
+    rhat, _ = mixing(paired)
+    assert verdict(paired, 1.0, rhat, checks=Checks(kappa=0.01)) is Health.CREEPING
+    assert verdict(paired, 1.0, rhat, checks=Checks(kappa=0.5)) in {Health.DRIFTING, Health.UNMIXED}

@@ -1,0 +1,443 @@
+"""Which failed estimates are named, and how often good ones are accused.
+
+Claims: of the planted failures none passes as OK, and each gets a name that says what to do; of good runs, whose truth is
+known and whose settings are right, fewer than 2 % are accused. Models are linear regressions, deep linear networks where
+training took them, and tanh networks at their own targets, whose truth is ½ Σ nβ·h/(nβ·h + γ) over the Hessian's
+eigenvalues h. A planted failure is one that takes λ̂ at least 10 % from the truth in the mean over its seeds, or that takes
+its meaning away: `off` in the table is that distance, and a good run's is below 5 %.
+
+    python experiments/health.py [--quick]
+"""
+
+import argparse
+import copy
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from phasewatch import SGLD, Estimate, Probe, Snapshot
+from phasewatch.monitor.sgld import Method
+from phasewatch.toy_tasks import deep_linear
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model at a point, with what its estimate should be by the chains' own nβ and γ.
+
+    Attributes:
+        model: at the point.
+        loss: of it.
+        data: for it.
+        spectrum: eigenvalues of the Hessian at the minimum, shape (parameter,).
+        weights: those to measure at, of a `model` that is only their form; the model's own if None.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    data: Any
+    spectrum: Tensor
+    weights: nn.Module | None = None
+
+    def truth(self, sampler: SGLD, *, gamma: float | None = None) -> float:
+        """½ Σ nβ·h/(nβ·h + γ), with the sampler's γ if not given."""
+        a = sampler.nbeta * self.spectrum
+        return (a / (a + (sampler.localization if gamma is None else gamma))).nan_to_num(0.0).sum().item() / 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of run: where, and how it is sampled.
+
+    Attributes:
+        name: in the table.
+        place: the model for a seed.
+        sampler: how it is sampled.
+        meant: the verdicts that name it.
+        level: whether λ̂ should be what it is without localization.
+    """
+
+    name: str
+    place: Callable[[int], Place]
+    sampler: SGLD
+    meant: str = "OK"
+    level: bool = False
+
+
+def regression(seed: int, *, d: int = 20, samples: int = 0, noise: float = 0.3, low: float = 1.0, shift: float = 0.0,
+               along: str = "all", dtype: torch.dtype = torch.float64) -> Place:  # fmt: skip
+    """Linear regression with curvatures of about 1 down to `low`, `shift` away from its minimiser.
+
+    Args:
+        seed: of the data.
+        d: parameters.
+        samples: 8·d if 0.
+        noise: of the labels.
+        low: the smallest of the inputs' variances, half of which are 1.
+        shift: in standard deviations of w at nβ 1e4: nβ·(L − min L) is about shift²/2 · d.
+        along: "all" inputs, or the "slow" half.
+        dtype: of all of it.
+    """
+    generator = Generator().manual_seed(seed)
+    scales = torch.ones(d, dtype=torch.float64)
+    scales[d // 2 :] = math.sqrt(low)
+    x = torch.randn(samples or 8 * d, d, generator=generator, dtype=torch.float64) * scales
+    y = x @ torch.randn(d, 1, generator=generator, dtype=torch.float64)
+    y += noise * torch.randn(len(x), 1, generator=generator, dtype=torch.float64)
+    signs = torch.randn(d, generator=generator, dtype=torch.float64).sign()
+    if along == "slow":
+        signs[: d // 2] = 0
+    model = nn.Linear(d, 1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T + shift * signs / (100 * scales))
+    return Place(model, deep_linear.loss, (x.to(dtype), y.to(dtype)), torch.linalg.eigvalsh(x.T @ x / len(x)))
+
+
+def quadratic(seed: int, *, d: int = 60, low: float = 1e-4, slow: float = 1.0) -> Place:
+    """Curvatures evenly spread in their logarithm from 1 to `low`, or for `slow` < 1 that share of them at `low`."""
+    h = torch.logspace(0, math.log10(low), d, dtype=torch.float64)
+    if slow < 1:
+        h = torch.where(torch.arange(d) < (1 - slow) * d, 1.0, low).double()
+    model = nn.Linear(d, 1, bias=False, dtype=torch.float64)
+    x = math.sqrt(d) * torch.eye(d, dtype=torch.float64) * h.sqrt()
+    return Place(model, deep_linear.loss, (x, x @ model.weight.detach().T), h)
+
+
+def network(seed: int, *, shift: float = 0.0) -> Place:
+    """A deep linear network where training took it, of a condition below 300; then `shift` away, in all weights."""
+    widths, rank = [((5, 3, 5), 2), ((4, 6, 4), 3), ((5, 5, 5), 3), ((6, 4, 6), 4)][seed % 4]
+    for again in range(100):
+        generator = Generator().manual_seed(1000 * again + seed)
+        truth = deep_linear.low_rank_matrix(widths[-1], widths[0], rank, generator)
+        x = math.sqrt(widths[0]) * torch.eye(widths[0], dtype=torch.float64)
+        torch.manual_seed(1000 * again + seed)
+        model = deep_linear.DeepLinear(widths, dtype=torch.float64)
+        data = x, x @ truth.T
+        deep_linear.train(model, data)
+        spectrum = curvatures(model, data)
+        positive = spectrum[spectrum > 1e-9]
+        if positive[-1] / positive[0] < 300:
+            moved(model, shift, generator)
+            return Place(model, deep_linear.loss, data, positive)
+    raise RuntimeError("network: none of 100 was well conditioned.")
+
+
+def teacher(seed: int, *, noise: float = 0.0, shift: float = 0.0) -> Place:
+    """A tanh network at its own targets, of a condition below 3,000; `shift` as in `network`."""
+    for again in range(1000):
+        torch.manual_seed(1000 * again + seed)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2, bias=False)).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+        x = 2 * torch.randn(128, 2, dtype=torch.float64)
+        y = model(x).detach()
+        spectrum = curvatures(model, (x, y))
+        if spectrum[-1] / spectrum[0].clamp_min(1e-12) < 3000:
+            data = x, y + noise * torch.randn_like(y)
+            moved(model, shift, Generator().manual_seed(seed))
+            return Place(model, deep_linear.loss, data, spectrum)
+    raise RuntimeError("teacher: none of 1000 was well conditioned.")
+
+
+def moved(model: nn.Module, shift: float, generator: Generator) -> None:
+    """Move all weights in place by `shift` times standard normal numbers."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += shift * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+def curvatures(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
+    """Eigenvalues of the Hessian where the targets are met: those of the outputs' second moments of gradients."""
+    names = [name for name, _ in model.named_parameters()]
+
+    def outputs(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (data[0],))
+
+    parts = torch.autograd.functional.jacobian(outputs, tuple(p.detach() for p in model.parameters()))
+    flat = torch.cat([part.flatten(2) for part in parts], -1).flatten(0, 1)
+    return torch.linalg.eigvalsh(flat.T @ flat / len(data[0]))
+
+
+def saddle(seed: int, *, scale: float = 0.0) -> Place:
+    """A deep linear network at or next to 0, where the loss slopes nowhere and falls in half of the directions."""
+    found = network(seed)
+    with torch.no_grad():
+        for parameter in found.model.parameters():
+            parameter *= scale
+    return found
+
+
+def not_a_number(seed: int) -> Place:
+    """A regression with one weight of NaN."""
+    found = regression(seed)
+    broken = copy.deepcopy(found.model)
+    with torch.no_grad():
+        next(broken.parameters())[0, seed % 20] = math.nan
+    return replace(found, weights=broken)
+
+
+class Wells(nn.Module):
+    """½·|v|² beside two wells in u, at 0 and at 1, the second one deeper."""
+
+    def __init__(self, depth: float, barrier: float, others: int) -> None:
+        super().__init__()
+        self.depth, self.barrier = depth, barrier
+        self.u = nn.Parameter(torch.zeros(8, dtype=torch.float64))
+        self.v = nn.Parameter(torch.zeros(others, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The energy, for each sample."""
+        u = self.u
+        wells = 16 * self.barrier * u**2 * (1 - u) ** 2 - self.depth * (3 * u**2 - 2 * u**3)
+        return x * (wells.sum() + self.v.square().sum() / 2)
+
+
+def wells(seed: int, *, depth: float, barrier: float) -> Place:
+    """Chains at a shallow well, in nats at nβ 1,000."""
+    model = Wells(depth / 1000, barrier / 1000, 12)
+    return Place(
+        model, lambda model, x: model(x).mean(), torch.ones(4, dtype=torch.float64), torch.ones(20, dtype=torch.float64)
+    )
+
+
+FULL: dict[str, Any] = {"kappa": 0.5, "nbeta": 1e4, "localization": 1.0, "batch_size": None}
+FULL |= {"burn_in": 150, "draws": 300}
+SMALL: dict[str, Any] = {
+    "kappa": 0.2,
+    "nbeta": 64.0,
+    "localization": 0.1,
+    "batch_size": 32,
+    "burn_in": 150,
+    "draws": 300,
+}
+DEEP: dict[str, Any] = FULL | {"nbeta": 1e9, "localization": 1e4, "burn_in": 300}
+TANH: dict[str, Any] = FULL | {"nbeta": 1e8, "localization": 10.0, "burn_in": 800}
+
+
+def relaxing(method: Method, share: float, times: float, burn_in: int) -> Case:
+    """A share of the directions that gets so many relaxation times in 500 draws."""
+    heat = 39 if method == "langevin" else 1
+    settings = FULL | {"kappa": 0.3, "nbeta": 1e6, "method": method, "burn_in": burn_in, "draws": 500}
+    return Case(
+        f"{share:.0%} slow, {times} times in 500 after {burn_in}, {method}",
+        lambda seed: quadratic(seed, low=times / (0.3 * 500 * heat), slow=share),
+        SGLD(**settings),
+        "UNMIXED DRIFTING",
+    )
+
+
+def faint() -> Iterator[Case]:
+    """Failures that four chains show too faintly to be sure: how often they are named."""
+    for method, share, times in product(("sgld", "langevin"), (0.5, 0.9), (0.3, 1, 2)):
+        if share < 0.9:
+            yield relaxing(method, share, times, 0)
+        yield relaxing(method, share, times, 100)
+    settings = SMALL | {"nbeta": 100.0, "batch_size": 8}
+    yield Case(
+        "noisy labels, 8 at a time, nβ 100",
+        lambda seed: regression(seed, samples=512, noise=1.0),
+        SGLD(**settings),
+        "NOISY",
+    )
+    for gamma, draws in ((10.0, 100), (10.0, 1000), (100.0, 100)):
+        settings = FULL | {"nbeta": 1086.0, "localization": gamma, "burn_in": 600, "draws": draws}
+        yield Case(f"spectrum 1e-4 to 1, γ {gamma:g}, {draws} draws", quadratic, SGLD(**settings), "LOCALIZED", True)
+
+
+def planted() -> Iterator[Case]:
+    """The failures."""
+
+    def of(place: Callable[..., Place], **settings: Any) -> Callable[[int], Place]:
+        return lambda seed: place(seed, **settings)
+
+    for kappa in (1.5, 2.5):
+        for name, place, base in (
+            ("regression", regression, FULL), ("deep linear", network, DEEP), ("tanh", teacher, TANH)
+        ):  # fmt: skip
+            if (name, kappa) != ("tanh", 1.5):
+                yield Case(
+                    f"{name}, sgld at κ {kappa}",
+                    place,
+                    SGLD(**base | {"kappa": kappa, "method": "sgld"}),
+                    "OVERSTEPPING",
+                )
+    for kappa in (3.0, 3.8):
+        yield Case(
+            f"regression, langevin at κ {kappa}", regression, SGLD(**FULL | {"kappa": kappa}), "OVERSTEPPING DIVERGED"
+        )
+        yield Case(f"tanh, langevin at κ {kappa}", teacher, SGLD(**TANH | {"kappa": kappa}), "OVERSTEPPING DIVERGED")
+    for step in (6e-4, 6e-3):
+        settings = FULL | {"kappa": None, "step_size": step}
+        yield Case(
+            f"regression, langevin at ε·nβ {step * 1e4:g}", regression, SGLD(**settings), "DIVERGED OVERSTEPPING"
+        )
+    for name, settings in (
+        ("sgld", {"method": "sgld"}), ("momentum 0", {"momentum": 0.0}), ("momentum 0.95", {})
+    ):  # fmt: skip
+        for d, kappa in product((4, 20, 100), (1e-3, 1e-4)):
+            few = FULL | {"kappa": kappa, "burn_in": 50, "draws": 100} | settings
+            yield Case(f"regression of {d}, κ {kappa:g}, {name}", of(regression, d=d), SGLD(**few), "CREEPING")
+    few = DEEP | {"kappa": 1e-4, "burn_in": 50, "draws": 100}
+    yield Case("deep linear, κ 0.0001", network, SGLD(**few), "CREEPING")
+    minibatches = SMALL | {"kappa": 1e-3, "burn_in": 50, "draws": 100}
+    yield Case("regression, κ 0.001, minibatches", of(regression, samples=512), SGLD(**minibatches), "CREEPING")
+    off = "OFF_MINIMUM NEGATIVE"
+    for shift in (0.5, 0.7, 1.0, 3.0, 30.0):
+        yield Case(f"regression off by {shift} sd", of(regression, shift=shift), SGLD(**FULL), off)
+        slow = {"shift": 1.4 * shift, "along": "slow", "low": 0.03}
+        yield Case(f"regression off by {shift} sd, slow", of(regression, **slow), SGLD(**FULL | {"burn_in": 600}), off)
+    for shift in (10.0, 30.0):
+        settings = SMALL | {"nbeta": 128.0}
+        yield Case(
+            f"regression off by {0.113 * shift:.1f} sd, minibatches",
+            of(regression, samples=512, shift=shift),
+            SGLD(**settings),
+            off,
+        )
+    for shift in (3e-5, 1e-3):
+        yield Case(f"deep linear off by {shift}", of(network, shift=shift), SGLD(**DEEP), off)
+    for shift in (1e-4, 1e-2):
+        yield Case(f"tanh off by {shift}", of(teacher, shift=shift), SGLD(**TANH), off)
+    for nbeta in (300.0, 1e3, 1e4):
+        settings = SMALL | {"nbeta": nbeta, "batch_size": 8}
+        yield Case(
+            f"noisy labels, 8 at a time, nβ {nbeta:g}",
+            of(regression, samples=512, noise=1.0),
+            SGLD(**settings),
+            "NOISY DIVERGED",
+        )
+    settings = TANH | {"batch_size": 4, "nbeta": 1e5, "localization": 1.0}
+    yield Case(
+        "tanh, noisy labels, 4 at a time",
+        of(teacher, noise=0.3),
+        SGLD(**settings),
+        "NOISY DIVERGED OFF_MINIMUM NEGATIVE",
+    )
+    for gamma in (5e3, 1e4, 1e5):
+        for chains in (4, 8):
+            settings = FULL | {"localization": gamma, "chains": chains}
+            yield Case(
+                f"regression, γ {gamma / 1e4:g} nβ·h, {chains} chains", regression, SGLD(**settings), "LOCALIZED", True
+            )
+    for gamma, chains in ((10.0, 8), (100.0, 4)):
+        settings = FULL | {"nbeta": 1086.0, "localization": gamma, "burn_in": 600, "draws": 1500, "chains": chains}
+        yield Case(f"spectrum 1e-4 to 1, γ {gamma:g}, {chains} chains", quadratic, SGLD(**settings), "LOCALIZED", True)
+    settings = SMALL | {"localization": 64.0}
+    yield Case("regression, γ nβ·h, minibatches", of(regression, samples=512), SGLD(**settings), "LOCALIZED", True)
+    slow = "UNMIXED DRIFTING"
+    for method, times in product(("sgld", "langevin"), (0.3, 1, 2)):
+        yield relaxing(method, 0.9, times, 0)
+    for burn_in in (0, 300):
+        yield Case(
+            f"tanh after {burn_in} at κ 0.01",
+            teacher,
+            SGLD(**TANH | {"kappa": 0.01, "burn_in": burn_in, "draws": 200}),
+            slow + " CREEPING",
+        )
+    for name, place, base in (("tanh", teacher, TANH), ("deep linear", network, DEEP)):
+        yield Case(f"{name}, 40 draws without burn-in", place, SGLD(**base | {"burn_in": 0, "draws": 40}), "CREEPING")
+    for depth in (5.0, 20.0):
+        settings = FULL | {"nbeta": 1e3, "localization": 0.1, "draws": 500, "momentum": 0.0}
+        where = of(wells, depth=depth, barrier=3.0)
+        yield Case(f"two wells, {depth:g} nats apart", where, SGLD(**settings), "UNMIXED DRIFTING NEGATIVE")
+    for scale in (0.0, 1e-2):
+        for nbeta in (1e3, 1e5):
+            settings = FULL | {"nbeta": nbeta}
+            yield Case(f"saddle, weights {scale:g}, nβ {nbeta:g}", of(saddle, scale=scale), SGLD(**settings), off)
+    settings = SMALL | {"nbeta": 1e3, "batch_size": 2}
+    yield Case("saddle, minibatches", of(saddle, scale=0.01), SGLD(**settings), off + " NOISY")
+    yield Case("a weight is NaN", not_a_number, SGLD(**FULL), "DIVERGED")
+
+
+def good(quick: bool) -> Iterator[Case]:
+    """Runs whose settings are right."""
+
+    def of(place: Callable[..., Place], **settings: Any) -> Callable[[int], Place]:
+        return lambda seed: place(seed, **settings)
+
+    for chains, draws in product((4, 8), (100, 300, 1500)):
+        last = {"chains": chains, "draws": draws}
+        if draws == 1500 and (quick or chains == 8):
+            continue
+        end = f", {chains} × {draws}"
+        for d in (4, 20, 60):
+            yield Case(f"regression of {d}{end}", of(regression, d=d), SGLD(**FULL | last))
+        yield Case(
+            f"regression in float32{end}", of(regression, dtype=torch.float32), SGLD(**FULL | {"nbeta": 1e6} | last)
+        )
+        yield Case(f"regression, sgld{end}", regression, SGLD(**FULL | {"kappa": 0.15, "method": "sgld"} | last))
+        yield Case(f"regression, mala{end}", regression, SGLD(**FULL | {"method": "mala"} | last))
+        yield Case(f"regression, minibatches{end}", of(regression, samples=512), SGLD(**SMALL | last))
+        yield Case(f"deep linear{end}", network, SGLD(**DEEP | last))
+        yield Case(f"tanh{end}", teacher, SGLD(**TANH | last))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of the seeds of a case."""
+
+    case: Case
+    estimates: list[Estimate]
+    truths: list[float]
+
+    @property
+    def off(self) -> float:
+        """Median relative distance of λ̂ from the truth; NaN where there is none."""
+        found = [e.value / truth - 1 for e, truth in zip(self.estimates, self.truths, strict=True)]
+        return statistics.fmean(found)
+
+    @property
+    def verdicts(self) -> Counter[str]:
+        """How often each."""
+        return Counter(estimate.health.name for estimate in self.estimates)
+
+    def __str__(self) -> str:
+        meant = self.case.meant.split()
+        counts = ", ".join(f"{name} {n}" + ("" if name in meant else " (!)") for name, n in self.verdicts.most_common())
+        return f"{self.case.name:46} off {self.off:+9.1%}  {counts}"
+
+
+def measure(case: Case, seeds: int) -> Row:
+    """Run a case; its places repeat after every eight seeds."""
+    estimates, truths = [], []
+    for seed in range(seeds):
+        place = case.place(seed % 8)
+        probe = Probe(place.model, place.loss, place.data, sampler=case.sampler, seed=seed)
+        estimates.append(probe(Snapshot.of(place.weights or place.model, step=0)).llc)
+        truths.append(place.truth(case.sampler, gamma=0.0 if case.level else None))
+    return Row(case, estimates, truths)
+
+
+def main() -> None:
+    """Print a line for each case, and the rates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer seeds, in a minute")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    for title, cases, seeds in (
+        ("planted", planted(), 1 if options.quick else 3),
+        ("faint", iter(()) if options.quick else faint(), 3),
+        ("good", good(options.quick), 2 if options.quick else 8),
+    ):  # fmt: skip
+        total, named = Counter[str](), 0
+        for case in cases:
+            row = measure(case, seeds)
+            print(row, flush=True)
+            total += row.verdicts
+            named += sum(n for name, n in row.verdicts.items() if name in case.meant.split())
+        runs = total.total()
+        print(f"{title}: {runs} runs, {named} named as meant, {total['OK']} OK; {dict(total.most_common())}\n")
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
