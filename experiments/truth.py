@@ -115,6 +115,7 @@ NETWORKS = [
     ((16, 16, 16, 16), 6), ((40, 30, 40), 10), ((25, 25, 25, 25), 8),
 ]  # fmt: skip
 LARGE = [((100, 120, 100), 10), ((300, 300, 300), 12), ((700, 720, 700), 20)]
+"""Of 24,000, 180,000 and 1,008,000 parameters."""
 
 
 def condition_number(model: deep_linear.DeepLinear) -> float:
@@ -138,7 +139,17 @@ def condition_number(model: deep_linear.DeepLinear) -> float:
 
 def networks(quick: bool) -> Iterator[Case]:
     """Deep linear networks where training took them: λ there is rank(J)/2."""
-    for number, (widths, rank) in enumerate(NETWORKS[:4] if quick else NETWORKS + LARGE):
+    yield from trained(NETWORKS[:4] if quick else NETWORKS, burn_in=2000, draws=6000)
+
+
+def large_networks(quick: bool) -> Iterator[Case]:
+    """The same, up to a million parameters."""
+    yield from trained([] if quick else LARGE, burn_in=150, draws=250)
+
+
+def trained(networks: list[tuple[tuple[int, ...], int]], **steps: int) -> Iterator[Case]:
+    """Deep linear networks, trained on a truth of their rank."""
+    for number, (widths, rank) in enumerate(networks):
         generator = Generator().manual_seed(5000 + number)
         truth = deep_linear.low_rank_matrix(widths[-1], widths[0], rank, generator)
         x = whitened(widths[0])
@@ -146,12 +157,11 @@ def networks(quick: bool) -> Iterator[Case]:
         model = deep_linear.DeepLinear(widths, dtype=torch.float64)
         deep_linear.train(model, (x, x @ truth.T))
         data = (x, x @ truth.T)
-        large = (widths, rank) in LARGE
-        steps = {"burn_in": 300, "draws": 500} if large else {"burn_in": 2000, "draws": 6000}
         name = f"{widths} rank {rank}"
         settings = {"nbeta": 1e9, "localization": 1e4, "chains": 4, **steps}
+        part = "large" if networks is LARGE else "trained"
         yield Case(
-            "trained", name, model, deep_linear.loss, data, deep_linear.local_llc(model), settings,
+            part, name, model, deep_linear.loss, data, deep_linear.local_llc(model), settings,
             condition_number(model), number,
         )  # fmt: skip
 
@@ -246,12 +256,12 @@ def hundred_million(quick: bool) -> Iterator[Case]:
     llc = inner * (2 * outer - inner) / 2
     settings = {"nbeta": 1e9, "localization": 1e4, "chains": 2, "burn_in": 100, "draws": 100}
     name = f"{outer, inner, inner, outer} rank {inner}"
-    yield Case("trained", name, model, deep_linear.loss, (x, y), llc, settings, condition=math.nan)
+    yield Case("100M", name, model, deep_linear.loss, (x, y), llc, settings, condition=math.nan)
 
 
 PARTS = {
-    "regular": regressions, "quadratic": quadratics, "trained": networks, "singular": singular_points,
-    "superposition": plateaus, "degenerate": potentials, "hopeless": hopeless, "100M": hundred_million,
+    "regular": regressions, "quadratic": quadratics, "trained": networks, "large": large_networks,
+    "singular": singular_points, "superposition": plateaus, "degenerate": potentials, "hopeless": hopeless, "100M": hundred_million,
 }  # fmt: skip
 
 
@@ -266,7 +276,7 @@ def main() -> None:
     """Measure, print and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the smallest cases, in a minute")
-    parser.add_argument("--only", choices=PARTS, help="one part of the table")
+    parser.add_argument("--only", choices=PARTS, help="measure one part of the table again")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the table is kept")
     options = parser.parse_args()
     rows = []
@@ -282,6 +292,10 @@ def main() -> None:
             )
     print(*summary(rows), sep="\n")
     if not options.quick:
+        parts = {row["part"] for row in rows}
+        if options.only and options.output.exists():
+            with options.output.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if row["part"] not in parts] + rows
         with options.output.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
