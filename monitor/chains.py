@@ -16,10 +16,10 @@ from phasewatch.monitor.sgld import SGLD, metropolis_acceptance, sgld_step
 from phasewatch.monitor.survey import Survey, Target, survey
 from phasewatch.monitor.uncertainty import standard_error
 
-LOOKS = 8
+LOOKS = 4
 """Draws at which acceptance and curvature are worked out; each costs a gradient."""
 
-FOLLOWED = 16
+FOLLOWED = 8
 """First steps at which curvature is followed to hold κ, and steps from one time to the next after them."""
 
 ROUNDS_TO_KAPPA = 3

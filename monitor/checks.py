@@ -19,8 +19,8 @@ class Checks:
         slid_error: its standard error.
         overshoot: what the length of the steps adds to λ̂ by method="sgld", to first order:
             ε·nβ/8 · (E[∇L·(nβ·∇L + γ·(w − w*))] − nβ·tr Cov(∇L_m)).
-        noise: what the minibatches' gradient noise adds to λ̂, at most: ε·nβ²/8 · tr Cov(∇L_m), taken at the snapshot,
-            times (1 + a)/(1 − a) with momentum a.
+        noise: what the minibatches' gradient noise adds to λ̂, by its size at the snapshot: ε·nβ²/8 · tr Cov(∇L_m),
+            times (1 + a)/(1 − a) with momentum a. Noise that grows away from the snapshot adds more.
         held: −d log λ̂/d log γ, the share of λ̂ that the localization holds back: 0 where every direction that counts is
             much stiffer than γ, ½ where all are as stiff. Directions that the chains have gone only a part of the way
             in add to it.

@@ -43,10 +43,10 @@ TOLERATED_NOISE = 0.1
 """Share of the estimate that the minibatches' noise may add."""
 
 TOO_SMALL = 0.02
-"""κ below which chains that drift or disagree are called too slow rather than too short."""
+"""κ below which chains that have not settled or disagree are called too slow rather than too short."""
 
-TOLERATED_LACK = 0.1
-"""Share of its λ̂ that even the steepest direction may lack, others lacking more."""
+TOLERATED_LACK = 0.05
+"""Share of its λ̂ that even the steepest direction may lack for want of steps, others lacking more."""
 
 TOLERATED_HOLD = 0.1
 """Share by which λ̂ falls with the localization's logarithm that is no reason for doubt."""
@@ -146,10 +146,8 @@ def verdict(
         return Health.OVERSTEPPING
     if checks.noise > TOLERATED_NOISE * abs(value):
         return Health.NOISY
-    if checks.unsettled > TOLERATED_LACK:
-        return Health.CREEPING
     short = Health.CREEPING if checks.kappa < TOO_SMALL else None
-    if abs(change) > TOLERATED_DRIFT * abs(value) + chance:
+    if checks.unsettled > TOLERATED_LACK or abs(change) > TOLERATED_DRIFT * abs(value) + chance:
         return short or Health.DRIFTING
     if rhat > DISAGREEMENT:
         return short or Health.UNMIXED

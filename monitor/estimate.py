@@ -18,7 +18,8 @@ class Health(enum.Enum):
         "If the snapshot's own loss is not finite, training has diverged; else lower SGLD(step_size=...)."
     )
     UNMIXED = (
-        "The chains disagree by much more than each one moves, so each has seen only a part of the surroundings. "
+        "The chains disagree by more than each one moves, or are still on their way, so each has seen only a part of "
+        "the surroundings. "
         "Use more SGLD(draws=...) or a larger SGLD(step_size=...)."
     )
     DRIFTING = (
@@ -47,7 +48,7 @@ class Health(enum.Enum):
         "Raise SGLD(step_size=...), or give SGLD(kappa=0.5) in its place."
     )
     LOCALIZED = (
-        "The localization is about as strong as the loss itself, so the estimate is smaller than it would be without. "
+        "The localization is as strong as the loss in many directions, so the estimate is smaller than without it. "
         "Compare points of one setting with each other; for the level, lower SGLD(localization=...) or raise nbeta."
     )
 

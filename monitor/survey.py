@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 ROUNDS = 4
 """Minibatches in a group, as far as there are as many."""
 
-ITERATIONS = 10
+ITERATIONS = 8
 """Steps of the power iteration at a snapshot."""
 
 

@@ -111,6 +111,43 @@ def test_descent_off_the_minimum(tilted):
     assert checks.descent_error < (8 if tilted else 1e-9)
 
 
+def test_chains_slide_down_every_slope():
+    """½ Σ (nβ·g)²/(nβ·h + γ), most of it here in directions that the steepest one knows nothing of."""
+    nbeta, gamma, away = 40.0, 30.0, 0.3
+    h = torch.linspace(0.3, 5.0, 40, dtype=torch.float64)
+    a = nbeta * h
+    sampler = SGLD(0.4 / (a.max().item() + gamma), gamma, nbeta, 12, 1500, 200, None, momentum=0.0)
+    target = Quadratic(h, torch.full((40,), away, dtype=torch.float64))
+    (chains,) = run_chains(target, torch.zeros(1, 40, dtype=torch.float64), sampler, 0)
+    checks = chains.checks
+    truth = ((a * away) ** 2 / (a + gamma)).sum().item() / 2
+    assert abs(checks.slid - truth) < 4 * checks.slid_error
+    assert checks.slid_error < 0.02 * truth
+
+
+def test_the_pull_of_the_localization():
+    nbeta, gamma = 40.0, 30.0
+    a = nbeta * torch.linspace(0.3, 5.0, 40, dtype=torch.float64)
+    sampler = SGLD(0.4 / (a.max().item() + gamma), gamma, nbeta, 12, 1500, 200, None, momentum=0.0)
+    checks = run(Quadratic(a / nbeta, torch.zeros(40, dtype=torch.float64)), sampler, 0).checks
+    truth = ((gamma / (a + gamma)).sum() / (a / (a + gamma)).sum()).item()
+    assert checks.pull == pytest.approx(truth, rel=0.05)
+    assert checks.pull > checks.held > 0
+
+
+@pytest.mark.parametrize(("burn_in", "draws", "kappa"), [(0, 100, 0.02), (50, 100, 0.01), (20, 400, 0.005)])
+def test_steps_that_are_too_few_for_the_steepest_direction(burn_in, draws, kappa):
+    """Of many directions alike, started at 0, λ̂ lacks the share that is foretold."""
+    h, nbeta, gamma = torch.full((300,), 2.0, dtype=torch.float64), 50.0, 1.0
+    sampler = SGLD(kappa / 101, gamma, nbeta, 8, draws, burn_in, None, momentum=0.0)
+    chains = run(Quadratic(h, torch.zeros(300, dtype=torch.float64)), sampler, 0)
+    mean, error = mean_and_error(chains, nbeta)
+    truth = 300 / 2 * 100 / 101
+    assert abs(mean / truth - (1 - chains.checks.unsettled)) < 4 * error / truth
+    assert error < 0.03 * truth
+    assert chains.checks.unsettled > 0.1
+
+
 def test_draws_below_the_snapshot_are_counted():
     h = torch.full((10,), 2.0, dtype=torch.float64)
     target = Quadratic(h, torch.zeros(10, dtype=torch.float64))
