@@ -247,7 +247,7 @@ class _Walk:
         self._largest = self._curvature.amax(1)
         self._acceptance: list[Tensor] = []
         self._products: list[Tensor] = []
-        self._slopes: Tensor | None = None
+        self._slopes = torch.stack([ground.survey.gradient for ground in grounds]).unsqueeze(1)
         self._scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
         self.losses = self.w.new_empty(self.w.shape[:2])
         draws = sampler.burn_in + np.arange(sampler.draws)
@@ -291,9 +291,6 @@ class _Walk:
         """Products of the chains' gradients and displacements with each other's and with themselves."""
         at, grads = at[:, : PRODUCTS[1]], grads[:, : PRODUCTS[1]]
         away = at - self.anchors
-        if self._slopes is None:
-            slopes = self.target.losses_and_grads(self.anchors[:, 0], self._numbers[:1, 0].repeat(len(at)))[1]
-            self._slopes = (slopes if self.masks is None else slopes * self.masks[:, 0]).unsqueeze(1)
         own = [grads.square().sum(-1), away.square().sum(-1), (away * self._slopes).sum(-1)]
         self._products.append(torch.cat([away @ grads.mT, torch.stack(own, -1)], -1).double())
 

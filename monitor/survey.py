@@ -48,6 +48,7 @@ class Survey:
     Attributes:
         curvature: h, the largest eigenvalue of the Hessian, at least 0; from below, by power iteration.
         direction: its eigenvector, shape (parameter,).
+        gradient: ∇L on some of the minibatches, shape (parameter,); of the weights that are sampled.
         slope: ‖∇L‖², free of the minibatches' noise.
         slope_error: its standard error over minibatches.
         noise: tr Cov(∇L_m), the variance of a minibatch's gradient.
@@ -55,6 +56,7 @@ class Survey:
 
     curvature: float
     direction: Tensor
+    gradient: Tensor
     slope: float
     slope_error: float
     noise: float
@@ -115,7 +117,7 @@ def survey(
     direction = direction if kept is None else direction * kept
     direction = direction / direction.norm() + start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
     curvature, direction = steepest(gradient, anchor, start, direction, nbeta=nbeta, gamma=gamma, iterations=ITERATIONS)
-    return Survey(curvature, direction, slope, slope_error, noise)
+    return Survey(curvature, direction, start, slope, slope_error, noise)
 
 
 def steepest(

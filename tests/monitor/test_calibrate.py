@@ -224,11 +224,11 @@ def test_it_is_repeatable_and_touches_no_random_stream():
 
 
 def test_the_probes_sampler_matters_by_batch_size_and_method_and_backend_alone():
-    options = {"budget": 3_000, "show": None}
+    options = {"budget": 8_000, "show": None}
     probe = make_probe(step_size=1.0, localization=3.0, nbeta=7.0, chains=2, draws=5, burn_in=0)
     assert calibrate(series(1.0), probe, **options) == calibrate(series(1.0), make_probe(), **options)
     assert calibrate(series(1.0), make_probe(batch_size=None), **options).batch_size is None
-    calibration = calibrated(series(1.0), make_probe(method="sgld", backend="devinterp"), budget=3_000)
+    calibration = calibrated(series(1.0), make_probe(method="sgld", backend="devinterp"), budget=8_000)
     assert calibration.sampler.backend == "devinterp"
     assert calibration.chosen.sampler == replace(calibration.sampler, backend="vectorised")
 
