@@ -113,6 +113,7 @@ def on_cpu(quick: bool) -> Iterator[Row]:
     flat = FlatModel(model, next_token)
     kept = Batches(tokens.split(32))
     flat.choose_path(kept.take(torch.arange(2)))
+    path = "vectorised" if flat.vectorised else "one after another"
     weights = flat.weights()
     parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -144,7 +145,7 @@ def on_cpu(quick: bool) -> Iterator[Row]:
     step = [(a - b) / steps / chains for a, b in zip(found["long"], found["short"], strict=True)]
     whole = [t / 150 / chains for t in found["whole"]]
     their_step = [t / steps for t in found["theirs"]]
-    size = f"{flat.size:,} parameters, batch 32 × 64, {chains} chains"
+    size = f"{flat.size:,} parameters, batch 32 × 64, {chains} chains, {path}"
     yield "CPU: chain step / raw forward + backward", ratio(step, raw_pass), "≤ 1.05", size
     yield "CPU: all of an estimate of 50 + 100 steps, per chain step / raw", ratio(whole, raw_pass), "", size
     yield "CPU: chain step of devinterp's llc() / ours", ratio(their_step, step), "≥ 3", size

@@ -16,12 +16,15 @@ from phasewatch.monitor.snapshot import Snapshot, named_tensors, unwrap
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
+LARGEST_VECTORISED_ROW = 8 * 2**20
+"""Bytes that a chain takes from which a CPU is faster with one chain after another, which stays in its caches."""
+
 
 class FlatModel:
     """A model of our own in evaluation mode, whose trainable parameters are read and sampled as one flat vector.
 
-    The chains are one vectorised axis (`torch.func.vmap`). A model that can't be vectorised is run chain after chain
-    with the same weights and minibatches, and says so once.
+    The chains are one vectorised axis (`torch.func.vmap`), where that is faster. A model that can't be vectorised is
+    run chain after chain with the same weights and minibatches, and says so once.
 
     Args:
         model: the module; it is kept and changed, so give a copy (see `own_copy`).
@@ -221,6 +224,8 @@ class FlatModel:
     def choose_path(self, batches: Batches) -> None:
         """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
 
+        On a CPU, rows too large for its caches run one after another all the same, and nothing is said.
+
         Args:
             batches: two or more minibatches.
         """
@@ -239,6 +244,8 @@ class FlatModel:
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         else:
             if all(_close(a, b, self._tolerance) for a, b in zip(plain, vectorised, strict=True)):
+                in_cache = self.device.type != "cpu" or self.bytes_of_a_row(batches[0]) < LARGEST_VECTORISED_ROW
+                self.vectorised = in_cache
                 return
             reason = "its vectorised loss differs from its plain one"
         self.vectorised = False
