@@ -369,12 +369,12 @@ def large_transformer(quick: bool) -> Iterator[Row]:
         found = in_turn({"long": partial(run, 2 * steps), "short": partial(run, steps)}, "cuda", rounds=2)
         step = statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps / 4
         raw_pass = seconds(raw, "cuda", repeats=20)
-        beyond = (peak - group * activations) / (flat.size * 4)
+        beyond = (peak - (group if flat.vectorised else 1) * activations) / (flat.size * 4)
         path = "vectorised" if flat.vectorised else "one after another"
         about = f"{flat.size / 1e6:.0f} M parameters, batch 32 × 512, bfloat16, {group} of 4 chains together, {path}"
         yield f"GPU: chain step / raw pass, {group} together", step / raw_pass, "≤ 1.15", about
-        about += f"; peak {peak / 1e9:.1f} GB, activations {activations / 1e9:.1f} GB a chain"
-        yield f"GPU: sets of weights beside the model, {group} together", beyond, f"≤ 5 + {group} group", about
+        about += f"; peak {peak / 1e9:.1f} GB, activations {activations / 1e9:.1f} GB"
+        yield f"GPU: sets of weights beside the model, {group} together", beyond, "≤ 5 + group", about
 
 
 def main() -> None:

@@ -131,7 +131,7 @@ def _in_groups(
             for i, anchor in enumerate(some)
         ]
         parts = [
-            _walk(target, some, kept, grounds, sampler, seed, chains.tolist())
+            _walk(target, grounds, sampler, seed, chains.tolist())
             for chains in torch.arange(sampler.chains).split(min(rows, sampler.chains))
         ]
         yield from (_joined(of_one) for of_one in zip(*parts, strict=True))
@@ -156,8 +156,10 @@ def _joined(parts: tuple[Chains, ...]) -> Chains:
 
 @dataclass(frozen=True)
 class _Ground:
-    """What is known of an anchor before a chain is run."""
+    """An anchor, the weights that move around it, and what is known of it before a chain is run."""
 
+    anchor: Tensor
+    mask: Tensor | None
     reference: Tensor
     survey: Survey
     step_size: float
@@ -170,39 +172,27 @@ def _ground(target: Target, anchor: Tensor, mask: Tensor | None, sampler: SGLD, 
     scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
     found = survey(target, anchor, mask, means=sampler.chains, rows=rows, **scale, generator=generator)
     if sampler.kappa is None:
-        assert sampler.step_size is not None
-        return _Ground(reference, found, sampler.step_size)
-    return _Ground(reference, found, _step_of(sampler, found.curvature))
+        step_size = sampler.step_size
+    else:
+        stiffness = sampler.nbeta * found.curvature + sampler.localization
+        step_size = sampler.kappa / max(stiffness, torch.finfo(torch.float32).tiny)
+    assert step_size is not None
+    return _Ground(anchor, mask, reference, found, step_size)
 
 
-def _step_of(sampler: SGLD, curvature: float) -> float:
-    """ε = κ/(nβ·h + γ)."""
-    assert sampler.kappa is not None
-    return sampler.kappa / max(sampler.nbeta * curvature + sampler.localization, torch.finfo(torch.float32).tiny)
-
-
-def _walk(
-    target: Target,
-    anchors: Tensor,
-    masks: Tensor | None,
-    grounds: list[_Ground],
-    sampler: SGLD,
-    seed: int,
-    chains: list[int],
-) -> list[Chains]:
+def _walk(target: Target, grounds: list[_Ground], sampler: SGLD, seed: int, chains: list[int]) -> list[Chains]:
     """Run some of the chains of some anchors to their end."""
     make = _Metropolis if sampler.method == "mala" else _Langevin
-    walk = make(target, anchors, masks, grounds, sampler, seed, chains)
+    walk = make(target, grounds, sampler, seed, chains)
     steps, draws = sampler.burn_in + sampler.draws, []
-    if steps * len(anchors) * len(chains) >= WORTH_PREPARING:
-        target.prepare(len(anchors) * len(chains))
+    if steps * len(grounds) * len(chains) >= WORTH_PREPARING:
+        target.prepare(len(grounds) * len(chains))
     for step in range(steps):
         if not walk.advance(step):
-            if len(anchors) == 1:
+            if len(grounds) == 1:
                 return [Chains.nowhere(sampler)]
-            ones = range(len(anchors))  # one of them is what the model refuses
-            kept = [None if masks is None else masks[i : i + 1] for i in ones]
-            return [_walk(target, anchors[i : i + 1], kept[i], [grounds[i]], sampler, seed, chains)[0] for i in ones]
+            # One of them is what the model refuses.
+            return [_walk(target, [ground], sampler, seed, chains)[0] for ground in grounds]
         if step % 16 == 0 and not walk.losses.isfinite().all(1).any():
             return [Chains.nowhere(sampler) for _ in grounds]
         if step >= sampler.burn_in:
@@ -218,23 +208,20 @@ def _walk(
     ]
 
 
+def _stacked(vectors: list[Tensor]) -> Tensor:
+    """A vector of each anchor for all of its chains, shape (anchor, 1, parameter); that of one anchor isn't copied."""
+    return (vectors[0].unsqueeze(0) if len(vectors) == 1 else torch.stack(vectors)).unsqueeze(1)
+
+
 class _Walk:
     """Chains on their way; leading axes are (anchor, chain)."""
 
-    def __init__(
-        self,
-        target: Target,
-        anchors: Tensor,
-        masks: Tensor | None,
-        grounds: list[_Ground],
-        sampler: SGLD,
-        seed: int,
-        chains: list[int],
-    ) -> None:
+    def __init__(self, target: Target, grounds: list[_Ground], sampler: SGLD, seed: int, chains: list[int]) -> None:
         self.target = target
         self.sampler = sampler
-        self.anchors = anchors.unsqueeze(1)
-        self.masks = None if masks is None else masks.to(anchors).unsqueeze(1)
+        self.anchors = anchors = _stacked([ground.anchor for ground in grounds])
+        masks = [ground.mask for ground in grounds if ground.mask is not None]
+        self.masks = _stacked(masks).to(anchors) if masks else None
         self.w = self.anchors.repeat(1, len(chains), 1)
         self.eps = anchors.new_tensor([ground.step_size for ground in grounds]).view(-1, 1, 1)
         self.orders = orders(sampler, seed, target)[chains]
@@ -242,12 +229,12 @@ class _Walk:
         self._noises, self._others = (
             [Generator(anchors.device).manual_seed(chain_seed(seed, c, purpose)) for c in chains] for purpose in (1, 4)
         )
-        self._steepest = torch.stack([ground.survey.direction for ground in grounds]).unsqueeze(1)
+        self._steepest = _stacked([ground.survey.direction for ground in grounds])
         self._curvature = anchors.new_tensor([ground.survey.curvature for ground in grounds]).unsqueeze(1)
         self._largest = self._curvature.amax(1)
         self._acceptance: list[Tensor] = []
         self._products: list[Tensor] = []
-        self._slopes = torch.stack([ground.survey.gradient for ground in grounds]).unsqueeze(1)
+        self._slopes = _stacked([ground.survey.gradient for ground in grounds])
         self._scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
         self.losses = self.w.new_empty(self.w.shape[:2])
         draws = sampler.burn_in + np.arange(sampler.draws)
@@ -268,9 +255,8 @@ class _Walk:
         except torch.OutOfMemoryError:
             raise
         except Exception:
-            self.target.losses_and_grads(
-                self.anchors[0].expand(len(which), -1), which
-            )  # raises if it isn't the weights
+            # This raises too if it isn't the weights that the model refuses.
+            self.target.losses_and_grads(self.anchors[0].expand(len(which), -1), which)
             return None
         grads = grads.view(at.shape)
         return losses.view(at.shape[:2]), grads if self.masks is None else grads.mul_(self.masks)

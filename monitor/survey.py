@@ -1,7 +1,8 @@
 """What the surroundings of a snapshot look like before a chain is run: slope, curvature, and the minibatches' noise."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,25 +94,23 @@ def survey(
     kept = None if mask is None else mask.to(anchor)
     numbers = torch.arange(means * rounds, device=anchor.device).view(rounds, means)
 
-    def each(at: Tensor, which: Tensor, into: Tensor) -> None:
-        for start in range(0, means, rows):
-            some = which[start : start + rows]
-            into[start : start + rows] += target.losses_and_grads(at.expand(len(some), -1), some)[1]
+    def gradients(at: Tensor, which: Tensor) -> Iterator[Tensor]:
+        for some in which.split(rows):
+            found = target.losses_and_grads(at.expand(len(some), -1), some)[1]
+            yield found if kept is None else found.mul_(kept)
 
-    total = anchor.new_zeros(means, len(anchor))
-    start = anchor
+    def gradient(at: Tensor) -> Tensor:
+        return functools.reduce(Tensor.add_, (some.sum(0) for some in gradients(at, numbers[0]))).div_(means)
+
+    total, start = anchor.new_zeros(means, len(anchor)), anchor
     for number, which in enumerate(numbers):
-        each(anchor, which, total)
+        for into, some in zip(total.split(rows), gradients(anchor, which), strict=True):
+            into += some
         start = total.mean(0) if number == 0 else start
-    if kept is not None:
-        total, start = total.mul_(kept), start * kept
     slope, slope_error, noise = _moments(
         total.div_(rounds), rounds, whole=target.whole and means * rounds == target.minibatches
     )
-
-    def gradient(at: Tensor) -> Tensor:
-        each(at, numbers[0], total.zero_())
-        return total.mean(0) if kept is None else total.mean(0) * kept
+    del total
 
     direction = torch.randn(anchor.shape, generator=generator, dtype=anchor.dtype, device=anchor.device)
     direction = direction if kept is None else direction * kept
