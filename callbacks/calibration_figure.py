@@ -17,7 +17,6 @@ from phasewatch.monitor.sgld import SGLD
 
 _INK = "#1c1c1c"
 _MUTED = "#6b6b6b"
-_WITHOUT_A_LEVEL = {Health.NEGATIVE, Health.OFF_MINIMUM, Health.DIVERGED}
 
 
 def draw_calibration(calibration: Calibration) -> Figure:
@@ -61,7 +60,7 @@ def draw_calibration(calibration: Calibration) -> Figure:
 
 def _llc(estimate: Estimate) -> tuple[float, float]:
     """The height of a point and the half length of its bar."""
-    return (math.nan, 0.0) if estimate.health in _WITHOUT_A_LEVEL else (estimate.value, 2 * estimate.error)
+    return (math.nan, 0.0) if not estimate.health.has_level else (estimate.value, 2 * estimate.error)
 
 
 def _kappa(estimate: Estimate) -> tuple[float, float]:

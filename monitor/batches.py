@@ -25,7 +25,6 @@ class Batches:
 
     Args:
         batches: of the form that the loss takes.
-
         whole: whether they are all there is, so that each chain sees all of them.
 
     Attributes:
@@ -60,7 +59,10 @@ class Batches:
         if self.stacked is None:
             taken._loose = [self._loose[number] for number in which.tolist()]
         else:
-            taken.stacked = tree_map(lambda leaf: leaf[which], self.stacked)
+            one = len(self) == 1  # all of the data, perhaps, which need not be copied for each row
+            taken.stacked = tree_map(
+                lambda leaf: leaf.expand(len(which), *leaf.shape[1:]) if one else leaf[which], self.stacked
+            )
         return taken
 
 

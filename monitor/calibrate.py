@@ -8,14 +8,13 @@ import numpy as np
 from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
 
 from phasewatch.monitor.calibration import Calibration, Trial
-from phasewatch.monitor.chains import LOOKS
+from phasewatch.monitor.chains import cost_of_a_point
 from phasewatch.monitor.errors import PhasewatchError, whole_number
 from phasewatch.monitor.estimate import Estimate, Health
 from phasewatch.monitor.numerals import MISSING, integer, number
 from phasewatch.monitor.probe import Probe
 from phasewatch.monitor.sgld import SGLD
 from phasewatch.monitor.snapshot import Snapshot
-from phasewatch.monitor.survey import ITERATIONS, ROUNDS
 from phasewatch.monitor.uncertainty import difference
 
 KAPPA = 1.0
@@ -31,7 +30,8 @@ WIDEST = 10
 """Part of that nβ down to which a lower one, which looks from farther, is tried at a last snapshot at no minimum."""
 
 SETTLING = 2.0
-"""Burn-in in units of 1/(ε·γ), in which the softest directions forget where they started; the draws are twice that."""
+"""Burn-in in units of the time in which the softest directions forget where they started, 1/(ε·γ) steps without
+momentum; the draws are twice that."""
 
 FLAT = 0.1
 """Change of λ̂ with twice the step size that is no reason for a smaller one, as a share of the largest λ̂."""
@@ -146,19 +146,6 @@ def _in_vain(trials: Sequence[Trial], spent: int, budget: int) -> str:
     )
 
 
-def cost_of_a_point(sampler: SGLD, minibatches: int) -> int:
-    """Gradient evaluations that a point takes, at most, with a fixed step size and without parts.
-
-    Args:
-        sampler: the setting.
-        minibatches: how many are kept; L(w*) is taken on each, and counts as a third.
-    """
-    rows = min(sampler.chains, minibatches)
-    surveyed = rows * (min(ROUNDS, minibatches // rows) + ITERATIONS)
-    looks = len(range(0, sampler.draws, -(-sampler.draws // LOOKS)))
-    return sampler.chains * (sampler.burn_in + sampler.draws + 2 * looks) + surveyed + math.ceil(minibatches / 3)
-
-
 class _Search:
     """Trials within a budget, and the sentences that explain them."""
 
@@ -169,6 +156,9 @@ class _Search:
         self.trials: list[Trial] = []
         self.reasons: list[str] = []
         self._doubted: set[SGLD] = set()
+        keep = self.probe.sampler.resolved().momentum or 0.0
+        self._heat = (1 + keep) / (1 - keep)
+        self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(keep)) if keep else 0)
         self._too_short = 0.0
         samples = probe.samples or math.inf
         nbeta = _rounded(min(NBETA, samples / math.log(samples))) if 3 <= samples < math.inf else NBETA
@@ -188,11 +178,10 @@ class _Search:
 
     def _survey(self, nbeta: float, budget: int) -> list[float]:
         """The curvature at each snapshot, by chains too short to move."""
-        eps = 1e-12
-        still = replace(self._with(eps, 0.0, nbeta, 0), draws=4)
+        still = replace(self._with(1e-12, 0.0, nbeta, 0), draws=4)
         probe = self.probe.with_sampler(still)
         cost = len(self.snapshots) * cost_of_a_point(still, probe.minibatches)
-        least = cost + len(self.snapshots) * self._most(LEAST_BURN_IN)
+        least = cost + len(self.snapshots) * self._most(self._least)
         if budget < least:
             raise PhasewatchError(
                 f"calibrate(budget={budget}) is too small: a look around {len(self.snapshots)} snapshots and one short "
@@ -201,7 +190,7 @@ class _Search:
         found = []
         for snapshot in self.snapshots:
             point = probe(snapshot)
-            curvature = point.llc.checks.kappa / (eps * nbeta)
+            curvature = point.llc.checks.curvature
             if not math.isfinite(curvature):
                 raise PhasewatchError(
                     f"calibrate(...): the loss or its gradient is not finite around the snapshot of step "
@@ -222,7 +211,7 @@ class _Search:
         return cost_of_a_point(sampler, sampler.chains * 3 * burn_in)
 
     def _longest_burn_in(self, budget: int) -> int:
-        allowed, burn_in = SHARE * budget / len(self.snapshots), LEAST_BURN_IN
+        allowed, burn_in = SHARE * budget / len(self.snapshots), self._least
         while self._most(burn_in + 1) <= allowed:
             burn_in += 1
         return burn_in
@@ -241,13 +230,17 @@ class _Search:
 
     def _sampler(self, eps: float, gamma: float, nbeta: float) -> SGLD:
         """Of a length to settle in, twice the first trial's at most; γ is raised where that isn't enough."""
-        burn_in = max(LEAST_BURN_IN, min(round(SETTLING / (eps * gamma)), 2 * self._longest))
-        return self._with(eps, max(gamma, 0.9 * SETTLING / (eps * burn_in)), nbeta, burn_in)
+        burn_in = max(self._least, min(round(SETTLING / (eps * gamma * self._heat)), 2 * self._longest))
+        return self._with(eps, max(gamma, 0.9 * self._gamma(eps, burn_in)), nbeta, burn_in)
+
+    def _gamma(self, eps: float, burn_in: int) -> float:
+        """The localization that settles in a burn-in."""
+        return SETTLING / (eps * burn_in * self._heat)
 
     def _at_kappa(self) -> SGLD:
         """The first trial's: κ as it should be at the sharpest snapshot, and γ such that chains settle."""
-        eps = (KAPPA - SETTLING / self._longest) / (self._nbeta * max(self.curvatures))
-        return self._sampler(eps, SETTLING / (eps * self._longest), self._nbeta)
+        eps = (KAPPA - self._gamma(1.0, self._longest)) / (self._nbeta * max(self.curvatures))
+        return self._sampler(eps, self._gamma(eps, self._longest), self._nbeta)
 
     def _try(self, name: str, sampler: SGLD, snapshots: Sequence[Snapshot]) -> Trial | None:
         """Measure with a setting, if the budget allows it."""
@@ -294,11 +287,11 @@ class _Search:
             if eps < 16 * self._too_short or not self._too_short:
                 return half
             between = math.sqrt(eps * self._too_short)
-            return "in between", self._sampler(between, SETTLING / (between * self._longest), nbeta)
+            return "in between", self._sampler(between, self._gamma(between, self._longest), nbeta)
         bias, kappa = _bias(trial), eps * (nbeta * max(self.curvatures) + gamma)
         met = [point.llc.checks.kappa for point in trial.points]
         if max(met) < kappa / 4:
-            self.curvatures = [max(k / eps - gamma, 0.0) / nbeta for k in met]
+            self.curvatures = [point.llc.checks.curvature for point in trial.points]
             if max(self.curvatures) > 0:
                 self._too_short = eps
                 self.reasons.append(f"{_setting(sampler)}: the chains met much less curvature than there seemed to be.")
@@ -403,13 +396,14 @@ class _Search:
         stiff = max(trial.points, key=lambda point: point.llc.checks.kappa)
         accepted = [point.llc.acceptance for point in trial.points]
         cost = trial.cost // len(trial.points)
-        settling = sampler.burn_in * sampler.step_size * sampler.localization
+        settling = sampler.burn_in * sampler.step_size * sampler.localization * self._heat
         self.reasons += [
             f"The sharpest snapshot is that of step {integer(self.snapshots[sharpest].step)}, with curvature "
             f"{number(self.curvatures[sharpest])}. κ = ε·(nβ·h + γ) reaches {stiff.llc.checks.kappa:.2f} along the "
             f"chains, where 4 is unstable; acceptance is {min(accepted):.2f} to {max(accepted):.2f}.",
-            f"γ is such that chains of this length settle: the burn-in is {settling:.1f}/(ε·γ). A weaker one sees "
-            "softer directions, and takes longer chains and a larger budget.",
+            f"γ is such that chains of this length settle: the burn-in is {settling:.1f} times what the softest "
+            "directions take to forget where they started. A weaker one sees softer directions, and takes longer "
+            "chains and a larger budget.",
             f"The minibatches' noise and the length of the steps add about {_percent(_bias(trial))} to λ̂.",
             f"The standard error at step {integer(last.step)} is {_percent(last.llc.error, abs(last.llc.value))} of λ̂, "
             f"where at most {_percent(error)} was asked for. A point costs {integer(cost)} gradient evaluations.",
@@ -439,8 +433,7 @@ def _verdicts(trial: Trial, which: set[Health]) -> str:
 
 def _levels(trial: Trial) -> dict[int, Estimate]:
     """The estimates with a level to speak of, by step."""
-    without = _AT_NO_MINIMUM | {Health.DIVERGED}
-    return {point.step: point.llc for point in trial.points if point.llc.health not in without}
+    return {point.step: point.llc for point in trial.points if point.llc.health.has_level}
 
 
 def _scale(levels: dict[int, Estimate]) -> float:
@@ -449,8 +442,8 @@ def _scale(levels: dict[int, Estimate]) -> float:
 
 def _bias(trial: Trial) -> float:
     """What noise, and steps where the method feels their length, add to λ̂ at most, as a share of the largest."""
-    levels, plain = _levels(trial), trial.sampler.method == "sgld"
-    added = [e.checks.noise + (max(e.checks.overshoot, 0.0) if plain else 0.0) for e in levels.values()]
+    levels = _levels(trial)
+    added = [e.checks.noise + max(0.0, e.checks.overshoot) for e in levels.values()]
     return max(added, default=0.0) / (_scale(levels) or math.inf)
 
 

@@ -79,9 +79,7 @@ class Calibration:
 
 def as_typed(sampler: SGLD) -> str:
     """A setting as it is typed: `SGLD(step_size=5.6e-05, ...)`."""
-    given = {
-        name: value for name, value in sampler.as_json().items() if value != getattr(SGLD, name) or name in _ALWAYS
-    }
+    given = {name: value for name, value in vars(sampler).items() if value != getattr(SGLD, name) or name in _ALWAYS}
     return f"SGLD({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 

@@ -1,8 +1,9 @@
 """Chains around snapshots: all chains of all of them as one vectorised axis."""
 
+import enum
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from phasewatch.monitor.batches import order_of_minibatches
 from phasewatch.monitor.checks import Checks
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.sgld import SGLD, metropolis_acceptance, sgld_step
-from phasewatch.monitor.survey import Survey, Target, survey
+from phasewatch.monitor.survey import ITERATIONS, ROUNDS, Refused, Survey, Target, attempt, power_step, reach_of, survey
 from phasewatch.monitor.uncertainty import standard_error
 
 LOOKS = 4
@@ -52,15 +53,25 @@ class Chains:
     checks: Checks
 
     @classmethod
-    def nowhere(cls, sampler: SGLD, checks: Checks = Checks()) -> Self:  # noqa: B008 - it is frozen
+    def nowhere(cls, sampler: SGLD) -> Self:
         """Of chains that diverged."""
         nothing = np.full((sampler.chains, sampler.draws), np.nan)
-        return cls(nothing, nothing, math.nan, checks)
+        return cls(nothing, nothing, math.nan, Checks())
 
 
-def chain_seed(seed: int, chain: int, purpose: int) -> int:
-    """A seed of its own for each chain and purpose, the same for every snapshot."""
-    return int(np.random.SeedSequence([seed, chain, purpose]).generate_state(1, np.uint64)[0] >> 1)
+class Stream(enum.IntEnum):
+    """What a seed is for."""
+
+    ORDER = 0
+    NOISE = 1
+    MINIBATCHES = 2
+    SURVEY = 3
+    PROPOSALS = 4
+
+
+def chain_seed(seed: int, chain: int, stream: Stream) -> int:
+    """A seed of its own for each chain and stream, the same for every snapshot."""
+    return int(np.random.SeedSequence([seed, chain, stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def orders(sampler: SGLD, seed: int, target: Target) -> Tensor:
@@ -73,12 +84,31 @@ def orders(sampler: SGLD, seed: int, target: Target) -> Tensor:
     found = []
     for chain in range(sampler.chains):
         own = torch.arange(chain % apart, target.minibatches, apart, device="cpu")
-        found.append(order_of_minibatches(own, steps, Generator().manual_seed(chain_seed(seed, chain, 0))))
+        found.append(order_of_minibatches(own, steps, Generator().manual_seed(chain_seed(seed, chain, Stream.ORDER))))
     return torch.stack(found)
 
 
+def cost_of_a_point(sampler: SGLD, minibatches: int) -> int:
+    """Gradient evaluations that a point takes, at most, with a fixed step size and without parts.
+
+    Args:
+        sampler: the setting.
+        minibatches: how many are kept; L(w*) is taken on each, and counts as a third.
+    """
+    rows = min(sampler.chains, minibatches)
+    surveyed = rows * (min(ROUNDS, minibatches // rows) + ITERATIONS)
+    looks = len(range(0, sampler.draws, -(-sampler.draws // LOOKS)))
+    return sampler.chains * (sampler.burn_in + sampler.draws + 2 * looks) + surveyed + math.ceil(minibatches / 3)
+
+
 def run_chains(
-    target: Target, anchors: Tensor, sampler: SGLD, seed: int, *, masks: Tensor | None = None, rows: int | None = None
+    target: Target,
+    anchors: Sequence[Tensor] | Tensor,
+    sampler: SGLD,
+    seed: int,
+    *,
+    masks: Sequence[Tensor | None] | Tensor | None = None,
+    rows: int | None = None,
 ) -> list[Chains]:
     """Sample around anchors with noise and minibatches that depend on the seed and the chain alone.
 
@@ -91,7 +121,8 @@ def run_chains(
         anchors: w*, shape (anchor, parameter).
         sampler: the settings.
         seed: seed of the noise and the minibatches.
-        masks: which weights move around each anchor, booleans of shape (anchor, parameter); all if None.
+        masks: which weights move around each anchor, booleans of shape (anchor, parameter), None for all; from the
+            first again where there are fewer masks than anchors.
         rows: chains of all anchors that run at a time; all if None, and fewer where memory runs out.
 
     Returns:
@@ -102,56 +133,54 @@ def run_chains(
         PhasewatchError: if memory runs out with one chain at a time.
     """
     wanted = len(anchors) * sampler.chains if rows is None else rows
+    sampler, masks = sampler.resolved(), (None,) if masks is None else masks
     while True:
         try:
             return list(_in_groups(target, anchors, sampler, seed, masks, wanted))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             if wanted == 1:
                 raise PhasewatchError(
-                    f"There is no memory for one chain of {anchors.shape[1]} parameters with "
+                    f"There is no memory for one chain of {len(anchors[0])} parameters with "
                     f"SGLD(batch_size={sampler.batch_size}). Lower the batch_size, or give Probe(device=...) with more."
                 ) from error
         wanted = max(1, wanted // 2)
-        if anchors.is_cuda:
+        if anchors[0].is_cuda:
             torch.cuda.empty_cache()
 
 
 def _in_groups(
-    target: Target, anchors: Tensor, sampler: SGLD, seed: int, masks: Tensor | None, rows: int
+    target: Target,
+    anchors: Sequence[Tensor] | Tensor,
+    sampler: SGLD,
+    seed: int,
+    masks: Sequence[Tensor | None] | Tensor,
+    rows: int,
 ) -> Iterator[Chains]:
     """Whole anchors at a time if they fit, else some chains of one at a time."""
-    at_once = max(1, rows // sampler.chains)
-    for start in range(0, len(anchors), at_once):
-        here = range(start, min(start + at_once, len(anchors)))
-        some, kept = anchors[start : here.stop], None if masks is None else masks[start : here.stop]
-        grounds = [
-            _ground(target, anchor, None if kept is None else kept[i], sampler, seed, rows)
-            for i, anchor in enumerate(some)
-        ]
-        parts = [
-            _walk(target, grounds, sampler, seed, chains.tolist())
-            for chains in torch.arange(sampler.chains).split(min(rows, sampler.chains))
-        ]
-        yield from (_joined(of_one) for of_one in zip(*parts, strict=True))
-
-
-def _joined(parts: tuple[Chains, ...]) -> Chains:
-    """The chains of one anchor, put together."""
-    if len(parts) == 1:
-        return parts[0]
-    losses, reference = (np.concatenate([getattr(p, name) for p in parts]) for name in ("losses", "reference"))
-    sizes = [len(p.losses) for p in parts]
-
-    def mean(values: list[float]) -> float:
-        return float(np.average(values, weights=sizes))
-
-    means = {name: mean([getattr(p.checks, name) for p in parts]) for name in ("overshoot", "pull", "below")}
-    kappa = max(p.checks.kappa for p in parts)
-    unknown = dict.fromkeys(("slid", "slid_error", "held", "held_error"), math.nan)
-    checks = replace(parts[0].checks, kappa=kappa, **unknown, **means)
-    return Chains(losses, reference, mean([p.acceptance for p in parts]), checks)
+    numbers = torch.arange(target.minibatches, device=anchors[0].device)
+    last = reference = anchors[0].new_empty(0)
+    for group in torch.arange(len(anchors)).split(max(1, rows // sampler.chains)):
+        grounds = []
+        for i in group.tolist():
+            if anchors[i] is not last:  # it is for the parts of one snapshot
+                last = anchors[i]
+                reference = torch.cat([target.losses(last, some) for some in numbers.split(rows)])
+            grounds.append(_ground(target, last, masks[i % len(masks)], reference, sampler, seed, rows))
+        traces: list[list[_Trace | None]] = [[] for _ in grounds]
+        for chains in torch.arange(sampler.chains).split(min(rows, sampler.chains)):
+            walked = iter(_walk(target, [g for g in grounds if g is not None], sampler, seed, chains.tolist()))
+            for ground, found in zip(grounds, traces, strict=True):
+                found.append(None if ground is None else next(walked))
+            if all(found[-1] is None for found in traces):
+                break
+        for ground, found in zip(grounds, traces, strict=True):
+            known = [trace for trace in found if trace is not None]
+            if ground is None or len(known) < len(found):
+                yield Chains.nowhere(sampler)
+            else:
+                yield _judged(known, ground, sampler, alone=target.minibatches == 1)
 
 
 @dataclass(frozen=True)
@@ -165,47 +194,117 @@ class _Ground:
     step_size: float
 
 
-def _ground(target: Target, anchor: Tensor, mask: Tensor | None, sampler: SGLD, seed: int, rows: int) -> _Ground:
-    numbers = torch.arange(target.minibatches, device=anchor.device)
-    reference = torch.cat([target.losses(anchor, some) for some in numbers.split(rows)])
-    generator = Generator(anchor.device).manual_seed(chain_seed(seed, 0, 3))
+def _ground(
+    target: Target, anchor: Tensor, mask: Tensor | None, reference: Tensor, sampler: SGLD, seed: int, rows: int
+) -> _Ground | None:
+    """None where there is nothing that chains could walk on."""
+    generator = Generator(anchor.device).manual_seed(chain_seed(seed, 0, Stream.SURVEY))
     scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
-    found = survey(target, anchor, mask, means=sampler.chains, rows=rows, **scale, generator=generator)
-    if sampler.kappa is None:
-        step_size = sampler.step_size
-    else:
-        stiffness = sampler.nbeta * found.curvature + sampler.localization
-        step_size = sampler.kappa / max(stiffness, torch.finfo(torch.float32).tiny)
+    mask = None if mask is None else mask.to(anchor)
+    try:
+        found = survey(target, anchor, mask, means=sampler.chains, rows=rows, **scale, generator=generator)
+    except Refused:
+        return None
+    if not math.isfinite(found.curvature):
+        return None
+    stiffness = max(sampler.nbeta * found.curvature + sampler.localization, torch.finfo(torch.float32).tiny)
+    step_size = sampler.step_size if sampler.kappa is None else sampler.kappa / stiffness
     assert step_size is not None
     return _Ground(anchor, mask, reference, found, step_size)
 
 
-def _walk(target: Target, grounds: list[_Ground], sampler: SGLD, seed: int, chains: list[int]) -> list[Chains]:
-    """Run some of the chains of some anchors to their end."""
+@dataclass(frozen=True)
+class _Trace:
+    """What some of the chains around an anchor left behind.
+
+    The numbers of each chain have shape (chain,): `step_size` ε; the largest `curvature` met; and means over the draws
+    at which products were taken, by as many chains as PRODUCTS says, of ‖∇L‖² (`squares`), ‖δ‖² (`distances`) and
+    ∇L(w*)·δ (`slid`), δ being w − w*. `pushes` is δ_c·∇L_d of shape (draw, chain, chain).
+    """
+
+    losses: np.ndarray
+    reference: np.ndarray
+    acceptance: np.ndarray
+    step_size: np.ndarray
+    curvature: np.ndarray
+    squares: np.ndarray
+    distances: np.ndarray
+    slid: np.ndarray
+    pushes: np.ndarray
+
+
+def _walk(target: Target, grounds: list[_Ground], sampler: SGLD, seed: int, chains: list[int]) -> list["_Trace | None"]:
+    """Run some of the chains of some anchors to their end; None for those that diverge."""
+    if not grounds:
+        return []
     make = _Metropolis if sampler.method == "mala" else _Langevin
     walk = make(target, grounds, sampler, seed, chains)
     steps, draws = sampler.burn_in + sampler.draws, []
     if steps * len(grounds) * len(chains) >= WORTH_PREPARING:
         target.prepare(len(grounds) * len(chains))
-    for step in range(steps):
-        if not walk.advance(step):
-            if len(grounds) == 1:
-                return [Chains.nowhere(sampler)]
-            # One of them is what the model refuses.
-            return [_walk(target, [ground], sampler, seed, chains)[0] for ground in grounds]
-        if step % 16 == 0 and not walk.losses.isfinite().all(1).any():
-            return [Chains.nowhere(sampler) for _ in grounds]
-        if step >= sampler.burn_in:
-            draws.append(walk.losses)
-    losses = torch.stack(draws, dim=-1).double().cpu().numpy()
-    reference = torch.stack([ground.reference for ground in grounds]).double().cpu().numpy()
-    reference = reference[:, walk.orders[:, sampler.burn_in :].numpy()]
-    return [
-        Chains(losses[i], reference[i], *walk.verdicts(i, losses[i] - reference[i], ground))
-        if np.isfinite(losses[i]).all() and np.isfinite(reference[i]).all()
-        else Chains.nowhere(sampler)
-        for i, ground in enumerate(grounds)
-    ]
+    try:
+        for step in range(steps):
+            walk.advance(step)
+            if step % 16 == 0 and not walk.losses.isfinite().all(1).any():
+                return [None for _ in grounds]
+            if step >= sampler.burn_in:
+                draws.append(walk.losses)
+    except Refused:
+        if len(grounds) == 1:
+            return [None]
+        return [_walk(target, [ground], sampler, seed, chains)[0] for ground in grounds]
+    return walk.traces(torch.stack(draws, dim=-1).double().cpu().numpy(), grounds)
+
+
+def _judged(traces: list[_Trace], ground: _Ground, sampler: SGLD, *, alone: bool) -> Chains:
+    """All chains of an anchor, and the checks of them.
+
+    Args:
+        traces: of one part of the chains after another.
+        ground: what was known before.
+        sampler: the settings, resolved.
+        alone: whether all steps are of one minibatch.
+    """
+
+    def of(name: str) -> np.ndarray:
+        return np.concatenate([getattr(trace, name) for trace in traces])
+
+    losses, reference = of("losses"), of("reference")
+    nbeta, gamma, keep, here = sampler.nbeta, sampler.localization, sampler.momentum, ground.survey
+    assert keep is not None
+    pushed = np.concatenate([np.diagonal(trace.pushes, axis1=1, axis2=2).mean(0) for trace in traces])
+    own, slid, eps = float(pushed.mean()), of("slid"), of("step_size")
+    eps_of_pushed = np.concatenate([trace.step_size[: len(trace.slid)] for trace in traces])
+    # Pairs of chains that ran apart were never multiplied.
+    held, held_error = math.nan, math.nan
+    if len(traces) == 1:
+        level = nbeta * float((losses - reference).mean())
+        held, held_error = _held(nbeta * traces[0].pushes, level, alone=alone)
+    heat = (1 + keep) / (1 - keep)
+    kappa = float((eps * (nbeta * of("curvature") + gamma)).max())
+    steepness = 2 * max(here.curvature, gamma / nbeta)
+    longer = eps_of_pushed * (nbeta * of("squares") + gamma * pushed - nbeta * here.noise)
+    checks = Checks(
+        step_size=float(eps.mean()),
+        curvature=float(of("curvature").max()),
+        kappa=kappa,
+        unsettled=_unsettled(min(kappa * heat, -math.log(keep) if keep else math.inf), sampler),
+        descent=nbeta * here.slope / steepness if steepness else math.inf,
+        descent_error=nbeta * here.slope_error / steepness if steepness else math.nan,
+        slid=-nbeta * float(slid.mean()) / 2 if alone else math.nan,
+        slid_error=nbeta * standard_error(slid) / 2 if alone else math.nan,
+        overshoot=nbeta / 8 * float(longer.mean()) if sampler.method == "sgld" else math.nan,
+        noise=float(eps.mean()) * nbeta**2 * here.noise / 8 * heat,
+        held=held,
+        held_error=held_error,
+        pull=gamma * float(of("distances").mean()) / (nbeta * own) if own > 0 else math.nan,
+        below=float((nbeta * (losses - reference) < -1).mean()) if alone else math.nan,
+    )
+    return Chains(losses, reference, float(of("acceptance").mean()), checks)
+
+
+def _mask(ground: _Ground) -> Tensor:
+    return torch.ones_like(ground.anchor) if ground.mask is None else ground.mask
 
 
 def _stacked(vectors: list[Tensor]) -> Tensor:
@@ -220,18 +319,20 @@ class _Walk:
         self.target = target
         self.sampler = sampler
         self.anchors = anchors = _stacked([ground.anchor for ground in grounds])
-        masks = [ground.mask for ground in grounds if ground.mask is not None]
-        self.masks = _stacked(masks).to(anchors) if masks else None
-        self.w = self.anchors.repeat(1, len(chains), 1)
-        self.eps = anchors.new_tensor([ground.step_size for ground in grounds]).view(-1, 1, 1)
+        whole = all(ground.mask is None for ground in grounds)
+        self.masks = None if whole else _stacked([_mask(ground) for ground in grounds])
+        self.w = anchors.repeat(1, len(chains), 1)
+        each = anchors.new_ones(1, len(chains))
+        self.eps = (anchors.new_tensor([ground.step_size for ground in grounds]).unsqueeze(1) * each).unsqueeze(-1)
         self.orders = orders(sampler, seed, target)[chains]
         self._numbers = self.orders.to(anchors.device)
         self._noises, self._others = (
-            [Generator(anchors.device).manual_seed(chain_seed(seed, c, purpose)) for c in chains] for purpose in (1, 4)
+            [Generator(anchors.device).manual_seed(chain_seed(seed, chain, stream)) for chain in chains]
+            for stream in (Stream.NOISE, Stream.PROPOSALS)
         )
         self._steepest = _stacked([ground.survey.direction for ground in grounds])
-        self._curvature = anchors.new_tensor([ground.survey.curvature for ground in grounds]).unsqueeze(1)
-        self._largest = self._curvature.amax(1)
+        self._curvature = anchors.new_tensor([ground.survey.curvature for ground in grounds]).unsqueeze(1) * each
+        self._largest = self._curvature
         self._acceptance: list[Tensor] = []
         self._products: list[Tensor] = []
         self._slopes = _stacked([ground.survey.gradient for ground in grounds])
@@ -243,21 +344,14 @@ class _Walk:
         self._looks = self._accepts | {step for step in followed if step < FOLLOWED or step % FOLLOWED == 0}
         self._multiplied = set(draws[:: -(-sampler.draws // PRODUCTS[0])].tolist())
 
-    def advance(self, step: int) -> bool:
-        """Take a step, and leave the loss of this draw in `losses`; False where the model refuses the weights."""
+    def advance(self, step: int) -> None:
+        """Take a step, and leave the loss of this draw in `losses`; `Refused` where the model refuses the weights."""
         raise NotImplementedError
 
-    def evaluate(self, at: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
-        """Losses (anchor, chain) and masked gradients, or None for weights that the model refuses."""
+    def evaluate(self, at: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Losses (anchor, chain) and masked gradients."""
         which = self._numbers[:, step].repeat(len(at))
-        try:
-            losses, grads = self.target.losses_and_grads(at.reshape(-1, at.shape[-1]), which)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
-            # This raises too if it isn't the weights that the model refuses.
-            self.target.losses_and_grads(self.anchors[0].expand(len(which), -1), which)
-            return None
+        losses, grads = attempt(self.target, self.anchors[0, 0], at.reshape(-1, at.shape[-1]), which)
         grads = grads.view(at.shape)
         return losses.view(at.shape[:2]), grads if self.masks is None else grads.mul_(self.masks)
 
@@ -280,56 +374,30 @@ class _Walk:
         own = [grads.square().sum(-1), away.square().sum(-1), (away * self._slopes).sum(-1)]
         self._products.append(torch.cat([away @ grads.mT, torch.stack(own, -1)], -1).double())
 
-    def look(self, at: Tensor, grads: Tensor, step: int) -> bool:
-        """A step of power iteration for each chain at `at`; False where the model refuses the weights."""
-        nbeta, gamma = self.sampler.nbeta, self.sampler.localization
-        reach = (nbeta * self._curvature + gamma).clamp_min(1e-12).rsqrt().unsqueeze(-1)
-        there = self.evaluate(at + reach * self._steepest, step)
-        if there is None:
-            return False
-        turned = there[1].sub_(grads).div_(reach)
-        length = turned.norm(dim=-1)
-        usable = length.isfinite() & (length > 0)
-        self._curvature = torch.where(usable, length, self._curvature)
-        self._steepest = torch.where(usable.unsqueeze(-1), turned / length.unsqueeze(-1), self._steepest)
-        self._largest = torch.maximum(self._largest, self._curvature.amax(1))
-        return True
+    def look(self, at: Tensor, grads: Tensor, step: int) -> None:
+        """A step of power iteration for each chain at `at`."""
+        reach = reach_of(self._curvature, **self._scale).unsqueeze(-1)
+        there = self.evaluate(at + reach * self._steepest, step)[1]
+        self._curvature, self._steepest = power_step(there.sub_(grads).div_(reach), self._curvature, self._steepest)
+        self._largest = torch.maximum(self._largest, self._curvature)
 
-    def verdicts(self, i: int, above: np.ndarray, ground: _Ground) -> tuple[float, Checks]:
-        """Acceptance and checks of one anchor.
-
-        Args:
-            i: its number.
-            above: L_m(w) − L_m(w*), shape (chain, draw).
-            ground: what was known of it before.
-        """
-        sampler, nbeta, gamma = self.sampler, self.sampler.nbeta, self.sampler.localization
-        eps, curvature, here = self.eps[i].item(), max(self._largest[i].item(), 0.0), ground.survey
-        products = torch.stack(self._products)[:, i].cpu().numpy()
-        pushes, (squares, distances, slid) = products[..., :-3], np.moveaxis(products[..., -3:], -1, 0)
-        own = float(np.trace(pushes.mean(0)) / len(pushes[0]))
-        alone = self.target.minibatches == 1
-        held, held_error = _held(nbeta * pushes, nbeta * float(above.mean()), alone=alone)
-        keep = sampler.momentum or 0.0
-        heat = (1 + keep) / (1 - keep)
-        kappa = eps * (nbeta * curvature + gamma)
-        steepness = 2 * max(here.curvature, gamma / nbeta if nbeta else 0.0)
-        checks = Checks(
-            step_size=eps,
-            kappa=kappa,
-            unsettled=_unsettled(min(kappa * heat, -math.log(keep) if keep else math.inf), sampler),
-            descent=nbeta * here.slope / steepness if steepness else math.inf,
-            descent_error=nbeta * here.slope_error / steepness if steepness else math.nan,
-            slid=-nbeta * float(slid.mean()) / 2 if alone else math.nan,
-            slid_error=nbeta * standard_error(slid.mean(0)) / 2 if alone else math.nan,
-            overshoot=eps * nbeta / 8 * (nbeta * float(squares.mean()) + gamma * own - nbeta * here.noise),
-            noise=eps * nbeta**2 * here.noise / 8 * heat,
-            held=held,
-            held_error=held_error,
-            pull=gamma * float(distances.mean()) / (nbeta * own) if own > 0 else math.nan,
-            below=float((nbeta * above < -1).mean()) if alone else math.nan,
-        )
-        return torch.stack(self._acceptance)[:, i].mean().item(), checks
+    def traces(self, losses: np.ndarray, grounds: list[_Ground]) -> list[_Trace | None]:
+        """What is left of each anchor's chains, with these losses of shape (anchor, chain, draw)."""
+        drawn = self.orders[:, self.sampler.burn_in :]
+        products = torch.stack(self._products, 1).cpu().numpy()
+        acceptance = torch.stack(self._acceptance).mean(0).cpu().numpy()
+        eps, curvature = (each.double().cpu().numpy() for each in (self.eps.squeeze(-1), self._largest))
+        found: list[_Trace | None] = []
+        for i, ground in enumerate(grounds):
+            reference = ground.reference.double().cpu().numpy()[drawn.numpy()]
+            if not (np.isfinite(losses[i]).all() and np.isfinite(reference).all()):
+                found.append(None)
+                continue
+            own = np.moveaxis(products[i, ..., -3:].mean(0), -1, 0)
+            found.append(
+                _Trace(losses[i], reference, acceptance[i], eps[i], curvature[i], *own, pushes=products[i, ..., :-3])
+            )
+        return found
 
 
 def _unsettled(rate: float, sampler: SGLD) -> float:
@@ -385,72 +453,63 @@ class _Langevin(_Walk):
 
     _p: Tensor | None = None
 
-    def advance(self, step: int) -> bool:
+    def advance(self, step: int) -> None:
         """Take a step; the first one anew until ε holds κ where it leads."""
-        keep = self.sampler.momentum or 0.0
+        keep = self.sampler.momentum
+        assert keep is not None
         noise = self.noise()
         p = noise if self._p is None else self._p.mul_(keep).add_(noise, alpha=math.sqrt(1 - keep**2))
-        found = self._evaluated(p, step)
-        for _ in range(ROUNDS_TO_KAPPA if step == 0 and self.sampler.kappa is not None else 0):
-            found = found and self._evaluated(p, step)
-        if found is None:
-            return False
-        at, grads = found
-        if step in self._accepts and not self._accept(at, grads, step):
-            return False
+        at, grads = self._evaluated(p, step)
+        if step == 0 and self.sampler.kappa is not None and self.sampler.method != "sgld":
+            for _ in range(ROUNDS_TO_KAPPA):
+                at, grads = self._evaluated(p, step)
+        if step in self._accepts:
+            self._accept(at, grads, step)
         if step in self._multiplied:
             self.multiply(at, grads)
         if self.sampler.method == "sgld":
             self.w = sgld_step(at, self.anchors, grads, noise, **self._scale, eps=self.eps)
-            return True
+            return
         force = grads.mul_(-self.sampler.nbeta).add_(at - self.anchors, alpha=-self.sampler.localization)
         if keep:
             p = self._p = p.addcmul(force, self.eps**0.5)
             self.w = at.addcmul_(self.eps**0.5 / 2, p)
         else:
             self.w = at.addcmul_(self.eps**0.5 / 2, p).addcmul_(self.eps / 2, force)
-        return True
 
-    def _evaluated(self, p: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
-        """Where the chains are and the gradient there, after lowering ε to κ; None where the model refuses it."""
+    def _evaluated(self, p: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Where the chains are and the gradient there, after lowering ε to κ."""
         at = self.w if self.sampler.method == "sgld" else torch.addcmul(self.w, self.eps**0.5 / 2, p)
-        here = self.evaluate(at, step)
-        if here is None or (step in self._looks and not self.look(at, here[1], step)):
-            return None
-        self.losses = here[0]
+        self.losses, grads = self.evaluate(at, step)
+        if step in self._looks:
+            self.look(at, grads, step)
         if self.sampler.kappa is not None:
-            stiffness = self.sampler.nbeta * self._largest + self.sampler.localization
+            # Each chain knows its curvature from below only; together they know it better.
+            stiffness = self.sampler.nbeta * self._largest.amax(1) + self.sampler.localization
             self.eps = torch.minimum(self.eps, (self.sampler.kappa / stiffness).view(-1, 1, 1))
-        return at, here[1]
+        return at, grads
 
-    def _accept(self, at: Tensor, grads: Tensor, step: int) -> bool:
-        """The acceptance that a plain Langevin step would have; False where the model refuses where it goes."""
+    def _accept(self, at: Tensor, grads: Tensor, step: int) -> None:
+        """Note the acceptance that a plain Langevin step would have."""
         proposal = sgld_step(at, self.anchors, grads, self.noise(other=True), **self._scale, eps=self.eps)
         there = self.evaluate(proposal, step)
-        if there is None:
-            return False
-        accepted = metropolis_acceptance(
-            at, proposal, self.anchors, self.losses, there[0], grads, there[1], **self._scale, eps=self.eps
+        self._acceptance.append(
+            metropolis_acceptance(
+                at, proposal, self.anchors, self.losses, there[0], grads, there[1], **self._scale, eps=self.eps
+            )
         )
-        self._acceptance.append(accepted.mean(1))
-        return True
 
 
 class _Metropolis(_Walk):
-    """Metropolis-adjusted Langevin steps, of a size adapted in the burn-in."""
+    """Metropolis-adjusted Langevin steps, of a size that each chain adapts in the burn-in."""
 
-    def advance(self, step: int) -> bool:
+    def advance(self, step: int) -> None:
         if step == 0:
-            here = self.evaluate(self.w, step)
-            if here is None:
-                return False
-            self.losses, self._grads = here
+            self.losses, self._grads = self.evaluate(self.w, step)
         noise = self.noise()
         drawn = [torch.rand((), generator=g, dtype=torch.float64, device=self.w.device) for g in self._noises]
         proposal = sgld_step(self.w, self.anchors, self._grads, noise, **self._scale, eps=self.eps)
         there = self.evaluate(proposal, step)
-        if there is None:
-            return False
         probability = metropolis_acceptance(
             self.w, proposal, self.anchors, self.losses, there[0], self._grads, there[1], **self._scale, eps=self.eps
         ).nan_to_num(0.0)
@@ -458,14 +517,12 @@ class _Metropolis(_Walk):
         self.w = torch.where(taken.unsqueeze(-1), proposal, self.w)
         self._grads = torch.where(taken.unsqueeze(-1), there[1], self._grads)
         self.losses = torch.where(taken, there[0], self.losses)
-        accepted = probability.mean(1)
         if step < self.sampler.burn_in:
             gain = (1 + step) ** -0.5
-            self.eps = self.eps * ((accepted - TARGET_ACCEPTANCE) * gain).exp().to(self.eps).view(-1, 1, 1)
+            self.eps = self.eps * ((probability - TARGET_ACCEPTANCE) * gain).exp().to(self.eps).unsqueeze(-1)
         else:
-            self._acceptance.append(accepted)
-        if step in self._looks and not self.look(self.w, self._grads, step):
-            return False
+            self._acceptance.append(probability)
+        if step in self._looks:
+            self.look(self.w, self._grads, step)
         if step in self._multiplied:
             self.multiply(self.w, self._grads)
-        return True

@@ -40,7 +40,8 @@ class _SmallProducts(CustomGraphPass):
         """Rewrite a graph in place."""
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):
             left, right = (argument.meta["val"] for argument in node.args)
-            if max(*left.shape[1:], *right.shape[1:]) <= LARGEST:
+            small = max(*left.shape[1:], *right.shape[1:]) <= LARGEST
+            if small and left.dtype in {torch.float32, torch.bfloat16}:
                 node.target = torch.ops.phasewatch.small_bmm.default
 
     def uuid(self) -> Any:

@@ -99,7 +99,9 @@ def as_minibatches(data: Any, batch_size: int | None) -> Minibatches:
             "Probe(data=DataLoader(batch_size=None)) has a dataset of whole batches, and minibatches are drawn sample "
             "by sample. Give a function (generator, batch_size) -> batch instead."
         )
-    if loader is None and isinstance(dataset, Tensor | tuple | list | Mapping):
+    if isinstance(data, HeldData):
+        source = data
+    elif loader is None and isinstance(dataset, Tensor | tuple | list | Mapping):
         source = _tensor_data(dict(dataset) if isinstance(dataset, Mapping) else dataset)
     elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, str | bytes):
         source = DatasetData(dataset, len(dataset), collate_by_default if loader is None else loader.collate_fn)

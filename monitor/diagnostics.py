@@ -59,7 +59,6 @@ def estimate_from_losses(
     nbeta: float,
     acceptance: float,
     parameters: int,
-    method: str = "sgld",
     checks: Checks = Checks(),  # noqa: B008 - it is frozen
 ) -> Estimate:
     """λ̂ = nβ · mean(L_m(w) − L_m(w*)), the losses paired on the same minibatches (Lau et al. 2023, eq. 7).
@@ -70,7 +69,6 @@ def estimate_from_losses(
         nbeta: nβ.
         acceptance: mean Metropolis acceptance, passed on.
         parameters: how many parameters were sampled; λ is at most half of it.
-        method: `SGLD.method`.
         checks: what else was measured.
 
     Returns:
@@ -87,7 +85,7 @@ def estimate_from_losses(
         )
     rhat, ess = mixing(paired)
     error = standard_error(per_chain)
-    health = verdict(paired, error, rhat, method, checks)
+    health = verdict(paired, error, rhat, checks)
     thinned = paired[:, :: math.ceil(paired.shape[1] / TRACE_LENGTH)]
     trace = () if health is Health.OK else tuple(tuple(chain) for chain in thinned.tolist())
     return Estimate(value, error, tuple(per_chain.tolist()), nbeta, rhat, ess, acceptance, health, trace, checks)
@@ -123,7 +121,6 @@ def verdict(
     paired: np.ndarray,
     error: float,
     rhat: float,
-    method: str = "sgld",
     checks: Checks = Checks(),  # noqa: B008 - it is frozen
 ) -> Health:
     """Judge finite paired losses, in units of λ̂, of shape (chain, draw).
@@ -142,7 +139,7 @@ def verdict(
         return Health.OFF_MINIMUM
     if checks.slid - 2 * checks.slid_error > tolerated:
         return Health.OFF_MINIMUM
-    if checks.kappa > UNSTABLE or (method == "sgld" and checks.overshoot > TOLERATED_OVERSHOOT * abs(value)):
+    if checks.kappa > UNSTABLE or checks.overshoot > TOLERATED_OVERSHOOT * abs(value):
         return Health.OVERSTEPPING
     if checks.noise > TOLERATED_NOISE * abs(value):
         return Health.NOISY

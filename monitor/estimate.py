@@ -19,8 +19,7 @@ class Health(enum.Enum):
     )
     UNMIXED = (
         "The chains disagree by more than each one moves, or are still on their way, so each has seen only a part of "
-        "the surroundings. "
-        "Use more SGLD(draws=...) or a larger SGLD(step_size=...)."
+        "the surroundings. Use more SGLD(draws=...) or a larger SGLD(step_size=...)."
     )
     DRIFTING = (
         "The loss along the chains is still moving, so the estimate depends on how long they ran. "
@@ -56,6 +55,11 @@ class Health(enum.Enum):
     def failed(self) -> bool:
         """Whether there is no usable value at all; the other doubts leave a value that can be compared."""
         return self is Health.DIVERGED
+
+    @property
+    def has_level(self) -> bool:
+        """Whether the value says how complex the model is, and isn't part descent."""
+        return self not in {Health.DIVERGED, Health.NEGATIVE, Health.OFF_MINIMUM}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,38 @@ LARGEST_VECTORISED_ROW = 8 * 2**20
 """Bytes that a chain takes from which a CPU is faster with one chain after another, which stays in its caches."""
 
 
+class FlatMasks(Sequence[Tensor | None]):
+    """Masks of parts over a flat vector, each made when it is asked for: those of every head weigh more than a model.
+
+    Args:
+        moving: the numbers of each part's weights, shape (number,); None for all of them.
+        size: of the vector.
+        device: where to make them.
+    """
+
+    def __init__(self, moving: list[Tensor | None], size: int, device: torch.device) -> None:
+        self._moving = moving
+        self._size = size
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._moving)
+
+    def __getitem__(self, part: int) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Booleans of shape (parameter,), or None for all."""
+        numbers = self._moving[part]
+        if numbers is None:
+            return None
+        mask = torch.zeros(self._size, dtype=torch.bool)
+        mask[numbers] = True
+        return mask.to(self._device)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many weights each part has."""
+        return [self._size if numbers is None else len(numbers) for numbers in self._moving]
+
+
 class FlatModel:
     """A model of our own in evaluation mode, whose trainable parameters are read and sampled as one flat vector.
 
@@ -85,25 +117,21 @@ class FlatModel:
         """The parameters and buffers that are not sampled."""
         return [tensor for name, tensor in self._tensors.items() if name not in self.trainable]
 
-    def flat_masks(self, masks: Sequence[Mapping[str, Tensor] | None]) -> Tensor | None:
+    def flat_masks(self, masks: Sequence[Mapping[str, Tensor] | None]) -> "FlatMasks":
         """Masks by parameter as rows over the flat vector; None stands for all of it.
 
         Args:
             masks: for each part, booleans of its parameters' shapes.
-
-        Returns:
-            Booleans of shape (part, parameter), or None if every part is all of the vector.
         """
-        if all(mask is None for mask in masks):
-            return None
-        rows = []
+        numbers = torch.arange(self.size).split(self._sizes)
+        moving: list[Tensor | None] = []
         for mask in masks:
-            flat = [
-                torch.ones(size, dtype=torch.bool) if mask is None else _flat_mask(mask.get(name), size)
-                for name, size in zip(self.trainable, self._sizes, strict=True)
-            ]
-            rows.append(torch.cat(flat))
-        return torch.stack(rows).to(self.device)
+            found = None
+            if mask is not None:
+                flat = zip(self.trainable, numbers, strict=True)
+                found = torch.cat([some[mask[name].flatten().cpu()] for name, some in flat if name in mask])
+            moving.append(None if found is None or len(found) == self.size else found)
+        return FlatMasks(moving, self.size, self.device)
 
     def bytes_of_a_row(self, batch: Any) -> int:
         """Memory that one more row takes: what the backward pass needs, and the row's weights, gradient and noise.
@@ -231,9 +259,7 @@ class FlatModel:
         """
         if batches.stacked is None:
             batches = Batches([batches[0]] * len(batches))
-        own = self.weights()
-        spread = torch.linspace(-1e-3, 1e-3, len(batches), dtype=self.dtype, device=self.device)
-        weights = own * (1 + spread.unsqueeze(-1))
+        own, weights = self.weights(), self._nearby(len(batches))
         self.vectorised = False
         plain = *self.losses_and_grads(weights, batches), self.losses(weights, batches)
         self._load_flat(own)
@@ -241,7 +267,7 @@ class FlatModel:
         try:
             vectorised = *self.losses_and_grads(weights, batches), self.losses(weights, batches)
         except Exception as error:
-            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            reason = _first_line(error)
         else:
             if all(_close(a, b, self._tolerance) for a, b in zip(plain, vectorised, strict=True)):
                 in_cache = self.device.type != "cpu" or self.bytes_of_a_row(batches[0]) < LARGEST_VECTORISED_ROW
@@ -255,16 +281,44 @@ class FlatModel:
             "path",
         )
 
-    def prepare(self, rows: int) -> None:
-        """Compile the vectorised loss for this many rows, on a GPU; it is used where they are as many.
+    def prepare(self, batches: Batches) -> None:
+        """Compile the vectorised loss for this many rows, on a GPU; where that can't be done right, say so once.
 
         Args:
-            rows: of `losses_and_grads`.
+            batches: a minibatch for each row.
         """
-        if self.vectorised and self.device.type == "cuda" and rows not in self._compiled:
+        rows, plain = len(batches), vmap(self._functional_loss)
+        if not self.vectorised or self.device.type != "cuda" or rows in self._compiled:
+            return
+        self._compiled[rows] = plain
+        weights = self._nearby(rows)
+        expected = self.losses_and_grads(weights, batches)
+        try:
             from phasewatch.monitor.compiled import compiled
 
-            self._compiled[rows] = compiled(vmap(self._functional_loss))
+            self._compiled[rows] = compiled(plain)
+            found = self.losses_and_grads(weights, batches)
+        except torch.OutOfMemoryError:
+            del self._compiled[rows]
+            raise
+        except Exception as error:
+            reason = _first_line(error)
+        else:
+            exact = torch.get_float32_matmul_precision() == "highest"
+            tolerance = self._tolerance if exact else max(self._tolerance, 0.05)
+            if all(_close(a, b, tolerance) for a, b in zip(expected, found, strict=True)):
+                return
+            reason = "its compiled loss differs from its plain one"
+        self._compiled[rows] = plain
+        self._warn_once(
+            f"The chains run uncompiled, which is slower: {type(self.model).__name__} can't be compiled ({reason}).",
+            "compiled",
+        )
+
+    def _nearby(self, rows: int) -> Tensor:
+        """Weights close to its own, and no two rows alike; shape (row, parameter)."""
+        spread = torch.linspace(-1e-3, 1e-3, rows, dtype=self.dtype, device=self.device)
+        return self.weights() * (1 + spread.unsqueeze(-1))
 
     def _vectorised(self, rows: int) -> Callable[[list[Tensor], Any], Tensor]:
         return self._compiled.get(rows) or vmap(self._functional_loss)
@@ -301,10 +355,6 @@ class FlatModel:
         if topic not in self._warned:
             self._warned.add(topic)
             warn(message)
-
-
-def _flat_mask(mask: Tensor | None, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.bool) if mask is None else mask.detach().cpu().flatten()
 
 
 class _LossModule(nn.Module):
@@ -438,6 +488,10 @@ def _part_starts(name: str) -> list[int]:
     return [0] + [i + 1 for i, character in enumerate(name) if character == "."]
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(
         a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().max().item() or 1.0), equal_nan=True
@@ -473,7 +527,7 @@ class LossOnBatches:
 
     def prepare(self, rows: int) -> None:
         """As `FlatModel.prepare`."""
-        self._model.prepare(rows)
+        self._model.prepare(self._batches.take(torch.zeros(rows, dtype=torch.long, device=self._model.device)))
 
     def losses(self, weights: Tensor, which: Tensor) -> Tensor:
         """As `FlatModel.losses`, for minibatches of these numbers, shape (row,)."""

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from phasewatch.monitor.batches import Batches, keep_minibatches
-from phasewatch.monitor.chains import Chains, chain_seed, orders, run_chains
+from phasewatch.monitor.chains import Chains, Stream, chain_seed, orders, run_chains
 from phasewatch.monitor.data import HeldData, as_minibatches, move
 from phasewatch.monitor.diagnostics import estimate_from_losses
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn, whole_number
@@ -28,6 +28,9 @@ Metric = Callable[[nn.Module, Any], float]
 
 WHOLE = ""
 """The name of what `Point.llc` is of, among the parts."""
+
+MOST_TOGETHER = 32
+"""Snapshots that are measured at once at most; what is measured is kept when all of them are."""
 
 SHARE_OF_GPU = 0.7
 """Of the free memory of a GPU, what chains may take if nobody says otherwise."""
@@ -114,8 +117,7 @@ class Probe:
                 f"Probe(model=...) takes a module or a function that builds one; a {type(model).__name__} came."
             )
         wanted_device = None if device is None else _device(device)
-        known = isinstance(data, HeldData) and sampler.batch_size is None  # as a probe hands it to its copies
-        self._minibatches = self._arguments["data"] = data if known else as_minibatches(data, sampler.batch_size)
+        self._minibatches = self._arguments["data"] = as_minibatches(data, sampler.batch_size)
         self._batch_size = sampler.batch_size or cast(HeldData, self._minibatches).size
         with measuring(seed, wanted_device or torch.device("cpu"), threads=threads, precision=self._precision):
             mine = own_copy(model if isinstance(model, nn.Module) else _built(model))
@@ -131,7 +133,8 @@ class Probe:
             self.model = FlatModel(mine, loss, wanted_device, only=only)
             self._masks = self.model.flat_masks([masks.get(name) for name in parts])
             self._parts = list(parts)
-        generators = [Generator().manual_seed(chain_seed(0, number, 2)) for number in range(3)]
+            self._chosen = {name or "llc": _fingerprint(mask, *mask) for name, mask in masks.items()}
+        generators = [Generator().manual_seed(chain_seed(0, number, Stream.MINIBATCHES)) for number in range(3)]
         with self._measuring():
             batches = [self._draw(generator) for generator in generators[:2]]
             self._check_loss(batches[0])
@@ -170,12 +173,11 @@ class Probe:
         Raises:
             PhasewatchError: if one of the snapshots isn't of this model, or there is no memory for one chain.
         """
-        sampler = self.sampler
         if len(snapshots) > 1 and not self._alike(snapshots):
             return [self(snapshot) for snapshot in snapshots]
-        sampler, losses, metrics, anchors = self.sampler, [], [], []
-        with self._measuring():
-            for snapshot in snapshots:
+        losses, metrics, anchors = [], [], []
+        for snapshot in snapshots:
+            with self._measuring():
                 self.model.load(snapshot)
                 with torch.no_grad():
                     losses.append(float(self.model.loss(self.model.model, self.eval_batch)))
@@ -184,20 +186,19 @@ class Probe:
                     )
                 self.model.load(snapshot)
                 anchors += [self.model.weights()] * len(self._parts)
-            masks = None if self._masks is None else self._masks.repeat(len(snapshots), 1)
-            chains = self._sampled(torch.stack(anchors), masks)
+        with self._measuring():
+            chains = self._sampled(anchors)
         estimates = iter(
             [
                 estimate_from_losses(
                     of_one.losses,
                     of_one.reference,
-                    nbeta=sampler.nbeta,
+                    nbeta=self.sampler.nbeta,
                     acceptance=of_one.acceptance,
                     parameters=size,
-                    method=sampler.method,
                     checks=of_one.checks,
                 )
-                for of_one, size in zip(chains, self._sizes * len(snapshots), strict=True)
+                for of_one, size in zip(chains, self._masks.sizes * len(snapshots), strict=True)
             ]
         )
         points = []
@@ -227,7 +228,8 @@ class Probe:
         other = self._twin()
         other.metrics, other._arguments = {}, self._arguments | {"metrics": None}
         if _are_parts(self._arguments["weights"]):
-            other._arguments["weights"], other._masks, other._parts = None, None, [WHOLE]
+            other._arguments["weights"], other._parts, other._chosen = None, [WHOLE], {}
+            other._masks = other.model.flat_masks([None])
         return other
 
     def _twin(self) -> "Probe":
@@ -257,9 +259,7 @@ class Probe:
             "loss": getattr(self.model.loss, "__name__", type(self.model.loss).__name__),
             "model": type(self.model.model).__name__,
             "parameters": self.model.size,
-            "weights": {
-                name: size for name, size in zip(self._parts, self._sizes, strict=True) if name or len(self._parts) > 1
-            },
+            "weights": self._chosen,
             "data": self._fingerprint,
             "device": self.model.device.type,
             "dtype": str(self._arguments["autocast"] or self.model.dtype).removeprefix("torch."),
@@ -275,14 +275,15 @@ class Probe:
             )
         return _rebuild, (self._arguments, self._precision, self._dtype)
 
-    def _sampled(self, anchors: Tensor, masks: Tensor | None) -> list[Chains]:
+    def _sampled(self, anchors: list[Tensor]) -> list[Chains]:
         target = LossOnBatches(self.model, self._batches)
         if self.sampler.backend == "vectorised":
-            return run_chains(target, anchors, self.sampler, self.seed, masks=masks, rows=self._rows)
+            return run_chains(target, anchors, self.sampler, self.seed, masks=self._masks, rows=self._rows)
         order = orders(self.sampler, self.seed, target).T.numpy()
+        parts = len(self._parts)
         return [
             run_devinterp_chains(
-                self.model, anchor, self._batches, order, self.sampler, self.seed, None if masks is None else masks[i]
+                self.model, anchor, self._batches, order, self.sampler, self.seed, self._masks[i % parts]
             )
             for i, anchor in enumerate(anchors)
         ]
@@ -292,7 +293,8 @@ class Probe:
         """How many snapshots `measure` best takes at once: as many as fit in memory on a GPU, and one on a CPU."""
         if self.model.device.type != "cuda" or not self.model.vectorised:
             return 1
-        return max(1, self._rows // (self.sampler.chains * len(self._parts)))
+        with self._measuring():
+            return min(MOST_TOGETHER, max(1, self._rows // (self.sampler.chains * len(self._parts))))
 
     @cached_property
     def _batches(self) -> Batches:
@@ -303,7 +305,7 @@ class Probe:
             nbeta=sampler.nbeta,
             chains=sampler.chains,
             steps=sampler.burn_in + sampler.draws,
-            generator=Generator().manual_seed(chain_seed(self.seed, 0, 2)),
+            generator=Generator().manual_seed(chain_seed(self.seed, 0, Stream.MINIBATCHES)),
             device=self.model.device,
         )
 
@@ -313,22 +315,22 @@ class Probe:
         free = self.memory
         if free is None and self.model.device.type == "cuda":
             free = int(SHARE_OF_GPU * torch.cuda.mem_get_info(self.model.device)[0])
-        if free is None or not self.model.vectorised:
-            return self.sampler.chains * len(self._parts)
-        return max(1, free // self.model.bytes_of_a_row(self._batches[0]))
-
-    @property
-    def _sizes(self) -> list[int]:
-        """How many weights of each part are sampled."""
-        return [self.model.size] if self._masks is None else self._masks.sum(1).tolist()
+        # One after another, more chains than those of one estimate only take more memory.
+        most = self.sampler.chains * (len(self._parts) if self.model.vectorised else 1)
+        if free is None:
+            return most
+        fitting = max(1, free // self.model.bytes_of_a_row(self._batches[0]))
+        return fitting if self.model.vectorised else min(fitting, most)
 
     def _alike(self, snapshots: Sequence[Snapshot]) -> bool:
         """Whether the snapshots differ in what is sampled alone, so that one model serves them all."""
-        held = []
-        for snapshot in snapshots:
+        self.model.load(snapshots[0])
+        first = [tensor.clone() for tensor in self.model.held]
+        for snapshot in snapshots[1:] if first else ():
             self.model.load(snapshot)
-            held.append([tensor.clone() for tensor in self.model.held])
-        return all(torch.equal(a, b) for other in held[1:] for a, b in zip(held[0], other, strict=True))
+            if not all(map(torch.equal, first, self.model.held)):
+                return False
+        return True
 
     def _measuring(self) -> Any:
         return measuring(self.seed, self.model.device, threads=self.threads, precision=self._precision)
@@ -381,7 +383,7 @@ class Probe:
         low = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize == 2}
         if not low:
             return model
-        batch = self._minibatches(Generator().manual_seed(chain_seed(0, 0, 2)), self._batch_size)
+        batch = self._minibatches(Generator().manual_seed(chain_seed(0, 0, Stream.MINIBATCHES)), self._batch_size)
         single = copy.deepcopy(model).float().eval()
         try:
             with torch.no_grad():
@@ -462,9 +464,9 @@ def _built(make_model: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def _fingerprint(batches: Any) -> str:
-    """A short hash of tensors, to tell one data set from another."""
-    digest = hashlib.sha256()
+def _fingerprint(batches: Any, *names: str) -> str:
+    """A short hash of tensors and names, to tell one data set or part of a model from another."""
+    digest = hashlib.sha256(repr(names).encode() if names else b"")
     for leaf in tree_leaves(batches):
         if isinstance(leaf, Tensor):
             digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -11,10 +11,11 @@ import torch
 from torch import Generator, Tensor
 
 from phasewatch.monitor.batches import Batches
-from phasewatch.monitor.chains import Chains, chain_seed
+from phasewatch.monitor.chains import Chains, Stream, chain_seed
 from phasewatch.monitor.checks import Checks
-from phasewatch.monitor.flat_model import FlatModel
+from phasewatch.monitor.flat_model import FlatModel, LossOnBatches
 from phasewatch.monitor.sgld import SGLD
+from phasewatch.monitor.survey import Refused, attempt
 
 
 def run_devinterp_chains(
@@ -49,9 +50,11 @@ def run_devinterp_chains(
 
     plain = copy.copy(model)
     plain.vectorised = False
+    target = LossOnBatches(plain, pool if isinstance(pool, Batches) else Batches(pool))
+    numbers = torch.arange(len(pool), device=anchor.device).unsqueeze(1)
     reference = np.empty(len(pool))
     for i in np.unique(order[sampler.burn_in :]):
-        reference[i] = plain.losses(anchor[None], Batches([pool[i]])).item()
+        reference[i] = target.losses(anchor, numbers[i]).item()
     losses = np.empty(order.shape)
     for chain in range(sampler.chains):
         w = anchor.clone()
@@ -59,21 +62,16 @@ def run_devinterp_chains(
             warnings.filterwarnings("ignore", message="nbeta set to 1")
             optimizer = SGMCMC.sgld(
                 [w],
-                lr=cast(float, sampler.step_size),
+                lr=cast(float, sampler.resolved().step_size),
                 nbeta=sampler.nbeta,
                 localization=sampler.localization,
                 mask=mask,
             )
-        noise = Generator(anchor.device).manual_seed(chain_seed(seed, chain, 1))
+        noise = Generator(anchor.device).manual_seed(chain_seed(seed, chain, Stream.NOISE))
         for step, i in enumerate(order[:, chain]):
             try:
-                loss, grads = plain.losses_and_grads(w[None], Batches([pool[i]]))
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:
-                plain.losses_and_grads(
-                    anchor[None], Batches([pool[i]])
-                )  # raises too where the chain is not what is wrong
+                loss, grads = attempt(target, anchor, w[None], numbers[i])
+            except Refused:
                 return Chains.nowhere(sampler)
             losses[step, chain] = loss.item()
             if not math.isfinite(losses[step, chain]):

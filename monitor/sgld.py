@@ -1,9 +1,9 @@
 """How to sample around a snapshot, and the steps that do it."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from torch import Tensor
 
@@ -12,12 +12,13 @@ from phasewatch.monitor.errors import PhasewatchError
 Method = Literal["langevin", "sgld", "mala"]
 Backend = Literal["vectorised", "devinterp"]
 
+DEFAULT_STEP_SIZE = 1e-4
 FULL_BATCH_MOMENTUM = 0.95
 """What won on deep linear networks, at trained and at the most singular points (experiments/samplers.py)."""
 
 _LEAST = {"chains": 2, "draws": 4, "batch_size": 1}
 _POSITIVE = {"step_size", "nbeta", "kappa"}
-_OPTIONAL = {"step_size", "batch_size", "kappa"}
+_OPTIONAL = {"step_size", "batch_size", "kappa", "momentum"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class SGLD:
         burn_in: steps before them that don't.
         batch_size: samples in a minibatch; None for all of the data at each step.
         method: the step. "langevin" is underdamped Langevin dynamics in the BAOAB splitting, which on quadratics
-            has no error of the step size; "sgld" is the published step, whose λ̂ is too large by κ/4; "mala" corrects
+            has no error of the step size; "sgld" is the published step, which makes a direction's share of λ̂ too large
+            by a quarter of its κ; "mala" corrects
             every error of the step by accepting or rejecting it, adapts its step in the burn-in, and needs
             `batch_size=None`.
         momentum: share of its speed that "langevin" keeps from step to step. 0 makes it the step of Leimkuhler and
@@ -42,7 +44,7 @@ class SGLD:
             minibatches' noise they take up, (1 + momentum)/(1 − momentum) times: 0.95 with all of the data at each
             step and 0 with minibatches if not given.
         kappa: κ = ε·(nβ·h + γ), h the largest curvature of the loss, instead of a step size: each snapshot
-            gets the ε that this makes, lowered where the chains meet larger curvature in the burn-in.
+            gets the ε that this makes, lowered whenever one of its chains meets a larger curvature.
         backend: "vectorised", or "devinterp" for a second opinion by that library's optimizer, chain after chain.
 
     Raises:
@@ -67,11 +69,6 @@ class SGLD:
                 f"SGLD(step_size={self.step_size!r}, kappa={self.kappa!r}) says twice how large the steps are. "
                 "Give one of them."
             )
-        if self.step_size is None and self.kappa is None:
-            object.__setattr__(self, "step_size", 1e-4)
-        if self.momentum is None:
-            fast = self.method == "langevin" and self.batch_size is None
-            object.__setattr__(self, "momentum", FULL_BATCH_MOMENTUM if fast else 0.0)
         for field in fields(self):
             value: Any = getattr(self, field.name)
             if choices := get_args(field.type) if field.name in {"method", "backend"} else ():
@@ -81,9 +78,10 @@ class SGLD:
                     )
             elif value is not None or field.name not in _OPTIONAL:
                 object.__setattr__(self, field.name, _checked(field.name, value))
-        if self.step_size is not None and self.step_size * self.localization >= 4:
+        eps = self.resolved().step_size
+        if eps is not None and eps * self.localization >= 4:
             raise PhasewatchError(
-                f"SGLD(step_size={self.step_size:g}, localization={self.localization:g}): their product must be below "
+                f"SGLD(step_size={eps:g}, localization={self.localization:g}): their product must be below "
                 "4, or the pull back to the snapshot overshoots it further at every step. Lower one of them."
             )
         if self.kappa is not None and self.kappa >= 4:
@@ -107,9 +105,18 @@ class SGLD:
                 f"method={self.method!r}, kappa={self.kappa!r} came."
             )
 
+    def resolved(self) -> Self:
+        """These settings with the step size (unless κ is given) and the momentum that are taken where they are None."""
+        eps = DEFAULT_STEP_SIZE if self.step_size is None and self.kappa is None else self.step_size
+        fast = self.method == "langevin" and self.batch_size is None
+        momentum = self.momentum if self.momentum is not None else FULL_BATCH_MOMENTUM if fast else 0.0
+        if (eps, momentum) == (self.step_size, self.momentum):
+            return self
+        return replace(self, step_size=eps, momentum=momentum)
+
     def as_json(self) -> dict[str, Any]:
-        """The settings by name."""
-        return asdict(self)
+        """The settings by name, resolved."""
+        return asdict(self.resolved())
 
 
 def _checked(name: str, value: Any) -> int | float:

@@ -42,12 +42,40 @@ class Target(Protocol):
         ...
 
 
+class Refused(Exception):
+    """The model can't take weights that the sampler went to."""
+
+
+def attempt(target: Target, anchor: Tensor, weights: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """`target.losses_and_grads(weights, which)` where the model may not take these weights.
+
+    Args:
+        target: the loss.
+        anchor: weights that the model does take, shape (parameter,).
+        weights: shape (row, parameter).
+        which: minibatches, shape (row,).
+
+    Returns:
+        Losses and gradients.
+
+    Raises:
+        Refused: for an error that doesn't come up at the anchor; one that does is raised as it is.
+    """
+    try:
+        return target.losses_and_grads(weights, which)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        target.losses_and_grads(anchor.expand(len(which), -1), which)
+        raise Refused from error
+
+
 @dataclass(frozen=True)
 class Survey:
     """The loss around a snapshot.
 
     Attributes:
-        curvature: h, the largest eigenvalue of the Hessian, at least 0; from below, by power iteration.
+        curvature: h, the largest absolute eigenvalue of the Hessian; from below, by power iteration.
         direction: its eigenvector, shape (parameter,).
         gradient: ∇L on some of the minibatches, shape (parameter,); of the weights that are sampled.
         slope: ‖∇L‖², free of the minibatches' noise.
@@ -79,7 +107,7 @@ def survey(
     Args:
         target: the loss.
         anchor: w*, shape (parameter,).
-        mask: the weights that are sampled, shape (parameter,); None for all.
+        mask: 1 for the weights that are sampled and 0 for others, shape (parameter,); None for all.
         means: of how many groups of minibatches to compare the mean gradients.
         rows: minibatches at a time.
         nbeta: nβ.
@@ -87,17 +115,19 @@ def survey(
         generator: on the anchor's device, for the power iteration's start.
 
     Returns:
-        The survey; NaN where the loss or its gradient isn't finite.
+        The survey; a curvature of NaN where the gradient isn't finite.
+
+    Raises:
+        Refused: if the model can't take weights close to the anchor.
     """
     means = min(means, target.minibatches)
     rounds = max(1, min(ROUNDS, target.minibatches // means))
-    kept = None if mask is None else mask.to(anchor)
     numbers = torch.arange(means * rounds, device=anchor.device).view(rounds, means)
 
     def gradients(at: Tensor, which: Tensor) -> Iterator[Tensor]:
         for some in which.split(rows):
-            found = target.losses_and_grads(at.expand(len(some), -1), some)[1]
-            yield found if kept is None else found.mul_(kept)
+            found = attempt(target, anchor, at.expand(len(some), -1), some)[1]
+            yield found if mask is None else found.mul_(mask)
 
     def gradient(at: Tensor) -> Tensor:
         return functools.reduce(Tensor.add_, (some.sum(0) for some in gradients(at, numbers[0]))).div_(means)
@@ -111,10 +141,14 @@ def survey(
         total.div_(rounds), rounds, whole=target.whole and means * rounds == target.minibatches
     )
     del total
+    if not start.isfinite().all():
+        return Survey(math.nan, start, start, slope, slope_error, noise)
 
     direction = torch.randn(anchor.shape, generator=generator, dtype=anchor.dtype, device=anchor.device)
-    direction = direction if kept is None else direction * kept
-    direction = direction / direction.norm() + start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
+    direction = direction if mask is None else direction * mask
+    tiny = torch.finfo(start.dtype).tiny
+    along = start / start.norm().clamp_min(tiny)
+    direction = along + direction / direction.norm().clamp_min(tiny).copysign(direction @ along)
     curvature, direction = steepest(gradient, anchor, start, direction, nbeta=nbeta, gamma=gamma, iterations=ITERATIONS)
     return Survey(curvature, direction, start, slope, slope_error, noise)
 
@@ -129,7 +163,7 @@ def steepest(
     gamma: float,
     iterations: int,
 ) -> tuple[float, Tensor]:
-    """The largest curvature of a loss by power iteration on differences of gradients.
+    """The largest absolute curvature of a loss by power iteration on differences of gradients.
 
     The differences are taken over 1/√(nβ·h + γ), as far as chains go in that direction, so that kinks and higher
     orders count as much as they will for the chains.
@@ -138,26 +172,46 @@ def steepest(
         gradient: ∇L at weights of shape (parameter,).
         at: where, shape (parameter,).
         grad: ∇L there, shape (parameter,).
-        direction: to start from, shape (parameter,), not zero.
+        direction: to start from, shape (parameter,); with zero, all is flat.
         nbeta: nβ.
         gamma: γ.
         iterations: gradients to spend.
 
     Returns:
-        The curvature, not negative, and its direction, of length 1.
+        The absolute curvature, NaN where a gradient isn't finite, and its direction, of length 1.
     """
-    direction = direction / direction.norm()
-    reach = 1e-3 * (1 + at.norm().item() / math.sqrt(at.numel()))
-    curvature = 0.0
+    direction = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+    reach = torch.as_tensor(1e-3 * (1 + at.norm().item() / math.sqrt(at.numel())))
+    curvature = at.new_zeros(())
     for _ in range(iterations):
         turned = (gradient(at + reach * direction) - grad) / reach
-        curvature = (turned @ direction).item()
-        length = turned.norm().item()
-        if not math.isfinite(length) or length == 0:
-            break
-        direction = turned / length
-        reach = 1 / math.sqrt(max(nbeta * length + gamma, 1e-12))
-    return max(curvature, 0.0) if math.isfinite(curvature) else math.nan, direction
+        if not turned.isfinite().all():
+            return math.nan, direction
+        curvature, direction = power_step(turned, curvature, direction)
+        reach = reach_of(curvature, nbeta=nbeta, gamma=gamma)
+    return curvature.item(), direction
+
+
+def power_step(turned: Tensor, curvature: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """A step of power iteration, which stays where it is if the product can't be used.
+
+    Args:
+        turned: the Hessian times the direction, shape (..., parameter).
+        curvature: the one so far, shape (...).
+        direction: the one so far, shape (..., parameter), or one that broadcasts with `turned`.
+
+    Returns:
+        The length of the product, and its direction.
+    """
+    length = turned.norm(dim=-1)
+    usable = length.isfinite() & (length > 0)
+    turned = torch.where(usable.unsqueeze(-1), turned / length.unsqueeze(-1), direction)
+    return torch.where(usable, length, curvature), turned
+
+
+def reach_of(curvature: Tensor, *, nbeta: float, gamma: float) -> Tensor:
+    """How far chains go in a direction of this curvature, 1/√(nβ·h + γ)."""
+    return (nbeta * curvature + gamma).clamp_min(1e-12).rsqrt()
 
 
 def _moments(grads: Tensor, rounds: int, *, whole: bool) -> tuple[float, float, float]:

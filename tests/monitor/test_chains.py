@@ -85,11 +85,13 @@ def test_the_checks_of_a_quadratic():
     nbeta, gamma = 40.0, 30.0
     h = torch.linspace(0.3, 5.0, 40, dtype=torch.float64)
     a = nbeta * h
-    sampler = SGLD(0.4 / (a.max().item() + gamma), gamma, nbeta, 12, 1500, 200, None)
+    sampler = SGLD(0.4 / (a.max().item() + gamma), gamma, nbeta, 12, 1500, 200, None, "sgld")
     checks = run(Quadratic(h, torch.zeros(40, dtype=torch.float64)), sampler, 0).checks
     assert checks.kappa == pytest.approx(0.4, rel=0.02)
     assert checks.step_size == pytest.approx(sampler.step_size, rel=1e-9)
-    assert checks.overshoot == pytest.approx((sampler.step_size * a).sum().item() / 8, rel=0.05)
+    assert checks.curvature == pytest.approx(5.0, rel=0.02)
+    longer = sampler.step_size * a / 8 / (1 - sampler.step_size * (a + gamma) / 4)  # the gradients are overshot too
+    assert checks.overshoot == pytest.approx(longer.sum().item(), rel=0.02)
     assert checks.noise == checks.descent == checks.below == 0
     held = ((a * gamma / (a + gamma) ** 2).sum() / (a / (a + gamma)).sum()).item()
     assert abs(checks.held - held) < 4 * checks.held_error

@@ -259,11 +259,6 @@ def test_each_check_has_its_verdict(checks, health):
     assert verdict(paired, error=0.1, rhat=1.0, checks=checks) is health
 
 
-def test_the_length_of_steps_matters_to_plain_ones_alone():
-    paired = ar1(6, phi=0.0, mean=10.0, sd=2.0)
-    assert verdict(paired, 0.1, 1.0, "langevin", Checks(overshoot=5.0)) is Health.OK
-
-
 @pytest.mark.parametrize("case", ["trend", "separated"])
 def test_chains_of_tiny_steps_that_have_not_settled_are_called_creeping(case):
     paired = planted(case)

@@ -73,7 +73,7 @@ def test_the_record_is_plain_json():
         "checks": {
             "step_size": "nan", "kappa": 2.5, "unsettled": "nan", "descent": "nan", "descent_error": "nan",
             "slid": "nan", "slid_error": "nan", "overshoot": "nan", "noise": "nan",
-            "held": "nan", "held_error": "nan", "pull": "nan", "below": "nan",
+            "held": "nan", "held_error": "nan", "pull": "nan", "below": "nan", "curvature": "nan",
         },
     }  # fmt: skip
 

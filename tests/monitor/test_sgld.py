@@ -1,6 +1,7 @@
 """The update against hand and quadratic truths, where its mean, its step-size bias and its acceptance are known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,8 +197,9 @@ def test_numbers_of_other_libraries_are_numbers():
 
 
 def test_a_step_is_given_once():
-    assert SGLD().step_size == 1e-4
-    assert SGLD(kappa=0.5).step_size is None
+    assert SGLD().resolved().step_size == 1e-4
+    assert SGLD(kappa=0.5).resolved().step_size is None
+    assert replace(SGLD(), kappa=0.5) == SGLD(kappa=0.5)
     with pytest.raises(PhasewatchError, match=r"SGLD\(step_size=0.001, kappa=0.5\) says twice"):
         SGLD(step_size=1e-3, kappa=0.5)
 
@@ -224,6 +226,8 @@ def test_methods_that_cant_be(settings, words):
 
 
 def test_momentum_is_for_all_of_the_data():
-    assert SGLD().momentum == 0
-    assert SGLD(batch_size=None).momentum == 0.95
-    assert SGLD(batch_size=None, method="sgld").momentum == 0
+    assert SGLD().resolved().momentum == 0
+    assert SGLD(batch_size=None).resolved().momentum == 0.95
+    assert SGLD(batch_size=None, method="sgld").resolved().momentum == 0
+    assert replace(SGLD(batch_size=None), batch_size=64).resolved().momentum == 0
+    assert SGLD().as_json() == SGLD(step_size=1e-4, momentum=0).as_json()
