@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from test_llc import D, half_squared_error, regression
+from regression import D, half_squared_error, regression
 from torch import nn
 
 from phasewatch.monitor.errors import PhasewatchError
