@@ -248,11 +248,12 @@ def test_any_grouping_gives_each_anchor_the_chains_it_has_alone(method, rows):
 
 
 def test_masked_weights_stay():
-    h, anchor = doubles(0.5, 2.0, 6.0), doubles(1.0, -2.0, 0.3)
-    target = Quadratic(h, anchor)
-    (alone,) = run_chains(target, anchor.unsqueeze(0), SMALL, 0, masks=torch.tensor([[False, True, False]]))
+    h, anchor = doubles(0.5, 2.0, 6.0, 1.0), doubles(1.0, -2.0, 0.3, 4.0)
+    target = Quadratic(h, anchor + 1)  # so that each of them has a gradient
+    (alone,) = run_chains(target, anchor.unsqueeze(0), SMALL, 0, masks=torch.tensor([[False, True, False, True]]))
     assert all((weights[:, [0, 2]] == anchor[[0, 2]]).all() for weights in target.calls)
     assert any((weights[:, 1] != anchor[1]).any() for weights in target.calls)
+    assert any((weights[:, 3] != anchor[3]).any() for weights in target.calls)
     assert alone.losses.std() > 0
 
 
@@ -351,9 +352,17 @@ def test_one_anchor_that_diverges_leaves_the_others():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("last", range(1, 18))
 def test_one_loss_near_the_end_that_is_not_finite(bad, last):
-    target = Quadratic(doubles(0.5, 2.0), doubles(1.0, -2.0), shifts=shifts(27))
+    """Of the second chain, which meets each of as many minibatches as there are steps once."""
+
+    class Breaks(Quadratic):
+        def losses_and_grads(self, weights, which):
+            losses, grads = super().losses_and_grads(weights, which)
+            if len(which) == SMALL.chains and which[1] == number:
+                losses[1] = bad
+            return losses, grads
+
+    target = Breaks(doubles(0.5, 2.0), doubles(1.0, -2.0), shifts=shifts(27))
     number = orders(SMALL, 0, target)[1, 27 - last]
-    target.shifts[number] = bad
     assert nowhere(run(target, SMALL, seed=0))
 
 

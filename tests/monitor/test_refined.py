@@ -190,11 +190,15 @@ def test_half_precision_is_measured_in_single():
 
 
 def test_half_precision_that_must_stay_so_says_what_it_costs():
+    torch.manual_seed(0)
     model = nn.Linear(6, 1).bfloat16()
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
     with pytest.warns(match=r"Probe\(model=Linear\(...\)\) has bfloat16 weights and can't run with float32 ones"):
         probe = Probe(model, half_squared_error, (x, x[:, :1]), sampler=SHORT)
-    assert probe(Snapshot.of(model, 0)).llc.value == pytest.approx(probe(Snapshot.of(model, 0)).llc.value)
+    half = probe(Snapshot.of(model, 0)).llc
+    model.float()
+    single = Probe(model, half_squared_error, (x.float(), x[:, :1].float()), sampler=SHORT)(Snapshot.of(model, 0)).llc
+    np.testing.assert_allclose(half.per_chain, single.per_chain, atol=0.3)  # nβ times what losses near 1 are rounded to
 
 
 def test_mixed_precision_agrees_with_single():
