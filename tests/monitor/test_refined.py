@@ -148,7 +148,7 @@ def test_snapshots_that_differ_in_what_is_held_are_measured_one_by_one():
     assert probe(first).llc.value != probe(second).llc.value
 
 
-@pytest.mark.parametrize(("memory", "rows"), [(1, 1), (20_000, 2), (10**9, 3)])
+@pytest.mark.parametrize(("memory", "rows"), [(1, 1), (24_000, 2), (10**9, 3)])
 def test_a_stated_memory_groups_the_chains(monkeypatch, memory, rows):
     model, data = at_its_own_targets()
     snapshot = Snapshot.of(model, 0)
