@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from phasewatch.toy_tasks import induction
+
 
 @dataclass(frozen=True)
 class Case:
@@ -68,24 +70,7 @@ def sequences() -> torch.Tensor:
 
 
 def make_bridge() -> nn.Module:
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
-
-    return TransformerBridge.boot_native(
-        TransformerBridgeConfig(
-            n_layers=2,
-            d_model=8,
-            n_ctx=8,
-            d_head=4,
-            n_heads=2,
-            d_vocab=7,
-            act_fn="relu",
-            attn_only=True,
-            normalization_type="LN",
-            seed=3,
-            architecture="TransformerLensNative",
-        )
-    )
+    return induction.make_model(3, heads=2, width=8, vocabulary=7, context=8)
 
 
 def make_gpt2() -> nn.Module:

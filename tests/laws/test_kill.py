@@ -103,38 +103,27 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(server, work):
     assert len(midway) > 5, f"the kills all fell in the same places: {sorted(midway)}"
 
 
-@pytest.mark.parametrize("work", ["run", "replay"])
-def test_a_kill_before_every_single_change_of_a_file(server, work):
+@pytest.mark.parametrize(("work", "average"), [("run", None), ("run", 0.2), ("replay", None)])
+def test_a_kill_before_every_single_change_of_a_file(server, work, average):
     steps = 4 if work == "run" else STEPS
     undisturbed = lines(server.folder / "undisturbed").splitlines()[: steps // 2]
+    if average:
+        plain, folder = undisturbed, server.folder / "averages"
+        assert not server(folder, steps=steps, average=average)["killed"]
+        undisturbed = lines(folder).splitlines()
+        assert undisturbed != plain
     last = 1000 if work == "run" else 15  # a replay's points are all alike after the first few
     for operation in range(1, last):
-        folder = server.folder / f"{work}-operation-{operation}"
-        if not server(folder, work=work, operation=operation, steps=steps)["killed"]:
+        folder = server.folder / f"{work}-{average}-operation-{operation}"
+        if not server(folder, work=work, operation=operation, steps=steps, average=average)["killed"]:
             break
         seen = check_and_note(folder, b"")
         if operation % 3 == 0:  # and once more while it resumes
-            server(folder, work=work, operation=operation // 2 + 1, steps=steps)
+            server(folder, work=work, operation=operation // 2 + 1, steps=steps, average=average)
             seen = check_and_note(folder, seen)
-        assert not server(folder, work=work, operation=NEVER, steps=steps)["killed"]
+        assert not server(folder, work=work, operation=NEVER, steps=steps, average=average)["killed"]
         check_and_note(folder, seen)
         assert lines(folder).splitlines() == undisturbed
-    assert operation > 10
-
-
-def test_a_kill_at_any_change_of_a_file_then_the_same_seed_gives_the_same_averages(server):
-    steps, average = 4, 0.2
-    assert not server(server.folder / "averages", steps=steps, average=average)["killed"]
-    undisturbed = lines(server.folder / "averages")
-    assert undisturbed != b"".join(lines(server.folder / "undisturbed").splitlines(keepends=True)[: steps // 2])
-    for operation in range(1, 1000):
-        folder = server.folder / f"averages-operation-{operation}"
-        if not server(folder, operation=operation, steps=steps, average=average)["killed"]:
-            break
-        seen = check_and_note(folder, b"")
-        assert not server(folder, operation=NEVER, steps=steps, average=average)["killed"]
-        check_and_note(folder, seen)
-        assert lines(folder) == undisturbed
     assert operation > 10
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from assorted_model import AssortedModel
 from torch import nn
 
 import phasewatch as pw
@@ -13,20 +14,6 @@ from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.snapshot import same_weights
 
 LATE = 5_000
-
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(3, 2)
-        self.b = nn.Linear(3, 2)
-        self.b.weight = self.a.weight
-        self.frozen = nn.Parameter(torch.randn(4), requires_grad=False)
-        self.low = nn.Parameter(torch.randn(50).bfloat16())
-        self.turned = nn.Parameter(torch.randn(2, 5).T)
-        self.whole = nn.Parameter(torch.arange(3), requires_grad=False)
-        self.norm = nn.BatchNorm1d(2)
-        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
 
 
 def walk(model, steps):
@@ -40,6 +27,19 @@ def walk(model, steps):
             model.norm.running_mean.add_(step)
             model.norm.num_batches_tracked.add_(1)
             yield step
+
+
+def follow(average, model, steps):
+    for step in walk(model, steps):
+        average.update(model, step)
+
+
+def followed(steps):
+    """A model that walked, and its average."""
+    torch.manual_seed(0)
+    model, average = AssortedModel(), RunningAverage(0.3)
+    follow(average, model, steps)
+    return model, average
 
 
 def by_definition(path, share):
@@ -65,7 +65,7 @@ def by_definition(path, share):
 )
 def test_the_average_is_what_its_definition_says(share, steps):
     torch.manual_seed(0)
-    model, average, path = Model(), RunningAverage(share), []
+    model, average, path = AssortedModel(), RunningAverage(share), []
     for step in walk(model, steps):
         average.update(model, step)
         path.append((step, {name: p.detach().clone() for name, p in model.named_parameters()}))
@@ -86,38 +86,28 @@ def test_the_average_is_what_its_definition_says(share, steps):
 
 
 def test_buffers_are_the_models_own_and_nothing_is_shared():
-    torch.manual_seed(0)
-    model, average = Model(), RunningAverage(0.3)
-    for step in walk(model, range(1, 6)):
-        average.update(model, step)
+    model, average = followed(range(1, 6))
     snapshot = average.snapshot(model, 5)
     for name, buffer in model.named_buffers():
         assert torch.equal(snapshot.tensors[name], buffer)
     before = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
-    for step in walk(model, range(6, 9)):
-        average.update(model, step)
+    follow(average, model, range(6, 9))
     assert same_weights(snapshot, pw.Snapshot(5, before))
 
 
 def test_a_step_that_comes_again_changes_nothing_and_an_earlier_one_begins_anew():
-    torch.manual_seed(0)
-    model, average = Model(), RunningAverage(0.3)
-    for step in walk(model, range(1, 6)):
-        average.update(model, step)
+    model, average = followed(range(1, 6))
     before = average.snapshot(model, 5)
-    for _ in walk(model, [5]):
-        average.update(model, 5)
+    follow(average, model, [5])
     assert torch.equal(average.snapshot(model, 5).tensors["a.weight"], before.tensors["a.weight"])
-    for step in walk(model, [3]):
-        average.update(model, step)
+    follow(average, model, [3])
     assert same_weights(average.snapshot(model, 3), pw.Snapshot.of(model, 3))
-    for step in walk(model, [4]):
-        average.update(model, step)
+    follow(average, model, [4])
     assert not same_weights(average.snapshot(model, 4), pw.Snapshot.of(model, 4))
 
 
 def test_going_back_from_far_or_from_nan_leaves_nothing_of_it():
-    model, average = Model(), RunningAverage(1e-4)
+    model, average = AssortedModel(), RunningAverage(1e-4)
     with torch.no_grad():
         before = pw.Snapshot.of(model, 0)
         model.a.weight.fill_(torch.nan)
@@ -145,7 +135,7 @@ def test_it_goes_on_from_inference_mode_and_through_a_wrapper():
 def saved(path, steps):
     """A series of random walks, and its snapshots."""
     torch.manual_seed(0)
-    folder, model = pw.SnapshotFolder(path), Model()
+    folder, model = pw.SnapshotFolder(path), AssortedModel()
     for step in walk(model, steps):
         folder.save(pw.Snapshot.of(model, step))
     return folder

@@ -100,12 +100,13 @@ def test_the_sharpest_snapshot_decides_the_step_size_wherever_it_stands():
         assert {point.llc.health for point in calibration.chosen.points} <= {Health.OK, Health.LOCALIZED}
 
 
-def test_noise_is_taken_out_by_shorter_steps_and_a_lower_nbeta():
+def test_noise_is_taken_out_by_a_smaller_kappa_and_a_lower_nbeta():
     calibration = calibrated(series(1.0), make_probe(data=noise()))
     first, chosen = calibration.trials[0].points[0].llc, calibration.chosen.points[0].llc
     assert first.value > 1.2 * D / 2
     assert abs(chosen.value - D / 2) < 0.08 * D / 2
     assert chosen.error < 0.04 * chosen.value
+    assert chosen.checks.kappa < 0.5 * first.checks.kappa
     assert calibration.sampler.nbeta < calibration.trials[0].sampler.nbeta
 
 

@@ -8,8 +8,9 @@ import pytest
 from scipy.signal import lfilter
 
 from phasewatch.monitor.checks import Checks
-from phasewatch.monitor.diagnostics import TRACE_LENGTH, drift, estimate_from_losses, mixing, verdict
+from phasewatch.monitor.diagnostics import drift, estimate_from_losses, mixing, verdict
 from phasewatch.monitor.estimate import Estimate, Health
+from phasewatch.monitor.uncertainty import standard_error
 
 NBETA = 66.7
 
@@ -43,6 +44,7 @@ def test_value_and_error_of_many_draws():
     assert found.error == pytest.approx(3.0 / math.sqrt(20_000), rel=0.15)  # the chains' own spread is known to 5 %
     assert found.value == pytest.approx(paired.mean(), rel=1e-12)
     assert found.per_chain == pytest.approx(paired.mean(axis=1), rel=1e-12)
+    assert found.error == standard_error(found.per_chain)  # test_uncertainty.py has its coverage
 
 
 @pytest.mark.parametrize("phi", [-0.3, 0.0, 0.5, 0.9])
@@ -50,9 +52,9 @@ def test_effective_draws_of_an_autoregression(phi):
     draws, seeds = 4000, 8
     found = np.array([mixing(ar1(seed, phi=phi, draws=draws)) for seed in range(seeds)])
     truth = 4 * draws * (1 - phi) / (1 + phi)
-    standard_error = found[:, 1].std(ddof=1) / math.sqrt(seeds)
-    assert abs(found[:, 1].mean() - truth) < 4 * standard_error + 0.02 * truth
-    assert standard_error < 0.05 * truth
+    error = found[:, 1].std(ddof=1) / math.sqrt(seeds)
+    assert abs(found[:, 1].mean() - truth) < 4 * error + 0.02 * truth
+    assert error < 0.05 * truth
     assert found[:, 0].max() < 1.05
 
 
@@ -76,6 +78,10 @@ def test_rhat_sees_a_trend_that_all_chains_share():
 @pytest.mark.parametrize("level", [0.0, 3.0])
 def test_chains_that_do_not_move_carry_one_draw_each(level):
     assert mixing(np.full((3, 50), level)) == (1.0, 3.0)
+
+
+def test_chains_that_do_not_move_agree_in_one_place_only():
+    assert mixing(np.repeat([[0.0], [1.0], [2.0], [3.0]], 50, axis=1)) == (math.inf, 4.0)
 
 
 def test_chains_that_stand_at_different_places_have_the_error_of_their_places():
@@ -179,11 +185,10 @@ def test_the_trace_of_a_doubtful_estimate_is_the_chains_thinned():
     assert found.health is Health.UNMIXED
     assert len(found.trace) == 4
     assert {len(chain) for chain in found.trace} == {84}  # every third
-    assert 84 <= TRACE_LENGTH
     np.testing.assert_allclose(found.trace, paired[:, ::3], rtol=1e-9, atol=1e-9)
 
 
-# How often the verdict is wrong, and whether the error covers
+# How often the verdict is wrong
 
 
 @pytest.mark.parametrize(("phi", "draws"), [(0.0, 60), (0.0, 200), (0.9, 100), (0.9, 400)])
@@ -206,23 +211,6 @@ def test_a_drift_is_seldom_found_by_few_chains_that_have_none(chains):
     series = [ar1(5000 + seed, phi=0.5, chains=chains, draws=60, sd=5.0) for seed in range(seeds)]
     verdicts = [verdict(paired, error=math.inf, rhat=1.0) for paired in series]
     assert verdicts.count(Health.DRIFTING) <= 0.02 * seeds
-
-
-@pytest.mark.parametrize("chains", [2, 4, 10])
-@pytest.mark.parametrize(("phi", "draws"), [(0.0, 100), (0.9, 100), (0.99, 100), (0.995, 20)])
-def test_the_error_covers_the_truth(phi, draws, chains):
-    seeds, truth = 400, 40.0
-    found = [
-        estimate(ar1(2000 + seed, phi=phi, chains=chains, draws=draws, mean=truth, sd=5.0)) for seed in range(seeds)
-    ]
-    covered = sum(abs(e.value - truth) <= 2 * e.error for e in found) / seeds
-    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / seeds)
-
-
-def test_chains_that_never_move_agree_in_one_place_only():
-    still = np.ones((4, 50))
-    assert mixing(still) == (1.0, 4.0)
-    assert mixing(still * np.arange(4.0)[:, None])[0] == math.inf
 
 
 # Each verdict from its check, and from nothing less

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from regression import half_squared_error
 from torch import nn
 
 import phasewatch as pw
@@ -9,10 +10,6 @@ import phasewatch as pw
 DATA = tuple[torch.Tensor, torch.Tensor]
 GOOD = {"kappa": 0.5, "nbeta": 1e4, "localization": 1.0, "batch_size": None, "burn_in": 100, "draws": 150}
 MINIBATCHES = GOOD | {"kappa": 0.2, "nbeta": 64.0, "localization": 0.1, "batch_size": 32}
-
-
-def loss(model: nn.Module, batch: DATA) -> torch.Tensor:
-    return (model(batch[0]) - batch[1]).square().sum(-1).mean() / 2
 
 
 def regression(seed: int, *, noise: float = 0.3, low: float = 1.0, shift: float = 0.0) -> tuple[nn.Linear, DATA]:
@@ -30,7 +27,7 @@ def regression(seed: int, *, noise: float = 0.3, low: float = 1.0, shift: float 
 
 def health_of(seed: int, settings: dict, **where: float) -> str:
     model, data = regression(seed, **where)
-    return pw.estimate_llc(model, loss, data, sampler=pw.SGLD(**settings), seed=seed).health.name
+    return pw.estimate_llc(model, half_squared_error, data, sampler=pw.SGLD(**settings), seed=seed).health.name
 
 
 @pytest.mark.parametrize(

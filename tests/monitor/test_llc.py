@@ -6,32 +6,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from regression import D, N, half_squared_error, regression
 from torch import nn
-from torch.nn import functional as F
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Health
 from phasewatch.monitor.llc import estimate_llc
 from phasewatch.monitor.sgld import SGLD
-
-D, N = 20, 256
-
-
-def half_squared_error(model, batch):
-    x, y = batch
-    return F.mse_loss(model(x), y) / 2
-
-
-def regression(noise: float = 0.5) -> tuple[nn.Linear, tuple[torch.Tensor, torch.Tensor]]:
-    """A linear model at the minimiser of its data, in float64."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, D, generator=generator, dtype=torch.float64)
-    y = x @ torch.randn(D, 1, generator=generator, dtype=torch.float64)
-    y += noise * torch.randn(N, 1, generator=generator, dtype=torch.float64)
-    model = nn.Linear(D, 1, bias=False, dtype=torch.float64)
-    with torch.no_grad():
-        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
-    return model, (x, y)
 
 
 def test_regular_model_has_half_its_parameters():
@@ -76,7 +57,7 @@ class Products(nn.Module):
         self.v = nn.Parameter(torch.zeros(pairs, dtype=torch.float64))
 
     def forward(self, x):
-        return x @ (self.u * self.v)
+        return (x @ (self.u * self.v)).unsqueeze(-1)
 
 
 def test_degenerate_model_against_quadrature():
@@ -92,7 +73,7 @@ def test_degenerate_model_against_quadrature():
         step_size=0.01 / gamma, localization=gamma, nbeta=nbeta, chains=8, draws=1500, burn_in=300, batch_size=pairs
     )
     found = estimate_llc(
-        Products(pairs), half_squared_error, (x, torch.zeros(pairs, dtype=torch.float64)), sampler=sampler, seed=0
+        Products(pairs), half_squared_error, (x, torch.zeros(pairs, 1, dtype=torch.float64)), sampler=sampler, seed=0
     )
     assert found.health is Health.OK
     assert abs(found.value - truth) < 4 * found.error

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quadratic import excess_losses, mean_and_error, stationary_mean
+from regression import half_squared_error
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -52,14 +54,6 @@ def run_our_chains(
     target = LossOnBatches(model, Batches(pool))
     (chains,) = run_chains(target, anchor[None], sampler, seed)
     return chains, orders(sampler, seed, target).T.numpy()
-
-
-def value_and_error(per_chain: np.ndarray) -> tuple[float, float]:
-    return per_chain.mean(), per_chain.std(ddof=1) / math.sqrt(len(per_chain))
-
-
-def estimate(chains: Chains, nbeta: float) -> tuple[float, float]:
-    return value_and_error(nbeta * (chains.losses - chains.reference).mean(axis=1))
 
 
 # Against the obvious loop
@@ -153,19 +147,18 @@ def many_quadratics(dtype: torch.dtype) -> tuple[FlatModel, Tensor]:
     ("dtype", "kappa"), [(torch.float32, 0.3), (torch.float32, 1.5), (torch.float64, 1.5), (torch.bfloat16, 0.3)]
 )
 def test_stationary_excess_loss_of_a_quadratic(dtype, kappa):
-    """E[nβ·(L − L*)] = ½ Σ nβ·h / (a·(1 − ε·a/4)) exactly, a = nβ·h + γ."""
     nbeta, gamma = 400.0, 50.0
     model, h = many_quadratics(dtype)
-    a = nbeta * h + gamma
-    eps = kappa / a.max().item()
-    truth = (nbeta * h / (a * (1 - eps * a / 4))).sum().item() / 2
+    eps = kappa / (nbeta * h.max().item() + gamma)
+    truth = stationary_mean(h, nbeta=nbeta, gamma=gamma, eps=eps, method="sgld")
     sampler = SGLD(eps, gamma, nbeta, chains=8, draws=100, burn_in=round(50 / kappa), batch_size=1)
     order = any_order(sampler, [None])
-    value, error = estimate(run_devinterp_chains(model, model.weights(), [None], order, sampler, seed=3), nbeta)
+    chains = run_devinterp_chains(model, model.weights(), [None], order, sampler, seed=3)
+    value, error = mean_and_error(excess_losses(chains, nbeta))
     rounding = 0.01 * truth if dtype is torch.bfloat16 else 0  # of the weights that the model itself is called with
     assert abs(value - truth) < 4 * error + rounding
     assert error < 0.005 * truth
-    unbiased = (nbeta * h / a).sum().item() / 2
+    unbiased = stationary_mean(h, nbeta=nbeta, gamma=gamma, eps=eps, method="mala")
     assert (truth - unbiased) / unbiased > 0.03  # so that a sampler without the bias would fail above
 
 
@@ -182,11 +175,6 @@ def regression() -> tuple[FlatModel, list[Any]]:
         model.weight.copy_(solution[:-1].mT)
         model.bias.copy_(solution[-1])
     return FlatModel(model, half_squared_error), list(zip(x.split(64), y.split(64), strict=True))
-
-
-def half_squared_error(model: nn.Module, batch: Any) -> Tensor:
-    x, y = batch
-    return (model(x) - y).square().sum(-1).mean() / 2
 
 
 def at_its_own_targets(model: nn.Module) -> tuple[FlatModel, list[Any]]:
@@ -217,14 +205,14 @@ def test_both_samplers_agree(make):
         step_size=2e-3, localization=5.0, nbeta=60.0, chains=8, draws=150, burn_in=100, batch_size=64, method="sgld"
     )
     model, pool = make()
-    start, order = model.weights(), any_order(sampler, pool)
+    start = model.weights()
     mine, order = run_our_chains(model, start, pool, sampler, seed=1)
     same = run_devinterp_chains(model, start, pool, order, sampler, seed=1)
     np.testing.assert_allclose(same.losses, mine.losses, rtol=2e-3, atol=1e-6)
     np.testing.assert_allclose(same.reference, mine.reference, rtol=1e-4, atol=1e-9)
     another_order = any_order(sampler, pool, seed=1)
     other = run_devinterp_chains(model, start, pool, another_order, sampler, seed=2)
-    (a, a_error), (b, b_error) = estimate(mine, 60.0), estimate(other, 60.0)
+    (a, a_error), (b, b_error) = (mean_and_error(excess_losses(chains, 60.0)) for chains in (mine, other))
     assert abs(a - b) < 4 * math.hypot(a_error, b_error)
     assert math.hypot(a_error, b_error) < 0.08 * a
 
@@ -249,7 +237,7 @@ def test_control_flow_that_depends_on_the_data():
     model = FlatModel(Experts(), half_squared_error)
     with pytest.warns(PhasewatchWarning, match="Experts can't be vectorised"):
         model.choose_path(Batches(pool[:2]))
-    start, order = model.weights(), any_order(SMALL, pool)
+    start = model.weights()
     mine, order = run_our_chains(model, start, pool, SMALL, seed=3)
     theirs = run_devinterp_chains(model, start, pool, order, SMALL, seed=3)
     np.testing.assert_allclose(theirs.losses, mine.losses, rtol=1e-4)
@@ -424,10 +412,10 @@ def test_llc_itself_takes_our_steps(by_llc):
 @pytest.mark.parametrize("backend", ["vectorised", "devinterp"])
 def test_a_language_model_agrees_with_llc_itself(backend, by_llc):
     model, anchor, pool, found, reference = by_llc
-    theirs, their_error = value_and_error(100.0 * (found[:, LANGUAGE.burn_in :].mean(axis=1) - reference))
+    theirs, their_error = mean_and_error(100.0 * (found[:, LANGUAGE.burn_in :].mean(axis=1) - reference))
     chains, order = run_our_chains(model, anchor, pool, LANGUAGE, seed=1)
     if backend == "devinterp":
         chains = run_devinterp_chains(model, anchor, pool, order, LANGUAGE, seed=1)
-    value, error = estimate(chains, 100.0)
+    value, error = mean_and_error(excess_losses(chains, 100.0))
     assert abs(value - theirs) < 4 * math.hypot(error, their_error)
     assert math.hypot(error, their_error) < 0.08 * theirs

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from assorted_model import AssortedModel
 from torch import nn
 
 import phasewatch as pw
@@ -12,28 +13,14 @@ from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.snapshot import unwrap
 
 
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(3, 2)
-        self.b = nn.Linear(3, 2)
-        self.b.weight = self.a.weight
-        self.norm = nn.BatchNorm1d(2)
-        self.low = nn.Parameter(torch.randn(4).bfloat16(), requires_grad=False)
-        self.register_buffer("hidden", torch.arange(3), persistent=False)
-        self.register_buffer("wide", torch.arange(2.0).expand(3, 2))
-        self.register_buffer("none", None)
-        self.turned = nn.Parameter(torch.randn(2, 5).T)
-
-
 def test_parameters_and_buffers_once_and_copied():
     torch.manual_seed(0)
-    model = Model()
+    model = AssortedModel()
     snapshot = pw.Snapshot.of(model, 3)
     assert snapshot.step == 3
     assert set(snapshot.tensors) == {
-        *("a.weight", "a.bias", "b.bias", "low", "turned", "norm.weight", "norm.bias"),
-        *("norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "hidden", "wide"),
+        *("a.weight", "a.bias", "b.bias", "frozen", "low", "turned", "whole", "norm.weight", "norm.bias"),
+        *("norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "mask", "hidden", "wide"),
     }
     before = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
     with torch.no_grad():
@@ -46,7 +33,7 @@ def test_parameters_and_buffers_once_and_copied():
 
 
 def test_files_hold_every_bit(tmp_path):
-    snapshot = pw.Snapshot.of(Model(), 1234)
+    snapshot = pw.Snapshot.of(AssortedModel(), 1234)
     snapshot.tensors["a.bias"][0] = float("nan")
     folder = pw.SnapshotFolder(tmp_path / "snapshots")
     assert folder.steps == ()

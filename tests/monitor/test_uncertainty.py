@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from regression import half_squared_error
 from scipy.signal import lfilter
 from torch import nn
-from torch.nn import functional as F
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Estimate, Health
@@ -116,9 +116,6 @@ def test_level_and_difference_of_two_checkpoints_cover():
     y = x @ torch.randn(D, 1, generator=generator) + 0.5 * torch.randn(N, 1, generator=generator)
     best = torch.linalg.lstsq(x, y).solution.T
     sampler = SGLD(step_size=0.02, localization=1, nbeta=30, chains=GROUPS * CHAINS, draws=24, burn_in=8, batch_size=16)
-
-    def half_squared_error(model, batch):
-        return F.mse_loss(model(batch[0]), batch[1]) / 2
 
     def at(weights: torch.Tensor) -> np.ndarray:
         model = nn.Linear(D, 1, bias=False)

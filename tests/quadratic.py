@@ -1,9 +1,13 @@
-"""A loss whose chains are known exactly."""
+"""A loss whose chains are known exactly, and what they are to be compared by."""
 
+import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from phasewatch.monitor.chains import Chains
 
 
 @dataclass
@@ -39,3 +43,24 @@ def shifts(count: int, seed: int = 0) -> Tensor:
     """Of variance 1 and mean 0 exactly, so that their minimum is the quadratic's."""
     drawn = torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (drawn - drawn.mean()) / drawn.std(correction=0)
+
+
+def stationary_mean(h: Tensor, *, nbeta: float, gamma: float, eps: float, method: str, tilt: float = 0.0) -> float:
+    """E[nβ·(L − L*)] on a quadratic, a = nβ·h + γ: the variance of SGLD is 1/(a·(1 − ε·a/4)), BAOAB has 1/a.
+
+    Gradient noise of variance s² adds ε·(nβ·s)²/4 over a·(1 − ε·a/4) to both.
+    """
+    a = nbeta * h + gamma
+    damped = 1 - eps * a / 4
+    variance = (1 if method == "sgld" else damped) + eps * (nbeta * tilt) ** 2 / 4
+    return (nbeta * h * variance / (a * damped)).sum().item() / 2
+
+
+def excess_losses(chains: Chains, nbeta: float) -> np.ndarray:
+    """nβ·(L(w) − L(w*)) along each chain, shape (chain,)."""
+    return nbeta * (chains.losses - chains.reference).mean(axis=1)
+
+
+def mean_and_error(per_chain: np.ndarray) -> tuple[float, float]:
+    """The mean over chains, and its standard error."""
+    return per_chain.mean(), per_chain.std(ddof=1) / math.sqrt(len(per_chain))
