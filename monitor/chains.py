@@ -277,7 +277,7 @@ def _judged(traces: list[_Trace], ground: _Ground, sampler: SGLD, *, alone: bool
     eps_of_pushed = np.concatenate([trace.step_size[: len(trace.slid)] for trace in traces])
     # Pairs of chains that ran apart were never multiplied.
     held, held_error = math.nan, math.nan
-    if len(traces) == 1:
+    if len(traces) == 1 and np.abs(traces[0].pushes).max() < 1e100:  # squares of more don't fit
         level = nbeta * float((losses - reference).mean())
         held, held_error = _held(nbeta * traces[0].pushes, level, alone=alone)
     heat = (1 + keep) / (1 - keep)

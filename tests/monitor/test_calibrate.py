@@ -85,6 +85,24 @@ def test_a_bowl_is_measured_right():
     assert exact > 0.92 * D / 2
 
 
+def test_momentum_lets_a_weaker_localization_settle():
+    """Steps on all of the data keep their speed: soft directions settle (1 + 0.95)/(1 − 0.95) times sooner."""
+    spread = torch.linspace(0.02, 1, D, dtype=torch.float64)
+    snapshots, found = series(spread), {}
+    for momentum in (0.0, 0.95):
+        probe = make_probe(batch_size=None, momentum=momentum)
+        sampler = calibrate(snapshots, probe, budget=8_000, show=None)
+        estimate = probe.with_sampler(sampler)(snapshots[-1]).llc
+        stiffness = sampler.nbeta * spread
+        exact = (stiffness / (stiffness + sampler.localization)).sum().item() / 2
+        assert abs(estimate.value - exact) < 4 * estimate.error + 0.02 * exact
+        assert estimate.error < 0.05 * exact
+        found[momentum] = sampler.localization / sampler.nbeta, exact
+    assert found[0.95][0] < found[0.0][0] / 10
+    assert found[0.95][1] > 0.99 * D / 2
+    assert found[0.0][1] < 0.91 * D / 2
+
+
 def test_the_sharpest_snapshot_decides_the_step_size_wherever_it_stands():
     probe, orders = make_probe(), [(1.0, 10.0, 100.0), (100.0, 1.0, 10.0)]
     for curvatures in orders:

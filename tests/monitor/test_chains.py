@@ -84,6 +84,18 @@ def test_the_checks_of_a_quadratic():
     assert held > 0.2
 
 
+@pytest.mark.parametrize("curvatures", [(-1.5, 1.0, 0.5), (-0.9, 1.0, 0.5), (2.0,)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_curvature_is_that_of_the_steepest_direction_up_or_down(curvatures, seed):
+    h = doubles(*curvatures)
+    target, anchor = Quadratic(h, torch.zeros_like(h)), torch.full_like(h, 0.1)
+    (chains,) = run_chains(target, anchor.unsqueeze(0), SGLD(1e-4, 10.0, 30.0, 2, 8, 0, None), seed)
+    steepest = h.abs().max().item()
+    assert 0.9 * steepest < chains.checks.curvature < 1.001 * steepest
+    slope = (h * anchor).square().sum().item()
+    assert chains.checks.descent == pytest.approx(30 * slope / (2 * chains.checks.curvature), rel=0.12)
+
+
 @pytest.mark.parametrize("tilted", [False, True])
 def test_descent_off_the_minimum(tilted):
     """nβ·‖∇L‖²/(2h) along the steepest direction, whatever noise the minibatches' gradients have."""
@@ -227,13 +239,8 @@ def test_chains_are_the_obvious_loop(method, momentum):
                 w = w + 0.1 / 2 * p
 
 
-@pytest.mark.parametrize(
-    ("method", "rows"),
-    [
-        *itertools.product(["sgld", "langevin"], [1, 2, 3, 7, 9, None]),
-        *itertools.product(["mala"], [3, 7, 9, None]),  # chains of one anchor that ran apart would adapt other steps
-    ],
-)
+@pytest.mark.parametrize("method", ["sgld", "langevin", "mala"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 9, None])
 def test_any_grouping_gives_each_anchor_the_chains_it_has_alone(method, rows):
     h, anchors = doubles(0.5, 2.0, 6.0), doubles([1.0, -2.0, 0.3], [0.9, -2.0, 0.3], [1.0, 0.0, 0.0])
     masks = torch.tensor([[True, True, True], [False, True, True], [True, False, True]])
@@ -247,6 +254,25 @@ def test_any_grouping_gives_each_anchor_the_chains_it_has_alone(method, rows):
         np.testing.assert_allclose(found.losses, alone.losses, rtol=1e-10)
         np.testing.assert_allclose(found.reference, alone.reference, rtol=1e-10)
         assert found.acceptance == pytest.approx(alone.acceptance, rel=1e-6)
+        for name in ("step_size", "kappa", "curvature", "unsettled", "noise", "slid", "pull", "below"):
+            of_both = getattr(found.checks, name), getattr(alone.checks, name)
+            assert of_both[0] == pytest.approx(of_both[1], rel=1e-6, nan_ok=True)
+
+
+def test_parts_of_one_snapshot_share_its_reference():
+    class Counts(Quadratic):
+        asked = 0
+
+        def losses(self, weights, which):
+            self.asked += len(which) if weights.ndim == 1 else 0
+            return super().losses(weights, which)
+
+    anchor = doubles(1.0, -2.0)
+    target = Counts(doubles(0.5, 2.0), anchor, shifts=shifts(16))
+    masks = [None, torch.tensor([True, False]), torch.tensor([False, True])]
+    parts = run_chains(target, [anchor] * 3, SMALL, 0, masks=masks)
+    assert target.asked == 16
+    assert len({chains.losses.mean() for chains in parts}) == 3
 
 
 def test_masked_weights_stay():
@@ -383,6 +409,28 @@ def test_a_loss_that_refuses_what_the_chains_do_is_a_divergence():
     first, second = run_chains(target, stiller, sampler, 0, masks=masks)
     assert nowhere(first)
     assert not nowhere(second)
+
+
+@pytest.mark.parametrize("limit", [1e-9, 0.5])
+def test_a_loss_that_refuses_what_is_around_the_anchor_is_a_divergence(limit):
+    class Refuses(Quadratic):
+        def losses_and_grads(self, weights, which):
+            if not (weights - self.centre).abs().max() < limit:
+                raise ValueError("these are no probabilities")
+            return super().losses_and_grads(weights, which)
+
+    target = Refuses(doubles(0.5, 2.0), doubles(1.0, -2.0))
+    sampler = SGLD(localization=0.1, nbeta=1.0, chains=2, draws=400, burn_in=0, batch_size=1)
+    assert nowhere(run(target, sampler, seed=0))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, None])
+def test_diverged_chains_are_as_many_as_were_asked_for(rows):
+    target = Quadratic(torch.tensor([0.5, 2.0]), torch.tensor([1.0, -2.0]))
+    sampler = SGLD(step_size=5.0, localization=0.5, nbeta=20.0, chains=3, draws=50, burn_in=10, batch_size=1)
+    chains = run(target, sampler, seed=0, rows=rows)
+    assert chains.losses.shape == chains.reference.shape == (3, 50)
+    assert nowhere(chains)
 
 
 def test_a_loss_that_fails_at_the_anchor_too_is_no_divergence():

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import itertools
 import math
 import pickle
 import threading
@@ -363,3 +364,16 @@ def test_a_probe_of_all_the_data_at_each_step_can_be_sent():
 def test_a_probe_knows_how_many_samples_there_are():
     assert probe().samples == 32
     assert probe(data=lambda generator, size: (X[:size], Y[:size])).samples is None
+
+
+def test_another_sampler_with_more_samples_than_there_are_is_a_sentence():
+    made = probe(sampler=dataclasses.replace(SAMPLER, batch_size=None))
+    with pytest.raises(pw.PhasewatchError, match=rf"has {len(X)} samples, fewer than SGLD\(batch_size={len(X) + 1}\)"):
+        made.with_sampler(dataclasses.replace(SAMPLER, batch_size=len(X) + 1))
+
+
+def test_the_settings_tell_parts_of_one_shape_apart():
+    layers = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
+    square = (lambda model, x: model(x).square().mean(), torch.randn(200, 6))
+    of = [pw.Probe(layers, *square, sampler=SAMPLER, weights=part).settings for part in ("0", "1", {"a": "1"}, None)]
+    assert all(a["weights"] != b["weights"] for a, b in itertools.combinations(of, 2))
