@@ -83,11 +83,9 @@ def main() -> None:
             training.segment(2 * steps, within)
             before = training.segment(steps)
             for number in range(1, rounds + 1):
-                training.step = number * 4 * steps + steps
                 seconds = training.segment(steps, beside)
                 wait_for(beside, number + 1)
                 between = training.segment(steps)
-                training.step = number * 4 * steps + 3 * steps
                 inline_seconds = training.segment(steps, within)
                 after = training.segment(steps)
                 began = time.perf_counter()

@@ -24,14 +24,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from transformer_lens.config import TransformerBridgeConfig
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from phasewatch import SGLD, PhasewatchError, PhasewatchWarning, Probe, Snapshot, calibrate
 from phasewatch.monitor.calibration import Calibration
 from phasewatch.monitor.numerals import integer, value_and_error
-from phasewatch.toy_tasks import deep_linear, in_context_regression
+from phasewatch.toy_tasks import deep_linear, in_context_regression, induction
 
 
 @dataclass(frozen=True)
@@ -92,21 +90,10 @@ class Task:
         return tuple(tensor[rows] for tensor in self.data)
 
 
-def squared_error(model: nn.Module, batch: Any) -> Tensor:
-    """−log p of unit Gaussian noise, up to a constant."""
-    x, y = batch
-    return (model(x) - y).square().sum(-1).mean() / 2
-
-
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """Of classes."""
     x, y = batch
     return F.cross_entropy(model(x), y)
-
-
-def next_token(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Cross-entropy of each token given those before it."""
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def bigrams(vocabulary: int, length: int) -> Callable[[Generator, int], Tensor]:
@@ -120,21 +107,6 @@ def bigrams(vocabulary: int, length: int) -> Callable[[Generator, int], Tensor]:
         return torch.stack(tokens, dim=1)
 
     return draw
-
-
-def bridge() -> nn.Module:
-    """Two layers of attention alone."""
-    shape: dict[str, Any] = {"n_layers": 2, "d_model": 32, "n_ctx": 16, "d_head": 16, "n_heads": 2, "d_vocab": 16}
-    return TransformerBridge.boot_native(  # pyright: ignore[reportAttributeAccessIssue]
-        TransformerBridgeConfig(
-            **shape,
-            act_fn="relu",
-            attn_only=True,
-            normalization_type="LN",
-            seed=3,
-            architecture="TransformerLensNative",
-        )
-    )
 
 
 def gpt2() -> nn.Module:
@@ -258,7 +230,7 @@ TASKS = [
     Task(
         "linear regression",
         lambda: nn.Linear(50, 1, bias=False),
-        squared_error,
+        deep_linear.loss,
         linear_data(4096),
         600,
         rate=1e-2,
@@ -274,7 +246,7 @@ TASKS = [
         rate=1e-2,
         truth=deep_linear.local_llc,
     ),
-    Task("factorisation", Factorisation, squared_error, entries(8192), 1500, rate=1e-2),
+    Task("factorisation", Factorisation, deep_linear.loss, entries(8192), 1500, rate=1e-2),
     Task(
         "classifier",
         lambda: nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4)),
@@ -285,7 +257,13 @@ TASKS = [
     Task("convolutions", cnn, cross_entropy, images(4096), 600),
     Task("modular addition", Addition, cross_entropy, sums(0.8), 3000, rate=5e-3, decay=0.1, batch=128),
     Task("recurrent", Recurrent, cross_entropy, bit_strings(4096), 800),
-    Task("bigrams, attention", bridge, next_token, bigrams(16, 16), 600),
+    Task(
+        "bigrams, attention",
+        lambda: induction.make_model(3, heads=2, width=32, vocabulary=16, context=16),
+        induction.loss,
+        bigrams(16, 16),
+        600,
+    ),
     Task("bigrams, GPT-2", gpt2, gpt2_loss, {"input_ids": bigrams(16, 16)(Generator().manual_seed(10), 8192)}, 400),
     Task(
         "in-context regression",

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from scipy.signal import lfilter
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from phasewatch import SGLD, Estimate, estimate_llc
 from phasewatch.monitor.diagnostics import estimate_from_losses
 from phasewatch.monitor.uncertainty import difference
+from phasewatch.toy_tasks import deep_linear
 
 
 @dataclass(frozen=True)
@@ -143,20 +143,15 @@ def checkpoints(dimensions: int = 20, samples: int = 512) -> tuple[list[nn.Modul
     return found, (x, y)
 
 
-def half_squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Half the mean squared error."""
-    return F.mse_loss(model(batch[0]), batch[1]) / 2
-
-
 def sampled(seeds: int, samplers: Sequence[SGLD]) -> Iterator[tuple[str, int, int, Tally, Tally]]:
     """Two checkpoints of a linear regression, each seed used for both."""
     (before, after), data = checkpoints()
     for sampler in samplers:
         later, earlier = (
-            [estimate_llc(model, half_squared_error, data, sampler=sampler, seed=seed) for seed in range(seeds)]
+            [estimate_llc(model, deep_linear.loss, data, sampler=sampler, seed=seed) for seed in range(seeds)]
             for model in (after, before)
         )
-        name = f"SGLD, batch {sampler.batch_size}, burn-in {sampler.burn_in}"
+        name = f"{sampler.method}, batch {sampler.batch_size}, burn-in {sampler.burn_in}"
         yield name, sampler.chains, sampler.draws, *tallies(later, earlier)
 
 

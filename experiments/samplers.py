@@ -27,7 +27,6 @@ neighbourhood of a trained w* for more singular ones (median 1.8 %, worst 11 %, 
 """
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -38,20 +37,17 @@ from typing import Any
 import numpy as np
 import torch
 from arviz_stats.base.array import array_stats
+from tables import keep
 from torch import Generator, Tensor
 
+from phasewatch.monitor.sgld import metropolis_acceptance, sgld_step
 from phasewatch.toy_tasks import deep_linear
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
 """Weights of shape (chain, parameter) to losses of shape (chain,) and their gradients."""
 
 
-# The candidates: each takes and returns states of shape (chain, parameter); force is −∇U
-
-
-def sgld_step(w: Tensor, force: Tensor, noise: Tensor, eps: float) -> Tensor:
-    """Take the step w + ε/2·force(w) + √ε·noise (Welling & Teh 2011)."""
-    return w + eps / 2 * force + math.sqrt(eps) * noise
+# The candidates beside `sgld_step`: states of shape (chain, parameter); force is −∇U
 
 
 def leimkuhler_matthews_draw(y: Tensor, noise: Tensor, eps: float) -> Tensor:
@@ -75,15 +71,6 @@ def baoab_step(
     w = w + half * momentum
     momentum = keep * momentum + math.sqrt(1 - keep**2) * noise
     return w + half * momentum, momentum
-
-
-def mala_log_ratio(
-    w: Tensor, to: Tensor, potential: Tensor, to_potential: Tensor, force: Tensor, to_force: Tensor, eps: float
-) -> Tensor:
-    """Log of the Metropolis-Hastings ratio of an `sgld_step` from w (Roberts & Tweedie 1996), shape (chain,)."""
-    forth = (to - w - eps / 2 * force).square().sum(1)
-    back = (w - to - eps / 2 * to_force).square().sum(1)
-    return potential - to_potential + (forth - back).double() / (2 * eps)
 
 
 @dataclass(frozen=True)
@@ -227,18 +214,22 @@ class Sampler:
         if self.method.keep:
             self.u, self.momentum = baoab_step(self.u, self.momentum, force, noise, eps, self.method.keep)
         else:
-            self.u = sgld_step(self.u, force, noise, eps)
+            self.u = self.proposal(force, noise)
         return loss
+
+    def proposal(self, force: Tensor, noise: Tensor) -> Tensor:
+        """Where SGLD goes by a force that has the localization in it."""
+        return sgld_step(self.u, torch.zeros_like(self.u), -force, noise, nbeta=1.0, gamma=0.0, eps=self.eps)
 
     def mala_step(self) -> Tensor:
         """Propose a step, take it or stay, and return the losses of where the chains are, shape (chain,)."""
         loss, force = self.current or self.loss_and_force(self.u)
-        to = sgld_step(self.u, force, self.noise(), self.eps)
+        to = self.proposal(force, self.noise())
         to_loss, to_force = self.loss_and_force(to)
-        ratio = mala_log_ratio(
-            self.u, to, self.potential(loss, self.u), self.potential(to_loss, to), force, to_force, self.eps
-        )
-        probability = ratio.nan_to_num(nan=-math.inf).clamp(max=0).exp()
+        potentials = self.potential(loss, self.u), self.potential(to_loss, to)
+        probability = metropolis_acceptance(
+            self.u, to, torch.zeros_like(to), *potentials, -force, -to_force, nbeta=1.0, gamma=0.0, eps=self.eps
+        ).nan_to_num(nan=0.0)
         accept = torch.rand(len(to), generator=self.generator, dtype=torch.float64) < probability
         self.u = torch.where(accept[:, None], to, self.u)
         self.current = torch.where(accept, to_loss, loss), torch.where(accept[:, None], to_force, force)
@@ -400,19 +391,12 @@ def network_loss(model: deep_linear.DeepLinear, batch: deep_linear.Batch, dtype:
 
 
 def condition_number(model: deep_linear.DeepLinear) -> float:
-    """The largest over the least nonzero curvature of the population loss, from the explicit Jacobian."""
+    """The largest over the least nonzero curvature of the population loss; NaN for a large network."""
     weights = model.factors()
     if weights[0].shape[1] * len(weights[-1]) > 1000 or sum(w.numel() for w in weights) > 5000:
         return math.nan
-
-    def outputs(*factors: Tensor) -> Tensor:
-        return torch.linalg.multi_dot(factors[::-1])
-
-    with torch.enable_grad():
-        parts = torch.autograd.functional.jacobian(outputs, tuple(weights))
-    jacobian = torch.cat([part.flatten(0, 1).flatten(1) for part in parts], dim=1)
-    values = torch.linalg.svdvals(jacobian)
-    return (values[0] / values[values > 1e-6 * values[0]][-1]).item() ** 2
+    h = deep_linear.curvatures(model)
+    return (h[-1] / h[0]).item()
 
 
 CHOOSE = [
@@ -566,7 +550,7 @@ def main() -> None:
     """Run the cases that are asked for, print each as it ends, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the smallest cases and short chains, under a minute")
-    parser.add_argument("--only", nargs="+", help="parts to run; their rows replace those in the table")
+    parser.add_argument("--only", nargs="+", help="parts to run")
     parser.add_argument("--output", type=Path, default=Path("experiments/results/samplers.csv"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -589,14 +573,7 @@ def main() -> None:
                     flush=True,
                 )
     if not arguments.quick:
-        if arguments.only and arguments.output.exists():
-            ran = {row["part"] for row in rows}
-            with arguments.output.open() as file:
-                rows = [row for row in csv.DictReader(file) if row["part"] not in ran] + rows
-        with arguments.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        keep(arguments.output, rows, by=("part", "case"))
     print(*summary(rows), sep="\n")
 
 

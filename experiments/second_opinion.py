@@ -38,6 +38,7 @@ from phasewatch.monitor.flat_model import FlatModel, LossOnBatches, own_copy
 from phasewatch.monitor.isolation import untouched_randomness
 from phasewatch.monitor.second_opinion import run_devinterp_chains
 from phasewatch.monitor.sgld import SGLD
+from phasewatch.toy_tasks.induction import make_model, token_losses
 
 
 def stationary(optimizer: Callable[[list[Tensor]], SGMCMC], kappa: float, dtype: torch.dtype = torch.float32) -> float:
@@ -174,11 +175,6 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Tensor], Tensor], ids: 
     model.zero_grad()
 
 
-def next_token(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of each token but the first, shape (sequence, token − 1)."""
-    return F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:], reduction="none")
-
-
 def gpt2(steps: dict[str, Any]) -> Case:
     """GPT-2 of one layer, without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -191,31 +187,21 @@ def gpt2(steps: dict[str, Any]) -> Case:
     model = GPT2LMHeadModel(config)
 
     def losses(model: nn.Module, tokens: Tensor) -> Tensor:
-        return next_token(model(tokens, use_cache=False).logits, tokens)
+        logits = model(tokens, use_cache=False).logits
+        return F.cross_entropy(logits[:, :-1].mT, tokens[:, 1:], reduction="none")
 
     tokens = bigrams(8, 64, 8)
     train(model, losses, tokens)
     return Case("GPT-2, 1 layer", model, losses, tokens, sampler)
 
 
-def bridge(steps: dict[str, Any]) -> Case:
+def attention(steps: dict[str, Any]) -> Case:
     """An attention-only model of TransformerLens."""
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
-
     sampler = SGLD(step_size=3e-4, localization=50.0, nbeta=100.0, batch_size=16, method="sgld", **steps)
-    config = TransformerBridgeConfig(
-        n_layers=2, d_model=8, n_ctx=8, d_head=4, n_heads=2, d_vocab=8, act_fn="relu", attn_only=True,
-        normalization_type="LN", seed=3, architecture="TransformerLensNative",
-    )  # fmt: skip
-    model: nn.Module = cast(Any, TransformerBridge).boot_native(config)
-
-    def losses(model: nn.Module, tokens: Tensor) -> Tensor:
-        return next_token(model(tokens, return_type="logits"), tokens)
-
+    model = make_model(3, heads=2, width=8, vocabulary=8, context=8)
     tokens = bigrams(8, 64, 8)
-    train(model, losses, tokens)
-    return Case("attention only, 2 layers", model, losses, tokens, sampler)
+    train(model, token_losses, tokens)
+    return Case("attention only, 2 layers", model, token_losses, tokens, sampler)
 
 
 def value_and_error(per_chain: np.ndarray) -> tuple[float, float]:
@@ -283,7 +269,7 @@ def main() -> None:
     titles = "ours", "its optimizer", "llc, settled", "llc as it is"
     print(f"{'λ̂ by':31}{'exactly':>8}" + "".join(f"{title:>16}" for title in titles) + "  standard errors from ours")
     steps = {"chains": 4 if quick else 20, "draws": 200, "burn_in": 100}
-    for make in (quadratic, regression, deep_linear, perceptron, gpt2, bridge):
+    for make in (quadratic, regression, deep_linear, perceptron, gpt2, attention):
         torch.manual_seed(0)
         print_case(make(steps))
 

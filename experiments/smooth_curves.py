@@ -19,26 +19,27 @@ Claims (experiments/results/smooth_curves.md has the tables):
 
 Costs about twelve minutes on one idle core.
 
-    python experiments/smooth_curves.py [--task regression|induction] [--quick]
+    python experiments/smooth_curves.py [--task regression|induction] [--output experiments/results/smooth_curves.md]
 """
 
 import argparse
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 from torch.utils._pytree import tree_map
 
 import phasewatch as pw
-from phasewatch.monitor.batches import keep_minibatches
-from phasewatch.monitor.chains import chain_seed
+from phasewatch.monitor.averaging import RunningAverage
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks import induction
 
@@ -56,11 +57,11 @@ class Task:
     make_model: Callable[[], nn.Module]
     loss: Callable[[nn.Module, Any], Tensor]
     data: Callable[[torch.Generator, int], Any]
-    make_optimizer: Callable[..., torch.optim.Optimizer]
-    batch_size: int
+    training: Callable[[nn.Module, Any], Iterator[int]]
     places: tuple[int, ...]
     late: int
     sampler: pw.SGLD
+    metrics: Mapping[str, Callable[[nn.Module, Any], float]] = field(default_factory=dict)
 
 
 TASKS = {
@@ -68,8 +69,7 @@ TASKS = {
         make_model=partial(regression.RegressionTransformer, width=32),
         loss=regression.loss,
         data=regression.RegressionData(),
-        make_optimizer=partial(torch.optim.Adam, lr=3e-3),
-        batch_size=256,
+        training=regression.training,
         places=(200, 700, 1500, 2800, 4500, 6800),
         late=1500,
         sampler=pw.SGLD(step_size=3e-4, localization=100, nbeta=66.7, chains=4, draws=30, burn_in=20, batch_size=32),
@@ -78,11 +78,11 @@ TASKS = {
         make_model=induction.make_model,
         loss=induction.loss,
         data=induction.InductionData(),
-        make_optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01),
-        batch_size=64,
+        training=induction.training,
         places=(300, 700, 900, 1300, 2000, 2800),
         late=1300,
         sampler=pw.SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=15, burn_in=15, batch_size=16),
+        metrics=induction.published_metrics(induction.InductionData()),
     ),
 }
 
@@ -95,35 +95,40 @@ def cluster(place: int) -> list[list[int]]:
     return [steps[i : i + GROUP] for i in range(0, len(steps), GROUP)]
 
 
-def weights_of_run(task: Task) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
-    """Train, and give the step, the weights and their running averages at each step of each cluster."""
+def snapshots_of_run(task: Task) -> Iterator[dict[str, pw.Snapshot]]:
+    """Train, and give the weights and their running averages by name at each step of each cluster."""
     torch.manual_seed(0)
     model = task.make_model()
-    optimizer = task.make_optimizer(model.parameters())
-    generator = torch.Generator().manual_seed(0)
     wanted = {step for place in task.places for group in cluster(place) for step in group}
-    averages = torch.zeros(len(DECAYS) + len(SHARES), sum(p.numel() for p in model.parameters()))
-    names = [f"decay {decay}" for decay in DECAYS] + [f"last {share:.0%} of the steps" for share in SHARES]
-    for step in range(1, max(wanted) + 1):
-        optimizer.zero_grad()
-        task.loss(model, task.data(generator, task.batch_size)).backward()
-        optimizer.step()
+    decayed = {decay: {name: torch.zeros_like(p) for name, p in model.named_parameters()} for decay in DECAYS}
+    averages = {share: RunningAverage(share) for share in SHARES}
+    for step in islice(task.training(model, task.data), max(wanted)):
+        for average in averages.values():
+            average.update(model, step)
         with torch.no_grad():
-            w = parameters_to_vector(model.parameters())
-            # The average of the first steps is their mean, until the decay's own horizon is reached
-            new = [max(1 - decay, 1 / step) for decay in DECAYS]
-            new += [1 - (1 - 1 / step) ** (1 / share) for share in SHARES]
-            averages.lerp_(w.expand_as(averages), torch.tensor(new)[:, None])
+            for decay, mean in decayed.items():
+                for name, p in model.named_parameters():
+                    # The average of the first steps is their mean, until the decay's own horizon is reached
+                    mean[name].lerp_(p, max(1 - decay, 1 / step))
         if step in wanted:
-            yield step, w, dict(zip(names, averages.clone(), strict=True))
+            plain = pw.Snapshot.of(model, step)
+            yield (
+                {"plain": plain}
+                | {f"decay {decay}": with_tensors(plain, mean) for decay, mean in decayed.items()}
+                | {f"last {share:.0%} of the steps": a.snapshot(model, step) for share, a in averages.items()}
+            )
 
 
-def as_snapshot(model: nn.Module, flat: Tensor, step: int) -> pw.Snapshot:
-    """A snapshot of a model with other weights."""
-    parameters = dict(model.named_parameters())
-    pieces = flat.split([p.numel() for p in parameters.values()])
-    own = {name: piece.view_as(p).clone() for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
-    return pw.Snapshot(step, {**pw.Snapshot.of(model, step).tensors, **own})
+def with_tensors(snapshot: pw.Snapshot, tensors: Mapping[str, Tensor]) -> pw.Snapshot:
+    """A snapshot with copies of other tensors in the place of its own."""
+    return replace(snapshot, tensors={**snapshot.tensors, **{name: t.clone() for name, t in tensors.items()}})
+
+
+def mean_of(snapshots: Sequence[pw.Snapshot]) -> pw.Snapshot:
+    """The mean of snapshots, at the step of the one in the middle."""
+    middle = snapshots[len(snapshots) // 2]
+    floating = [name for name, tensor in middle.tensors.items() if tensor.is_floating_point()]
+    return with_tensors(middle, {name: torch.stack([s.tensors[name] for s in snapshots]).mean(0) for name in floating})
 
 
 def minibatches(task: Task) -> Any:
@@ -131,45 +136,41 @@ def minibatches(task: Task) -> Any:
 
     So λ̂ plus nβ times the loss is nearly nβ times the mean of L(w) along the chains.
     """
-    sampler = task.sampler
-    kept = keep_minibatches(
-        cast(Any, task.data),
-        cast(int, sampler.batch_size),
-        nbeta=sampler.nbeta,
-        chains=sampler.chains,
-        steps=sampler.burn_in + sampler.draws,
-        generator=torch.Generator().manual_seed(chain_seed(0, 0, 2)),
-        device=torch.device("cpu"),
-    )
-    return tree_map(lambda leaf: leaf.flatten(0, 1), kept.stacked)
+    drawn = []
+
+    def data(generator: torch.Generator, batch_size: int) -> Any:
+        drawn.append(task.data(generator, batch_size))
+        return drawn[-1]
+
+    kept = pw.Probe(task.make_model, task.loss, data, sampler=task.sampler).minibatches
+    return tree_map(lambda *leaves: torch.cat(leaves), *drawn[-kept:])
 
 
 def measure(task: Task) -> dict[str, dict[int, pw.Trajectory]]:
     """The points of each way of averaging around each place."""
-    model = task.make_model()
     probe = pw.Probe(
         task.make_model,
         task.loss,
         task.data,
         eval_batch=minibatches(task),
         sampler=task.sampler,
+        metrics=task.metrics,
         threads=1,
     )
     began = time.perf_counter()
-    run = {step: (w, averages) for step, w, averages in weights_of_run(task)}
-    print(f"trained in {time.perf_counter() - began:.0f} s", flush=True)
+    run = {snapshots["plain"].step: snapshots for snapshots in snapshots_of_run(task)}
+    print(f"trained in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     found: dict[str, dict[int, pw.Trajectory]] = {}
     for place in task.places:
         points: dict[str, list[pw.Point]] = {}
         for group in cluster(place):
-            middle = group[GROUP // 2]
-            w, averages = run[middle]
-            mean = torch.stack([run[step][0] for step in group]).mean(0)
-            for name, flat in {"plain": w, f"mean of {GROUP} snapshots": mean, **averages}.items():
-                points.setdefault(name, []).append(probe(as_snapshot(model, flat, middle)))
+            own = run[group[GROUP // 2]]
+            mean = mean_of([run[step]["plain"] for step in group])
+            for name, snapshot in {"plain": own["plain"], f"mean of {GROUP} snapshots": mean, **own}.items():
+                points.setdefault(name, []).append(probe(snapshot))
         for name, measured in points.items():
             found.setdefault(name, {})[place] = pw.Trajectory(measured)
-        print(f"place {place} at {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"place {place} at {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return found
 
 
@@ -240,36 +241,48 @@ def _crossing(log_step: np.ndarray, level: np.ndarray, at: float) -> float:
     return float(log_step[after - 1] + share * (log_step[after] - log_step[after - 1]))
 
 
-def report(task: Task, found: dict[str, dict[int, pw.Trajectory]]) -> None:
-    """Print the table."""
+def report(title: str, task: Task, found: dict[str, dict[int, pw.Trajectory]]) -> Iterator[str]:
+    """The lines of a task's tables, in Markdown."""
     places = sorted(found["plain"])
     late = [place for place in places if place >= task.late]
     nbeta = task.sampler.nbeta
     plain = found["plain"]
     losses = np.concatenate([without_line(plain[p].steps, plain[p].loss) for p in late])
     llcs = np.concatenate([without_line(plain[p].steps, plain[p].llc) for p in late])
-    print(f"\nplain λ̂ against −nβ times its own loss, late: correlation {np.corrcoef(-losses, llcs)[0, 1]:.3f}, "
-          f"slope {-(losses @ llcs) / (losses @ losses) / nbeta:.2f} nβ")  # fmt: skip
     by_name = curves(found, nbeta)
     base, _ = by_name["plain"].jitter(late)
     own = milestones(by_name["plain"])
-    print("plain, mean λ̂ at", "  ".join(f"{p}: {by_name['plain'].level(p):.1f}" for p in places))
-    print("plain, mean loss at", "  ".join(f"{p}: {plain[p].loss.mean():.4f}" for p in places))
-    print("plain, milestones at", ", ".join(f"{name} {math.exp(at.mean()):.0f}" for name, at in own.items()))
-    print(f"\n| λ̂ of | jitter from step {late[0]} on | times less | level − plain, by place | {' | '.join(own)} |")
-    print("|---|---|---|---|" + "---|" * len(own))
+    yield f"\n## {title}\n"
+    yield (
+        f"- plain λ̂ against −nβ times its own loss, late: correlation {np.corrcoef(-losses, llcs)[0, 1]:.3f}, "
+        f"slope {-(losses @ llcs) / (losses @ losses) / nbeta:.2f} nβ"
+    )
+    yield f"- plain, mean λ̂ at {listed({p: by_name['plain'].level(p) for p in places}, '.1f')}"
+    yield f"- plain, mean loss at {listed({p: plain[p].loss.mean() for p in places}, '.4f')}"
+    for metric in task.metrics:
+        scores = {p: np.mean([point.metrics[metric] for point in plain[p]]) for p in places}
+        yield f"- plain, mean {metric} at {listed(scores, '.3f')}"
+    at_steps = ", ".join(f"{milestone} {math.exp(at.mean()):.0f}" for milestone, at in own.items())
+    yield f"- plain, milestones at {at_steps}"
+    yield f"\n| λ̂ of | jitter from step {late[0]} on | times less | level − plain, by place | {' | '.join(own)} |"
+    yield "|---|---|---|---|" + "---|" * len(own)
     for name, curve in by_name.items():
         jitter, error = curve.jitter(late)
         bend = " ".join(f"{curve.level(p) - by_name['plain'].level(p):+.1f}" for p in places)
         moved = milestones(curve)
         shift = " | ".join(later(moved[m] - at) if m in moved else "gone" for m, at in own.items())
-        print(f"| {name} | {jitter:.2f} ± {error:.2f} | {base / jitter:.1f} | {bend} | {shift} |")
-    print("\njitter by place:")
+        yield f"| {name} | {jitter:.2f} ± {error:.2f} | {base / jitter:.1f} | {bend} | {shift} |"
+    yield "\njitter by place:\n"
     for name, curve in by_name.items():
-        print(f"  {name}:", "  ".join(f"{p}: {curve.jitter([p])[0]:.2f}" for p in places))
-    print("\nloss − plain, by place:")
+        yield f"- {name}: {listed({p: curve.jitter([p])[0] for p in places}, '.2f')}"
+    yield "\nloss − plain, by place:\n"
     for name, by_place in found.items():
-        print(f"  {name}:", "  ".join(f"{p}: {by_place[p].loss.mean() - plain[p].loss.mean():+.4f}" for p in places))
+        yield f"- {name}: {listed({p: by_place[p].loss.mean() - plain[p].loss.mean() for p in places}, '+.4f')}"
+
+
+def listed(by_place: Mapping[int, Any], form: str) -> str:
+    """Numbers by their place."""
+    return "  ".join(f"{place}: {value:{form}}" for place, value in by_place.items())
 
 
 def later(shifts: np.ndarray) -> str:
@@ -282,15 +295,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=list(TASKS), action="append")
     parser.add_argument("--quick", action="store_true", help="two early places and short chains, to see that it runs")
+    parser.add_argument("--output", type=Path, help="a file to write what is printed to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    lines = ["# Output of `python experiments/smooth_curves.py`"]
     for name in arguments.task or TASKS:
         task = TASKS[name]
         if arguments.quick:
             sampler = replace(task.sampler, draws=4, burn_in=1)
             task = replace(task, places=(60, 120), late=60, sampler=sampler)
-        print(f"\n== {name}", flush=True)
-        report(task, measure(task))
+        lines += report(name, task, measure(task))
+    text = "\n".join(lines)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

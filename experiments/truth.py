@@ -16,17 +16,17 @@ near w*; most singular points: nβ 7e4 and γ 0.1.
 """
 
 import argparse
-import csv
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tables import keep
 from torch import Generator, Tensor, nn
 
 import phasewatch as pw
@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "truth.csv"
 
 @dataclass(frozen=True)
 class Case:
-    """A model at a known point, and how it is sampled there."""
+    """A model at a known point, how it is sampled there, and the verdict that it is meant to get."""
 
     part: str
     name: str
@@ -49,7 +49,6 @@ class Case:
     condition: float = 1.0
     seed: int = 0
     meant: str = "OK"
-    found: dict[str, Any] = field(default_factory=dict)
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -66,6 +65,7 @@ def measure(case: Case) -> dict[str, Any]:
         "error": estimate.error,
         "relative": estimate.value / case.truth - 1,
         "verdict": estimate.health.name,
+        "meant": case.meant,
         "condition": case.condition,
         "gradients": sampler.chains * (sampler.burn_in + sampler.draws),
         "seconds": time.perf_counter() - start,
@@ -119,25 +119,6 @@ LARGE = [((100, 120, 100), 10), ((300, 300, 300), 12), ((700, 720, 700), 20)]
 """Of 24,000, 180,000 and 1,008,000 parameters."""
 
 
-def condition_number(model: deep_linear.DeepLinear) -> float:
-    """Largest over smallest curvature that isn't 0, from the Jacobian of the product."""
-    factors = [factor.detach() for factor in model.factors()]
-    if sum(factor.numel() for factor in factors) > 4000:
-        return math.nan
-
-    def product(*weights: Tensor) -> Tensor:
-        found = weights[0]
-        for weight in weights[1:]:
-            found = weight @ found
-        return found
-
-    jacobian = torch.autograd.functional.jacobian(product, tuple(factors))
-    flat = torch.cat([part.reshape(part.shape[0] * part.shape[1], -1) for part in jacobian], dim=1)
-    values = torch.linalg.svdvals(flat).square()
-    values = values[values > 1e-12 * values[0]]
-    return (values[0] / values[-1]).item()
-
-
 def networks(quick: bool) -> Iterator[Case]:
     """Deep linear networks where training took them: λ there is rank(J)/2."""
     yield from trained(NETWORKS[:4] if quick else NETWORKS, burn_in=2000, draws=6000)
@@ -158,12 +139,16 @@ def trained(networks: list[tuple[tuple[int, ...], int]], **steps: int) -> Iterat
         model = deep_linear.DeepLinear(widths, dtype=torch.float64)
         deep_linear.train(model, (x, x @ truth.T))
         data = (x, x @ truth.T)
+        condition = math.nan
+        if sum(p.numel() for p in model.parameters()) <= 4000:
+            h = deep_linear.curvatures(model)
+            condition = (h[-1] / h[0]).item()
         name = f"{widths} rank {rank}"
         settings = {"nbeta": 1e9, "localization": 1e4, "chains": 4, **steps}
         part = "large" if networks is LARGE else "trained"
         yield Case(
             part, name, model, deep_linear.loss, data, deep_linear.local_llc(model), settings,
-            condition_number(model), number,
+            condition, number,
         )  # fmt: skip
 
 
@@ -279,29 +264,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the smallest cases, in a minute")
     parser.add_argument("--only", choices=PARTS, help="measure one part of the table again")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where the table is kept")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the table; cases that this run leaves out stay")
     options = parser.parse_args()
     rows = []
     for part, cases in PARTS.items():
         for case in cases(options.quick) if options.only in {None, part} else ():
             row = measure(case)
             rows.append(row)
+            verdict = row["verdict"] + ("" if row["verdict"] == row["meant"] else " (!)")
             print(
                 f"{row['part']:14} {row['case']:34} truth {row['truth']:12.3f}  λ̂ {row['estimate']:12.3f} ± "
-                f"{row['error']:9.3f}  {row['relative']:+7.1%}  {row['verdict']:12} condition {row['condition']:8.1e}  "
+                f"{row['error']:9.3f}  {row['relative']:+7.1%}  {verdict:16} condition {row['condition']:8.1e}  "
                 f"{row['gradients']:7} gradients  {row['seconds']:6.1f} s",
                 flush=True,
             )
     print(*summary(rows), sep="\n")
-    if not options.quick:
-        parts = {row["part"] for row in rows}
-        if options.only and options.output.exists():
-            with options.output.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if row["part"] not in parts] + rows
-        with options.output.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    if rows and not options.quick:
+        keep(options.output, rows, by=("part", "case"))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ fall, a transition of type A, half of it by step 900 (experiments/smooth_curves.
 700, 900, 1,300, 2,000 and 2,800). Whether its slow fall afterwards is a type B is not known.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import torch
 from torch import Generator, Tensor, nn
@@ -123,6 +124,26 @@ def token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
 def loss(model: nn.Module, batch: Tensor) -> Tensor:
     """Mean cross-entropy of the next token, in nats."""
     return token_losses(model, batch).mean()
+
+
+def training(model: nn.Module, data: InductionData, *, seed: int = 0) -> Iterator[int]:
+    """Train a model in place, as measured above: AdamW, learning rate 1e-3, weight decay 0.01, batch 64.
+
+    Args:
+        model: such as `make_model` builds.
+        data: where the batches are drawn from.
+        seed: of the batches.
+
+    Yields:
+        The number of steps taken so far, after each of them, without end.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    generator = Generator().manual_seed(seed)
+    for step in count(1):
+        optimizer.zero_grad()
+        loss(model, data(generator, 64)).backward()
+        optimizer.step()
+        yield step
 
 
 def icl_score(model: nn.Module, batch: Tensor) -> float:
@@ -263,30 +284,6 @@ def published_metrics(data: InductionData) -> dict[str, Metric]:
         "bigram": bigram_cross_entropy(data.table),
         "previous_token": lambda model, batch: previous_token_scores(model, data).max().item(),
         "prefix_matching": lambda model, batch: prefix_matching_scores(model, data).max().item(),
-    }
-
-
-def head_metrics(data: InductionData, *, layers: int = 2, heads: int = 4) -> dict[str, Metric]:
-    """The previous-token and prefix-matching scores of every head as metrics of a probe, such as `previous_token_0.3`.
-
-    Args:
-        data: the training data.
-        layers: of the model.
-        heads: in a layer.
-
-    Returns:
-        Metrics for `Probe(metrics=published_metrics(data) | head_metrics(data))`.
-    """
-
-    def of_head(scores: Callable[[nn.Module, InductionData], Tensor], layer: int, head: int) -> Metric:
-        return lambda model, batch: scores(model, data)[layer, head].item()
-
-    kinds = {"previous_token": previous_token_scores, "prefix_matching": prefix_matching_scores}
-    return {
-        f"{name}_{layer}.{head}": of_head(scores, layer, head)
-        for name, scores in kinds.items()
-        for layer in range(layers)
-        for head in range(heads)
     }
 
 

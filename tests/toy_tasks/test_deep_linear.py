@@ -8,6 +8,7 @@ from torch import Generator
 
 from phasewatch.toy_tasks.deep_linear import (
     DeepLinear,
+    curvatures,
     local_llc,
     loss,
     low_rank_matrix,
@@ -40,8 +41,8 @@ def product(model):
     return model(torch.eye(next(model.parameters()).shape[1], dtype=torch.float64)).mT.detach()
 
 
-def jacobian_rank(model):
-    """The rank of the explicit Jacobian of the outputs, which must be told from 0 by four orders of magnitude."""
+def jacobian(model):
+    """The explicit Jacobian of the outputs for each unit vector, shape (output of each, parameter)."""
     weights = tuple(model.factors())
     x = torch.eye(weights[0].shape[1], dtype=torch.float64)
 
@@ -51,8 +52,13 @@ def jacobian_rank(model):
             y = y @ weight.mT
         return y.flatten()
 
-    jacobian = torch.autograd.functional.jacobian(outputs, weights)
-    values = torch.linalg.svdvals(torch.cat([part.flatten(1) for part in jacobian], dim=1))
+    parts = torch.autograd.functional.jacobian(outputs, weights)
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def jacobian_rank(model):
+    """The rank of the explicit Jacobian, which must be told from 0 by four orders of magnitude."""
+    values = torch.linalg.svdvals(jacobian(model))
     rank = int((values > 1e-6 * values[0]).sum())
     assert rank == len(values) or values[rank] < 1e-4 * values[rank - 1]
     return rank
@@ -229,6 +235,31 @@ def test_the_local_coefficient_of_a_million_parameters():
     model = most_singular_point((700, 700, 700), low_rank_matrix(700, 700, 3, generator()), generator())
     assert sum(weight.numel() for weight in model.parameters()) == 980_000
     assert local_llc(model) == (3 * 1400 - 9) / 2  # the matrices of rank 3
+
+
+@pytest.mark.parametrize(("widths", "rank"), NETWORKS)
+def test_curvatures_are_the_squares_of_the_singular_values_of_the_jacobian(widths, rank):
+    model, _, _ = trained(widths, rank)
+    found = curvatures(model)
+    expected = torch.linalg.svdvals(jacobian(model)).square().flip(0)
+    torch.testing.assert_close(found, expected[-len(found) :], rtol=1e-9, atol=0)
+    assert len(found) == 2 * local_llc(model)
+
+
+def test_curvatures_are_those_of_the_loss():
+    model, _, truth = trained((4, 3, 5), 2)
+    x = 2 * torch.eye(4, dtype=torch.float64)  # whose second moments are the identity
+    shapes = [weight.shape for weight in model.parameters()]
+
+    def at(flat):
+        first, second = (part.view(shape) for part, shape in zip(flat.split([12, 15]), shapes, strict=True))
+        return (x @ first.mT @ second.mT - x @ truth.mT).square().sum(-1).mean() / 2
+
+    flat = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(at, flat))
+    found = curvatures(model)
+    torch.testing.assert_close(found, values[-len(found) :], rtol=1e-6, atol=0)
+    assert values[: -len(found)].abs().max() < 1e-6 * found[0]
 
 
 # The most singular point

@@ -20,6 +20,7 @@ from phasewatch.toy_tasks.in_context_regression import (
     ridge_distance,
     ridge_predictions,
     task_prior_score,
+    training,
 )
 
 
@@ -283,6 +284,20 @@ def test_published_metrics_of_a_model_that_predicts_nothing():
 
 
 # Training
+
+
+def test_a_training_step_is_adam_on_a_batch_of_its_seed():
+    data, model, by_hand = RegressionData(), seeded_model(width=16), seeded_model(width=16)
+    steps = training(model, data, seed=3)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=3e-3)
+    draws = generator(3)
+    for step in (1, 2, 3):
+        assert next(steps) == step
+        optimizer.zero_grad()
+        loss(by_hand, data(draws, 256)).backward()
+        optimizer.step()
+        for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_training_learns_in_context():
