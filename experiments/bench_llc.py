@@ -275,6 +275,12 @@ def on_gpu(quick: bool) -> Iterator[Row]:
         )
         yield f"GPU, {name}: eager chain step / ours", eager / step, "≥ 40", about
         yield f"GPU, {name}: ours / the device's floor", step / max(floors), "≤ 3", about
+        run = partial(run_chains, LossOnBatches(flat, kept), checkpoints, replace(sampler, burn_in=100, draws=200), 0)
+        whole = seconds(run, "cuda") / 200 / 300
+        about = (
+            f"{whole * 60000:.1f} s for 20 estimates of 100 + 200 steps, surveys and references of their own included"
+        )
+        yield f"GPU, {name}: eager chain step / all of an estimate, per chain step", eager / whole, "", about
     torch.set_float32_matmul_precision("highest")
     yield from large_transformer(quick)
 
