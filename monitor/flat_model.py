@@ -287,9 +287,11 @@ class FlatModel:
         Args:
             batches: a minibatch for each row.
         """
+        if self.vectorised and self.device.type == "cuda" and len(batches) not in self._compiled:
+            self._compile(batches)
+
+    def _compile(self, batches: Batches) -> None:
         rows, plain = len(batches), vmap(self._functional_loss)
-        if not self.vectorised or self.device.type != "cuda" or rows in self._compiled:
-            return
         self._compiled[rows] = plain
         weights = self._nearby(rows)
         expected = self.losses_and_grads(weights, batches)

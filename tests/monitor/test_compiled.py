@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from phasewatch.monitor.batches import Batches
 from phasewatch.monitor.chains import run_chains
-from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.flat_model import FlatModel, LossOnBatches, under_autocast
 from phasewatch.monitor.sgld import SGLD
 
@@ -77,14 +76,3 @@ def test_compiled_chains_agree_with_plain_ones():
     for a, b in zip(expected, found, strict=True):
         excess, fast_excess = ((c.losses - c.reference).mean() for c in (a, b))
         assert abs(excess - fast_excess) < 0.01 * excess
-
-
-@pytest.mark.parametrize("wrong", [lambda loss: lambda *given: 1.1 * loss(*given), lambda loss: 1 / 0])
-def test_a_compiler_that_fails_or_errs_is_left_alone(monkeypatch, wrong):
-    monkeypatch.setattr("phasewatch.monitor.compiled.compiled", wrong)
-    with pytest.warns(
-        PhasewatchWarning, match="The chains run uncompiled, which is slower: Attention can't be compiled"
-    ):
-        plain, fast, batches = prepared(loss, 6)
-    weights = plain.weights().expand(6, -1)
-    torch.testing.assert_close(fast.losses_and_grads(weights, batches), plain.losses_and_grads(weights, batches))

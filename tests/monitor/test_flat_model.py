@@ -1,5 +1,7 @@
 import functools
+import sys
 import threading
+import types
 import warnings
 
 import pytest
@@ -434,3 +436,30 @@ def test_transformer_encoders_are_vectorised():
     with measuring(0, model.device, threads=1, precision=None):
         model.choose_path(Batches(BATCHES))
     assert model.vectorised
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (lambda plain: lambda *given: 1.0 * plain(*given), None),
+        (lambda plain: lambda *given: 1.1 * plain(*given), "its compiled loss differs from its plain one"),
+        (lambda plain: int("no compiler here"), "invalid literal"),
+        (lambda plain: lambda *given: int("no Triton"), "invalid literal"),
+    ],
+)
+def test_a_compiler_is_trusted_where_it_is_right(monkeypatch, compiler, reason, seen):
+    """With a compiler of our own, as what is to be checked is the choice: torch's needs a GPU here."""
+    monkeypatch.setitem(sys.modules, "phasewatch.monitor.compiled", types.SimpleNamespace(compiled=compiler))
+    monkeypatch.setattr(FlatModel, "prepare", FlatModel._compile)
+    model, batches = FlatModel(Tied(), loss), Batches(BATCHES)
+    expected = model.losses_and_grads(model.weights().expand(3, -1), batches)
+    if reason is None:
+        model.prepare(batches)
+    else:
+        with pytest.warns(PhasewatchWarning, match=f"run uncompiled, which is slower: Tied can't be .*{reason}"):
+            model.prepare(batches)
+    if seen:
+        model.prepare(batches)  # and says nothing again
+    found = model.losses_and_grads(model.weights().expand(3, -1), batches)
+    torch.testing.assert_close(found, expected)
