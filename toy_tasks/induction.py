@@ -5,11 +5,11 @@ and the same token all through that sequence (as in Bietti et al. 2023). Two lay
 the order that arXiv 2402.02364 finds in natural text: the bigrams, then previous-token heads and induction heads that
 compose them, which one layer can't.
 
-Measured with the defaults (AdamW, learning rate 1e-3, weight decay 0.01, batch 64): the loss stays near 2.27, about
-what the bigrams give, from step 600 to 750, then falls to 1.9 by 1,400, while the best previous-token head goes from
-0.1 to 0.7 and the best prefix-matching head from 0.03 to 0.5; by step 2,800 it is 1.86. λ̂ rises by 60 % over that
-fall, a transition of type A, half of it by step 900 (experiments/smooth_curves.py: 107, 136, 171, 167, 160 at steps
-700, 900, 1,300, 2,000 and 2,800). Whether its slow fall afterwards is a type B is not known.
+Measured with the defaults and `training` (experiments/smooth_curves.py): the loss is 2.25 at step 700, about what the
+bigrams give, and 1.91 at 1,300, while the best previous-token head goes from 0.12 to 0.66 and the best prefix-matching
+head from 0.06 to 0.60; by step 2,800 the loss is 1.84. λ̂ rises by 55 % over that fall, a transition of type A, half of
+it by step 900: it is 110, 139, 171, 170 and 162 at steps 700, 900, 1,300, 2,000 and 2,800. Whether its slow fall
+afterwards is a type B is not known.
 """
 
 from collections.abc import Callable, Iterator
@@ -127,7 +127,7 @@ def loss(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def training(model: nn.Module, data: InductionData, *, seed: int = 0) -> Iterator[int]:
-    """Train a model in place, as measured above: AdamW, learning rate 1e-3, weight decay 0.01, batch 64.
+    """Train a model in place: AdamW, learning rate 1e-3, weight decay 0.01, batch 64.
 
     Args:
         model: such as `make_model` builds.
