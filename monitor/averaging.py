@@ -3,8 +3,8 @@
 Late in training λ̂ moves between neighbouring snapshots with where the last minibatches happened to push the weights.
 An average over the steps around takes most of that away. How far it may reach without bending the curve is a share of
 the steps so far and no fixed number of them, since what λ̂ does takes its time in log step. The last 2 % of the steps
-cut the jitter 2 to 4 times on the toy tasks, the last 5 % 5 to 9 times; where λ̂ moves fast, it is seen to do so about
-that share of the step later (experiments/smooth_curves.py).
+cut the jitter 3 and 2 times on the two toy tasks, the last 5 % 6 and 4 times; where λ̂ moves fast, it is seen to do so
+about that share of the step later (experiments/smooth_curves.py).
 """
 
 import json
