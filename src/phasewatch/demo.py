@@ -3,6 +3,7 @@
 import os
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,11 +18,15 @@ from phasewatch.monitor.publish import Sink
 from phasewatch.monitor.sgld import SGLD
 from phasewatch.monitor.trajectory import Trajectory
 from phasewatch.monitor.transitions import find_transitions
-from phasewatch.toy_tasks.in_context_regression import RegressionData, RegressionTransformer, loss, published_metrics
+from phasewatch.toy_tasks.in_context_regression import (
+    RegressionData,
+    RegressionTransformer,
+    loss,
+    published_metrics,
+    training,
+)
 
 STEPS = 7000
-BATCH_SIZE = 256
-LEARNING_RATE = 3e-3
 WIDTH = 32
 
 
@@ -63,17 +68,13 @@ def run_demo(run: Path, *, seed: int = 0, steps: int = STEPS, wandb: bool = True
     torch.set_num_threads(1)  # the other core measures
     data = RegressionData()
     model = RegressionTransformer(width=WIDTH)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    generator = torch.Generator().manual_seed(seed)
+    steps_taken = islice(training(model, data, seed=seed), steps)
     sinks: list[Sink] = [TerminalSink()]
     if wandb:
         sinks.append(WandbSink(own_run=True, project="phasewatch-demo", name=run.name, mode="offline"))
     at = log_spaced(10, steps, num=26, linear=14)
     with PhaseMonitor(model, make_probe(seed), run=run, at=at, sinks=sinks, measure="background") as monitor:
-        for step in tqdm(range(1, steps + 1), desc="training", disable=not sys.stderr.isatty()):
-            optimizer.zero_grad()
-            loss(model, data(generator, BATCH_SIZE)).backward()
-            optimizer.step()
+        for step in tqdm(steps_taken, desc="training", total=steps, disable=not sys.stderr.isatty()):
             monitor(step)
     trajectory = Trajectory.read(run / "points.jsonl")
     print_transitions(trajectory, find_transitions(trajectory))
