@@ -322,7 +322,7 @@ def _without_decoration(columns: list[str]) -> list[str]:
 
 def _check_columns(columns: list[str], name: str, metric: str) -> None:
     listed = ", ".join(column for column in columns if not column.endswith(("__MIN", "__MAX")))
-    for needed in dict.fromkeys(["step", *(["loss"] if metric == "llc" else []), metric]):
+    for needed in ["step", "loss", "llc"] if metric == "llc" else ["step", metric]:
         if columns.count(needed) != 1:
             found = "no column" if needed not in columns else f"{columns.count(needed)} columns"
             raise PhasewatchError(f"{name} has {found} {needed!r}, and needs one; its columns are {listed}.")
