@@ -130,10 +130,7 @@ def coincide(first: Iterable[Transition], second: Iterable[Transition], *, min_o
 
 
 def _of_one_signal(name: str, transitions: Iterable[Transition]) -> list[Transition]:
-    try:
-        found = list(transitions)
-    except TypeError:
-        found = [transitions]
+    found = list(transitions) if isinstance(transitions, Iterable) else [transitions]
     for item in found:
         if not isinstance(item, Transition):
             raise PhasewatchError(
