@@ -193,9 +193,10 @@ def _stretch(transition: Transition, name: str) -> str:
 
 
 def _in_words(verb: str, lag: int, interval: tuple[int, int]) -> str:
-    if lag == 0 and interval == (0, 0):
-        return f"{verb} at the same step"
+    low, high = interval
+    if low <= 0 <= high:
+        between = f"{integer(-low)} earlier to {integer(high)} later"
+    else:
+        between = " to ".join(integer(x) for x in sorted((abs(low), abs(high))))
     side = "earlier" if lag < 0 else "later"
-    low, high = sorted(-x if lag < 0 else x for x in interval)
-    steps = f"{verb} {integer(abs(lag))} steps {side} (95 %: {integer(low)} to {integer(high)})"
-    return f"{steps}, which may be chance" if low <= 0 <= high else steps
+    return f"{verb} {f'{integer(abs(lag))} steps {side}' if lag else 'at the same step'} (95 %: {between})"

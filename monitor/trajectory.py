@@ -321,7 +321,7 @@ def _without_decoration(columns: list[str]) -> list[str]:
 
 
 def _check_columns(columns: list[str], name: str, metric: str) -> None:
-    listed = ", ".join(column for column in columns if not column.endswith(("__MIN", "__MAX")))
+    listed = ", ".join(c for c in columns if not (_CHAIN.fullmatch(c) or c.endswith(("__MIN", "__MAX"))))
     for needed in ["step", "loss", "llc"] if metric == "llc" else ["step", metric]:
         if columns.count(needed) != 1:
             found = "no column" if needed not in columns else f"{columns.count(needed)} columns"

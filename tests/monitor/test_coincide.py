@@ -178,12 +178,12 @@ def test_in_words():
     late = a_transition(20_000, 50_000)
     assert str(coincide([a, late], [b])).splitlines() == [
         "llc 1 000 -> 9 000 goes with score 1 100 -> 8 500: score starts 100 steps later (95 %: 50 to 150) and ends "
-        "500 steps earlier (95 %: -505 to 1 010), which may be chance.",
+        "500 steps earlier (95 %: 1 010 earlier to 505 later).",
         "Alone: llc 20 000 -> 50 000.",
     ]
     assert str(coincide([late], [late])) == (
-        "the first 20 000 -> 50 000 goes with the second 20 000 -> 50 000: the second starts at the same step and ends "
-        "at the same step."
+        "the first 20 000 -> 50 000 goes with the second 20 000 -> 50 000: the second starts at the same step "
+        "(95 %: 0 earlier to 0 later) and ends at the same step (95 %: 0 earlier to 0 later)."
     )
     assert str(coincide([late], [b])) == (
         "No transition of one goes with one of the other.\nAlone: llc 20 000 -> 50 000, score 1 100 -> 8 500."
