@@ -54,7 +54,8 @@ def test_a_row_says_kind_steps_changes_confidence_and_whether_it_may_still_move(
 
 def test_a_metric_has_a_column_of_its_own_and_loss_needs_none():
     own = dataclasses.replace(UP, metric="[b]x", before=0.25, after=0.75, error=0.01, trend="up")
-    header, _, row, *_ = printed([own], width=80, metric="[b]x").splitlines()
+    points = [dataclasses.replace(a_point(1), metrics={"[b]x": 0.5})]
+    header, _, row, *_ = printed([own], points, width=80, metric="[b]x").splitlines()
     assert cells(header) == ["kind", "steps, 95 % intervals", "[b]x", "loss", "llc", "confidence"]
     assert cells(row)[2:4] == ["+0.50 ± 0.01", "-2.370"]
     assert cells(printed([UP], width=80, metric="loss").splitlines()[0])[2:] == ["loss", "llc", "confidence"]
