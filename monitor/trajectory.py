@@ -275,12 +275,11 @@ def _records(content: bytes, name: str) -> list[tuple[str, Any]]:
 
 def _parse_jsonl(content: bytes, name: str, metric: str) -> Trajectory:
     rows = _records(content, name)
-    flat = bool(rows) and isinstance(rows[0][1], dict) and not isinstance(rows[0][1].get("llc"), dict)
-    if not flat:
+    if not rows or (isinstance(rows[0][1], dict) and isinstance(rows[0][1].get("llc"), dict)):
         trajectory = parse_points(content, name)
         metrics = list(dict.fromkeys(metric for point in trajectory for metric in point.metrics))
         if len(trajectory) and metric not in {"llc", "loss", *metrics}:
-            raise PhasewatchError(f"{name} has no metric {metric!r}; it has {', '.join(['loss', 'llc', *metrics])}.")
+            raise _lacks(name, metric, ["loss", "llc", *metrics])
         return trajectory
     for where, row in rows:
         if not isinstance(row, dict):
@@ -321,14 +320,22 @@ def _without_decoration(columns: list[str]) -> list[str]:
 
 
 def _check_columns(columns: list[str], name: str, metric: str) -> None:
-    listed = ", ".join(c for c in columns if not (_CHAIN.fullmatch(c) or c.endswith(("__MIN", "__MAX"))))
+    signals = [c for c in columns if not (_CHAIN.fullmatch(c) or c in {"step", "llc_error"})]
+    if metric not in {"llc", "loss", *signals}:
+        raise _lacks(name, metric, [c for c in signals if not c.endswith(("__MIN", "__MAX"))])
     for needed in ["step", "loss", "llc"] if metric == "llc" else ["step", metric]:
         if columns.count(needed) != 1:
             found = "no column" if needed not in columns else f"{columns.count(needed)} columns"
-            raise PhasewatchError(f"{name} has {found} {needed!r}, and needs one; its columns are {listed}.")
+            raise PhasewatchError(
+                f"{name} has {found} {needed!r}, and needs one; its columns are {', '.join(columns)}."
+            )
     if len(set(columns)) < len(columns):
         twice = next(column for column in columns if columns.count(column) > 1)
         raise PhasewatchError(f"{name} has the column {twice!r} twice; rename one of them.")
+
+
+def _lacks(name: str, metric: str, there: list[str]) -> PhasewatchError:
+    return PhasewatchError(f"{name} has no metric {metric!r}; it has {', '.join(there) or 'none'}.")
 
 
 def _points_of_rows(rows: list[tuple[str, dict[str, Any]]], columns: list[str], metric: str) -> Iterator[Point]:
@@ -377,7 +384,10 @@ def _differences(known: Point, point: Point) -> str:
         (name, known.metrics.get(name, math.nan), point.metrics.get(name, math.nan))
         for name in {**known.metrics, **point.metrics}
     ]
-    return ", ".join(f"{name} {a:g} and {b:g}" for name, a, b in pairs if repr(a) != repr(b)) or "other diagnostics"
+    return (
+        ", ".join(f"{name} {a:g} and {b:g}" for name, a, b in pairs if repr(a) != repr(b))
+        or "different chains or diagnostics"
+    )
 
 
 def _to_jsonl(trajectory: Trajectory) -> str:

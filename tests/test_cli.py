@@ -319,7 +319,7 @@ FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
         ("missing.csv", None, r"missing\.csv can't be opened: No such file"),
         ("points.json", "{}", r"points\.json can't be read: a trajectory is a \.jsonl or a \.csv, not '\.json'"),
         ("empty.csv", "", r"has no points"),
-        ("empty.jsonl", "", r"has a finite λ̂ and loss at 0 of 0 points, and transitions take at least 5"),
+        ("empty.jsonl", "", r"empty\.jsonl has no points, and transitions take at least 5; measure more"),
         ("lacks.csv", "step,loss\n1,2\n", r"has no column 'llc', and needs one; its columns are step, loss"),
         ("words.csv", "step,loss,llc\n1,two,3\n", r"Line 2 of .*, column 'loss', holds 'two', which is no number"),
         ("infinite.csv", "step,loss,llc\n1,2,inf\n", r"column 'llc', holds 'inf'; leave it empty where"),
@@ -329,6 +329,7 @@ FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
         ("four.csv", f"step,loss,llc\n{FOUR}5,,1\n4,2,4\n", r"has a finite λ̂ and loss at 4 of 5 points, and"),
         ("bytes.csv", b"\xff\xfe\x00\x01", r"can't be read as comma-separated text in UTF-8"),
         ("bytes.jsonl", b"\xff\xfe\x00\n", r"Line 1 of .*bytes\.jsonl is no point, since it is not JSON"),
+        ("list.jsonl", "[1]\n", r"Line 1 of .*list\.jsonl is no object of named values; mend it or delete it"),
         ("broken.jsonl", "not json\n{}\n", r"Line 1 of .* is no point, since it is not JSON; mend it or delete it"),
         ("other.jsonl", "{}\n", r"other\.jsonl has no column 'step', and needs one"),
         ("folder", Path, r"folder is a folder without points\.jsonl; give"),
@@ -345,14 +346,13 @@ def test_trajectories_that_cannot_be_read(phasewatch, tmp_path, name, content, s
     assert re.search(says, one_sentence(err))
 
 
-def test_a_metric_that_is_not_there(phasewatch, tmp_path):
-    status, out, err = phasewatch("transitions", PUBLISHED[0], "--metric", "accuracy")
-    assert (status, out) == (2, "")
-    assert one_sentence(err).endswith("has no column 'accuracy', and needs one; its columns are step, loss, llc.")
+@pytest.mark.parametrize("metric", ["accuracy", "step", "llc_chain0", ""])
+def test_a_metric_that_is_not_there(phasewatch, tmp_path, metric):
     Trajectory.read(PUBLISHED[0]).write(tmp_path / "points.jsonl")
-    status, out, err = phasewatch("transitions", tmp_path, "--metric", "accuracy")
-    assert (status, out) == (2, "")
-    assert one_sentence(err).endswith("points.jsonl has no metric 'accuracy'; it has loss, llc.")
+    for file in (PUBLISHED[0], tmp_path):
+        status, out, err = phasewatch("transitions", file, "--metric", metric)
+        assert (status, out) == (2, "")
+        assert one_sentence(err).endswith(f" has no metric '{metric}'; it has loss, llc.")
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_weights_that_are_not_finite_are_a_point_with_a_verdict(phasewatch, fold
     torch.save({"weight": torch.full((1, 3), torch.nan), "bias": torch.zeros(1)}, folder / "checkpoints/step100.pt")
     status, out, err = phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe")
     assert status == 0
-    assert "1 left out because the estimate failed" in " ".join(out.split())
+    assert "1 left out without λ̂ or loss" in " ".join(out.split())
     assert len(err.splitlines()) == 1
     points = {p.step: p for p in Trajectory.read(folder / "checkpoints-replay" / "points.jsonl")}
     assert points[100].llc.health is Health.DIVERGED

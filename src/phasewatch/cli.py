@@ -180,10 +180,8 @@ def transitions(
     usable = len(trajectory.usable(metric))
     if usable < FEWEST:
         needed = "λ̂ and loss" if metric == "llc" else metric
-        raise PhasewatchError(
-            f"{file} has a finite {needed} at {usable} of {len(trajectory)} points, and transitions take at least "
-            f"{FEWEST}; measure more."
-        )
+        there = f"a finite {needed} at {usable} of {len(trajectory)} points" if len(trajectory) else "no points"
+        raise PhasewatchError(f"{file} has {there}, and transitions take at least {FEWEST}; measure more.")
     found = find_transitions(trajectory, metric=metric)
     if plot:
         from phasewatch.callbacks.figure import draw_trajectory

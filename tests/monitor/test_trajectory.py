@@ -64,7 +64,7 @@ def test_two_different_points_of_one_step_are_refused():
         Trajectory([point(4), point(4, llc=12.0)])
     with pytest.raises(PhasewatchError, match=r"with loss 2 and 3, a 1 and 2, b nan and 0; pass"):
         Trajectory([point(4, a=1.0), point(4, 3.0, a=2.0, b=0.0)])
-    with pytest.raises(PhasewatchError, match=r"with other diagnostics; pass"):
+    with pytest.raises(PhasewatchError, match=r"with different chains or diagnostics; pass"):
         Trajectory([point(4), point(4, health=Health.UNMIXED)])
 
 
