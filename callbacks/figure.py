@@ -346,5 +346,6 @@ def _stage_legend(transitions: Sequence[Transition]) -> list[Patch | Line2D]:
             Patch(facecolor="white", edgecolor=_MUTED, hatch="//////", linewidth=0, label="provisional stage")
         )
     if any(stage.kind is Kind.OTHER for stage in transitions):
-        entries.append(Patch(facecolor=_tint(STAGE_COLOURS[Kind.OTHER], 0.3), linewidth=0, label="neither A nor B"))
+        grey = _tint(STAGE_COLOURS[Kind.OTHER], 0.3)
+        entries.append(Patch(facecolor=grey, linewidth=0, label="other: neither A nor B"))
     return entries
