@@ -7,13 +7,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerLine2D
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Health
-from phasewatch.monitor.trajectory import Trajectory
+from phasewatch.monitor.trajectory import Point, Trajectory
 from phasewatch.monitor.transitions import Kind, Transition
 
 STAGE_COLOURS = {Kind.A: "#0072B2", Kind.B: "#D55E00", Kind.OTHER: "#767676"}
@@ -21,23 +23,34 @@ STAGE_COLOURS = {Kind.A: "#0072B2", Kind.B: "#D55E00", Kind.OTHER: "#767676"}
 
 MAX_METRICS = 4
 
+_SHADES = {Kind.A: 0.12, Kind.B: 0.32, Kind.OTHER: 0.2}
+"""How much of its colour each kind's shade has, so that they differ in black and white too."""
+
 _INK = "#1c1c1c"
 _MUTED = "#6b6b6b"
 
 
 def draw_trajectory(
-    trajectory: Trajectory, transitions: Sequence[Transition] = (), *, metrics: Sequence[str] = ()
+    trajectory: Trajectory,
+    transitions: Sequence[Transition] = (),
+    *,
+    metric: str = "llc",
+    metrics: Sequence[str] = (),
+    width: float = 6.8,
 ) -> Figure:
     """Draw λ̂ with its band of ± 2 standard errors and the loss against the logarithm of the step.
 
-    Open markers are doubtful estimates, crosses at the lower edge are failed ones, and triangles at an edge are
-    doubtful ones so far away that showing them would flatten the curve. A hatched stage is provisional. The font is
+    Above the stages' shades stand their kinds, and for each a bar with whiskers: the 95 % intervals of its two
+    boundaries. Open markers are doubtful estimates, crosses at the lower edge are failed ones, and triangles at an edge
+    are doubtful ones so far away that showing them would flatten the curve. A hatched stage is provisional. The font is
     matplotlib's configured one, so that a paper's own settings hold.
 
     Args:
         trajectory: the points, in order of step.
         transitions: the stages to shade.
+        metric: the signal whose stages they are, "llc", "loss" or a metric's name; its panel is the first and largest.
         metrics: names of the points' own metrics, at most four, each in a panel of its own below the loss.
+        width: in inches. Letters keep their size: 3.4 is a column of a paper, 6.8 the page.
 
     Returns:
         A figure that belongs to no window and no global state: `figure.savefig("trajectory.pdf")`.
@@ -46,53 +59,64 @@ def draw_trajectory(
         PhasewatchError: if a metric is on no point, or more than four are named.
     """
     points, transitions = list(trajectory), list(transitions)
-    _check_metrics(metrics, {name for point in points for name in point.metrics})
+    others = [name for name in metrics if name != metric]
+    _check_metrics(metrics if metric in {"llc", "loss"} else [metric, *others], points)
+    signals = [metric, *(name for name in ("llc", "loss") if name != metric and _is_there(trajectory, name)), *others]
     steps = np.asarray(trajectory.steps, dtype=float)
-    heights = [2.2, 1.3, *[0.9] * len(metrics)]
-    figure = Figure(figsize=(6.8, 0.9 + 1.05 * sum(heights)), dpi=200, layout="constrained")
+    heights = [2.2, *(1.3 if name in {"llc", "loss"} else 0.9 for name in signals[1:])]
+    figure = Figure(figsize=(width, 0.9 + (0.3 + 0.11 * width) * sum(heights)), dpi=200, layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
 
     _set_step_axis(panels, steps)
     for panel in panels:
         _shade_stages(panel, transitions)
-    _label_stages(panels[0], transitions)
+    _label_stages(panels[0], transitions, letter=0.1 / width)
 
-    marks = _draw_llc(panels[0], steps, trajectory, [point.llc.health for point in points])
-    _draw_curve(panels[1], steps, np.asarray(trajectory.loss, dtype=float))
-    panels[0].set_ylabel(r"complexity  $\hat{\lambda}$  ± 2 s.e.", fontsize=9, color=_INK)
-    panels[1].set_ylabel("loss", fontsize=9, color=_INK)
-    for panel, name in zip(panels[2:], metrics, strict=True):
-        _draw_curve(panel, steps, np.array([p.metrics.get(name, math.nan) for p in points], dtype=float))
-        short = name if len(name) <= 16 else f"{name[:15]}…"
-        panel.set_ylabel(short, fontsize=8, color=_INK, parse_math=False)
+    marks: list[Line2D] = []
+    for panel, name in zip(panels, signals, strict=True):
+        if name == "llc":
+            marks += _draw_llc(panel, steps, trajectory, [point.llc.health for point in points])
+            band = "  ± 2 s.e." if np.isfinite(trajectory.llc_error).any() else ""
+            label = rf"{'complexity  ' if panel is panels[0] else ''}$\hat{{\lambda}}${band}"
+            panel.set_ylabel(label, fontsize=8, color=_INK)
+        else:
+            _draw_curve(panel, steps, trajectory.signal(name))
+            short = name if len(name) <= 16 else f"{name[:15]}…"
+            panel.set_ylabel(short, fontsize=8, color=_INK, parse_math=False)
     figure.align_ylabels(panels)
     if not points:
         panels[0].text(0.5, 0.5, "no points yet", transform=panels[0].transAxes, ha="center", color=_MUTED, fontsize=9)
         for panel in panels:
             panel.set_yticks([])
 
-    legend = marks + _stage_legend(transitions)
+    legend = [*_stage_legend(transitions), *marks]
     if legend:
         figure.legend(
             handles=legend,
             loc="outside lower center",
-            ncols=len(legend),
+            ncols=min(len(legend), max(1, round(width / 1.7))),
             frameon=False,
-            fontsize=8,
+            fontsize=7,
             labelcolor=_MUTED,
             handletextpad=0.5,
             columnspacing=1.8,
+            handler_map={entry: HandlerLine2D(numpoints=2) for entry in legend if entry.get_label() == _INTERVAL},
         )
     return figure
 
 
-def _check_metrics(wanted: Sequence[str], there: set[str]) -> None:
+def _is_there(trajectory: Trajectory, name: str) -> bool:
+    return not len(trajectory) or bool(np.isfinite(trajectory.signal(name)).any())
+
+
+def _check_metrics(wanted: Sequence[str], points: Sequence[Point]) -> None:
     if isinstance(wanted, str):
         raise PhasewatchError(f"draw_trajectory(metrics={wanted!r}) takes a list of names; write metrics=[{wanted!r}].")
     if len(wanted) > MAX_METRICS:
         raise PhasewatchError(
             f"draw_trajectory(metrics=...) got {len(wanted)} names and has room for {MAX_METRICS}; draw two figures."
         )
+    there = {name for point in points for name in point.metrics}
     for name in wanted:
         if name not in there:
             known = ", ".join(sorted(there)) or "none"
@@ -124,12 +148,12 @@ def _set_step_axis(panels: Sequence[Axes], steps: np.ndarray) -> None:
     bottom.xaxis.set_minor_locator(FixedLocator(minor))
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _step_label(step)))
     bottom.xaxis.set_minor_formatter(NullFormatter())
-    bottom.set_xlabel("training step", fontsize=9, color=_INK)
+    bottom.set_xlabel("training step", fontsize=8, color=_INK)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.spines[["left", "bottom"]].set_color(_MUTED)
         panel.spines[["left", "bottom"]].set_linewidth(0.7)
-        panel.tick_params(which="both", width=0.7, color=_MUTED, labelcolor=_INK, labelsize=8)
+        panel.tick_params(which="both", width=0.7, color=_MUTED, labelcolor=_INK, labelsize=7)
         panel.tick_params(which="major", length=3.5)
         panel.tick_params(which="minor", length=2)
         if panel is not bottom:
@@ -168,34 +192,65 @@ def _shade_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
     left, right = panel.get_xlim()
     for stage in transitions:
         start, end = np.clip((stage.start, stage.end), left, right)
-        colour = STAGE_COLOURS[stage.kind]
+        colour, share = STAGE_COLOURS[stage.kind], _SHADES[stage.kind]
         panel.axvspan(
             start,
             end,
-            facecolor=_tint(colour, 0.07 if stage.provisional else 0.15),
-            edgecolor=_tint(colour, 0.35),
+            facecolor=_tint(colour, share / 2 if stage.provisional else share),
+            edgecolor=_tint(colour, 0.2 + share),
             hatch="////" if stage.provisional else None,
             linewidth=0,
             zorder=0,
         )
         for edge in (start, end):
-            panel.axvline(edge, color=colour, alpha=0.5, linewidth=0.5, zorder=0.5)
+            panel.axvline(edge, color=_INK, alpha=0.4, linewidth=0.5, zorder=0.5)
 
 
-def _label_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
-    """Each stage's kind above it, where there is room for the letters."""
+def _label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: float) -> None:
+    """Above each stage a bar from start to end, whiskers over the intervals of both, and its kind.
+
+    Bars whose whiskers meet lie in two rows. A kind that would touch that of a longer stage is left out; `letter` is
+    the width of one as a share of the axis.
+    """
     to_axis = panel.xaxis.get_transform()
     low, high = to_axis.transform(np.array(panel.get_xlim()))
+
+    def across(*steps: float) -> np.ndarray:
+        """Steps as shares of the axis."""
+        return (np.clip(to_axis.transform(np.array(steps, dtype=float)), low, high) - low) / (high - low)
+
+    reach, rows = [-1.0, -1.0], []
     for stage in transitions:
-        a, b = np.clip(to_axis.transform(np.array([stage.start, stage.end], dtype=float)), low, high)
-        label = stage.kind.label
-        if (b - a) / (high - low) < 0.016 * len(label):
+        first, last = across(min(stage.start, stage.start_interval[0]), max(stage.end, stage.end_interval[1]))
+        row = 0 if first > reach[0] + 0.01 or reach[0] >= reach[1] > first else 1
+        reach[row] = last
+        rows.append(row)
+    for stage, row in zip(transitions, rows, strict=True):
+        colour, (a, b) = STAGE_COLOURS[stage.kind], across(stage.start, stage.end)
+        up = panel.transAxes + ScaledTranslation(0, (4 + 5 * row) / 72, panel.figure.dpi_scale_trans)
+        bar = [Line2D([a, b], [1, 1], color=colour, linewidth=3, solid_capstyle="butt")]
+        if stage.provisional:
+            bar.append(Line2D([a, b], [1, 1], color="white", linewidth=1.6, solid_capstyle="butt"))
+        whiskers = [
+            Line2D(across(*interval), [1, 1], color=_INK, linewidth=0.8, marker="|", markersize=4, markeredgewidth=0.8)
+            for interval in (stage.start_interval, stage.end_interval)
+        ]
+        for line in (*bar, *whiskers):
+            line.set(transform=up, clip_on=False)
+            panel.add_line(line)
+
+    labelled: list[tuple[float, float]] = []
+    for stage in sorted(transitions, key=lambda stage: np.ptp(across(stage.start, stage.end)), reverse=True):
+        label, (a, b) = stage.kind.label, across(stage.start, stage.end)
+        left, right = (a + b) / 2 + np.array([-0.5, 0.5]) * letter * (1 if len(label) == 1 else 4)
+        if any(left < other_right and other_left < right for other_left, other_right in labelled):
             continue
+        labelled.append((left, right))
         panel.annotate(
             label,
-            (float(to_axis.inverted().transform(np.array([(a + b) / 2]))[0]), 1),
-            xycoords=panel.get_xaxis_transform(),
-            xytext=(0, 3),
+            ((a + b) / 2, 1),
+            xycoords="axes fraction",
+            xytext=(0, 8 + 5 * max(rows)),
             textcoords="offset points",
             ha="center",
             va="bottom",
@@ -279,12 +334,18 @@ def _limits(llc: np.ndarray, error: np.ndarray, doubtful: np.ndarray) -> tuple[f
     return low - margin, high + margin
 
 
-def _stage_legend(transitions: Sequence[Transition]) -> list[Patch]:
-    entries = []
-    if any(stage.kind is Kind.OTHER for stage in transitions):
-        entries.append(Patch(facecolor=_tint(STAGE_COLOURS[Kind.OTHER], 0.3), linewidth=0, label="neither A nor B"))
+_INTERVAL = "95 % interval of a boundary"
+
+
+def _stage_legend(transitions: Sequence[Transition]) -> list[Patch | Line2D]:
+    entries: list[Patch | Line2D] = []
+    if transitions:
+        entries.append(Line2D([], [], color=_INK, linewidth=0.8, marker="|", markersize=4, label=_INTERVAL))
     if any(stage.provisional for stage in transitions):
         entries.append(
             Patch(facecolor="white", edgecolor=_MUTED, hatch="//////", linewidth=0, label="provisional stage")
         )
+    if any(stage.kind is Kind.OTHER for stage in transitions):
+        grey = _tint(STAGE_COLOURS[Kind.OTHER], 0.3)
+        entries.append(Patch(facecolor=grey, linewidth=0, label="other: neither A nor B"))
     return entries

@@ -21,9 +21,16 @@ _INSIDE_A_NUMBER = re.compile(r"(?<=\d) (?=\d{3}\b|[±%])|(?<=[±>]) (?=\d)")
 
 
 def print_transitions(
-    trajectory: Trajectory, transitions: Sequence[Transition], console: Console | None = None
+    trajectory: Trajectory,
+    transitions: Sequence[Transition],
+    console: Console | None = None,
+    *,
+    metric: str = "llc",
+    remarks: str = "",
 ) -> None:
     """Print the transitions as a table, then each as a sentence, then how many points stand behind them.
+
+    Below a row's start and end are the steps between which each lies with 95 % probability.
 
     Piped into a file or another program, the same text comes without colours, and neither there nor in a narrow
     terminal is a row folded or a number broken.
@@ -32,10 +39,12 @@ def print_transitions(
         trajectory: the points that the transitions were found in.
         transitions: what to print, in order.
         console: where to; standard output if left out.
+        metric: the signal whose transitions they are.
+        remarks: lines to print after the sentences.
     """
     console = console or Console(highlight=False)
     if transitions:
-        table = _table(transitions)
+        table = _table(transitions, metric)
         # Rich folds cells to fit the console, inside a number if need be; it leaves a table of fixed width alone.
         table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
         console.print(table, soft_wrap=True)
@@ -45,7 +54,11 @@ def print_transitions(
         console.print()
     else:
         _print_wrapped(console, "No transition so far.")
-    _print_wrapped(console, _count(trajectory), style="dim")
+    for remark in remarks.splitlines():
+        _print_wrapped(console, remark)
+    if remarks:
+        console.print()
+    _print_wrapped(console, _count(trajectory, metric), style="dim")
 
 
 def point_line(point: Point) -> str:
@@ -58,42 +71,40 @@ def point_line(point: Point) -> str:
     )
 
 
-def _table(transitions: Sequence[Transition]) -> Table:
+def _table(transitions: Sequence[Transition], metric: str) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    own = metric not in {"llc", "loss"}
     table.add_column("kind")
-    table.add_column("steps", justify="right")
-    table.add_column("loss", justify="right")
-    table.add_column("llc", justify="right")
-    table.add_column("confidence", justify="right")
-    provisional = any(transition.provisional for transition in transitions)
-    if provisional:
-        table.add_column("")
+    for name in ("steps, 95 % intervals", *([metric] if own else []), "loss", "llc", "confidence"):
+        table.add_column(Text(name), justify="right")
     for transition in transitions:
         cells: list[Text | str] = [
-            Text(
-                transition.kind.label,
-                style=_STYLES[transition.kind],
+            Text(transition.kind.label, style=_STYLES[transition.kind]),
+            Text.assemble(
+                f"{integer(transition.start)} → {integer(transition.end)}\n",
+                (f"{_interval(transition.start_interval)} → {_interval(transition.end_interval)}", "dim"),
             ),
-            f"{integer(transition.start)} → {integer(transition.end)}",
             number(transition.loss_change, sign=True),
             value_and_error(transition.llc_change, transition.llc_error, sign=True),
-            percent(transition.confidence),
+            Text.assemble(percent(transition.confidence), ("\nprovisional" if transition.provisional else "", "dim")),
         ]
-        if provisional:
-            cells.append(Text("provisional" if transition.provisional else "", style="dim"))
+        if own:
+            cells.insert(2, value_and_error(transition.after - transition.before, transition.error, sign=True))
         table.add_row(*cells)
     return table
 
 
-def _count(trajectory: Trajectory) -> str:
+def _interval(steps: tuple[int, int]) -> str:
+    return f"{integer(steps[0])}–{integer(steps[1])}"
+
+
+def _count(trajectory: Trajectory, metric: str) -> str:
     """How many points there are, and how many of them are doubtful or left out."""
-    healths = [point.llc.health for point in trajectory]
-    failed = sum(health.failed for health in healths)
-    doubtful = sum(health is not Health.OK for health in healths) - failed
-    text = f"{integer(len(healths))} point{'' if len(healths) == 1 else 's'}"
-    if failed:
-        text += f", {integer(failed)} left out because the estimate failed"
-    if doubtful:
+    points, usable = len(trajectory), trajectory.usable(metric)
+    text = f"{integer(points)} point{'' if points == 1 else 's'}"
+    if len(usable) < points:
+        text += f", {integer(points - len(usable))} left out without {'λ̂ or loss' if metric == 'llc' else metric}"
+    if metric == "llc" and (doubtful := sum(point.llc.health is not Health.OK for point in usable)):
         text += f", {integer(doubtful)} doubtful"
     return text + "."
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.files import write_atomically
 from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
-from phasewatch.monitor.trajectory import Point, Trajectory
+from phasewatch.monitor.trajectory import Point, parse_points
 from phasewatch.monitor.transitions import Transition
 
 SCHEMA = 1
@@ -200,18 +200,7 @@ class RunFolder:
             return 0
         content = self._lines.read_bytes()
         end = content.rfind(b"\n") + 1
-        points = []
-        for number, line in enumerate(content[:end].splitlines(), start=1):
-            try:
-                points.append(Point.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise PhasewatchError(
-                    f"Line {number} of {self._lines} is no point ({error}). Delete that line to measure its step again."
-                ) from error
-        try:
-            self.points = list(Trajectory(points))
-        except PhasewatchError as error:
-            raise PhasewatchError(f"{self._lines} holds points that can't go together. {error}") from error
+        self.points = list(parse_points(content[:end], str(self._lines)))
         if end < len(content):
             os.truncate(self._lines, end)
         return end

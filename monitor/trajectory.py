@@ -80,9 +80,8 @@ class Trajectory(Sequence[Point]):
             known = by_step.setdefault(point.step, point)
             if known is not point and known.as_json() != point.as_json():
                 raise PhasewatchError(
-                    f"Trajectory(points) got two different points at step {point.step}, with λ̂ {known.llc.value:g} and "
-                    f"{point.llc.value:g} and loss {known.loss:g} and {point.loss:g}; pass the points of one run "
-                    "measured with one setting."
+                    f"Trajectory(points) got two different points at step {point.step}, with "
+                    f"{_differences(known, point)}; pass the points of one run measured with one setting."
                 )
         self.points = tuple(by_step[step] for step in sorted(by_step))
 
@@ -131,6 +130,44 @@ class Trajectory(Sequence[Point]):
             return None
         return np.array([point.llc.per_chain for point in self.points], dtype=float)
 
+    def signal(self, name: str) -> np.ndarray:
+        """One of the signals that the points carry.
+
+        Args:
+            name: "llc" for λ̂, "loss", or the name of a metric.
+
+        Returns:
+            Its values, shape (point,); NaN where a point lacks it, or its estimate failed.
+
+        Raises:
+            PhasewatchError: if there are points and none carries it.
+        """
+        if name == "llc":
+            return np.array([math.nan if p.llc.health.failed else p.llc.value for p in self.points], dtype=float)
+        if name == "loss":
+            return self.loss
+        there = dict.fromkeys(metric for point in self.points for metric in point.metrics)
+        if self.points and name not in there:
+            raise PhasewatchError(
+                f"trajectory.signal({name!r}): no point carries it; they carry {', '.join(['llc', 'loss', *there])}."
+            )
+        return np.array([point.metrics.get(name, math.nan) for point in self.points], dtype=float)
+
+    def usable(self, metric: str = "llc") -> "Trajectory":
+        """The points by which a signal's transitions can be judged.
+
+        Args:
+            metric: "llc", "loss" or the name of a metric.
+
+        Returns:
+            Those where it is finite; for λ̂, those whose estimate didn't fail and whose loss is finite too.
+
+        Raises:
+            PhasewatchError: if there are points and none carries it.
+        """
+        finite = np.isfinite(self.signal(metric) + (self.loss if metric == "llc" else 0))
+        return Trajectory(point for point, is_finite in zip(self.points, finite, strict=True) if is_finite)
+
     def of(self, part: str) -> "Trajectory":
         """The trajectory of one of the probe's parts: the same steps, losses and metrics, with its λ̂.
 
@@ -152,32 +189,34 @@ class Trajectory(Sequence[Point]):
         )
 
     @classmethod
-    def read(cls, path: str | Path) -> "Trajectory":
-        """A trajectory from a run's points.jsonl, or from a csv.
+    def read(cls, path: str | Path, *, metric: str = "llc") -> "Trajectory":
+        """A trajectory from a run's points.jsonl, or from a table.
 
-        A csv has the columns step, loss and llc, and may have llc_error or llc_chain0, llc_chain1, ...; every other
-        column is a metric. A λ̂ of NaN there is a failed estimate.
+        A table is a csv, or a jsonl whose lines are flat, such as `{"step": 10, "loss": 2.5, "llc": 31.0}`. It has the
+        columns step, loss and llc, and may have llc_error or llc_chain0, llc_chain1, ...; every other column is a
+        metric, where it holds a finite number. Where llc or loss is empty or NaN the point has none. Names as
+        W&B exports them (`Step`, `my run - phase/llc`, `phase/llc`) are understood.
 
         Args:
             path: a file that ends in .jsonl or .csv. A last line of a .jsonl that was torn off by a crash is left out.
+            metric: the signal that is wanted: "llc", "loss" or the name of a metric. It has to be there; if it isn't
+                "llc", a table may lack llc and loss.
 
         Returns:
             The points in order of step.
 
         Raises:
-            PhasewatchError: the file is missing, of another kind, or has a line that can't be read.
+            PhasewatchError: the file is missing, of another kind, lacks the signal, or has a line that can't be read.
         """
         path = Path(path)
-        reader = _FORMATS.get(path.suffix.lower(), (None,))[0]
+        reader = _READERS.get(path.suffix.lower())
         if reader is None:
-            raise PhasewatchError(f"Trajectory.read({str(path)!r}) reads .jsonl and .csv, not {path.suffix!r}.")
+            raise PhasewatchError(f"{path} can't be read: a trajectory is a .jsonl or a .csv, not {path.suffix!r}.")
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise PhasewatchError(
-                f"Trajectory.read({str(path)!r}) can't open the file: {error.strerror or error}."
-            ) from error
-        return cls(reader(content, f"Trajectory.read({str(path)!r})"))
+            raise PhasewatchError(f"{path} can't be opened: {error.strerror or error}.") from error
+        return reader(content, str(path), metric)
 
     def write(self, path: str | Path) -> None:
         """Write the points down, in the format that the path's suffix names.
@@ -190,85 +229,169 @@ class Trajectory(Sequence[Point]):
             PhasewatchError: the suffix is neither .jsonl nor .csv.
         """
         path = Path(path)
-        writer = _FORMATS.get(path.suffix.lower(), (None, None))[1]
+        writer = _WRITERS.get(path.suffix.lower())
         if writer is None:
             raise PhasewatchError(f"trajectory.write({str(path)!r}) writes .jsonl and .csv, not {path.suffix!r}.")
         path.write_text(writer(self), encoding="utf-8", newline="")
 
 
-def _from_jsonl(content: bytes, call: str) -> list[Point]:
-    *lines, last = content.split(b"\n")
+def parse_points(content: bytes, name: str) -> Trajectory:
+    """The points of a run's points.jsonl.
+
+    Args:
+        content: the lines. What follows the last line end is left out unless it is whole.
+        name: of the file, for what can't be read.
+
+    Returns:
+        The points in order of step.
+
+    Raises:
+        PhasewatchError: a line is no point, or two points contradict each other.
+    """
     points = []
-    for number, line in enumerate([*lines, last] if last else lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number > len(lines):  # the write of this line was cut short
-                break
-            raise PhasewatchError(f"{call} can't read line {number}, which is not JSON; mend or delete it.") from error
+    for where, record in _records(content, name):
         try:
             points.append(Point.from_json(record))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PhasewatchError(
-                f"{call} can't read line {number}, which is not a point ({type(error).__name__}: {error}); "
-                "mend or delete it."
+                f"{where} is no point ({type(error).__name__}: {error}); mend it or delete it."
             ) from error
-    return points
+    return _together(points, name)
+
+
+def _records(content: bytes, name: str) -> list[tuple[str, Any]]:
+    *lines, last = content.split(b"\n")
+    records = []
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
+        where = f"Line {number} of {name}"
+        try:
+            records.append((where, json.loads(line)))
+        except ValueError as error:
+            if number > len(lines):  # the write of this line was cut short
+                break
+            raise PhasewatchError(f"{where} is no point, since it is not JSON; mend it or delete it.") from error
+    return records
+
+
+def _parse_jsonl(content: bytes, name: str, metric: str) -> Trajectory:
+    rows = _records(content, name)
+    if not rows or (isinstance(rows[0][1], dict) and isinstance(rows[0][1].get("llc"), dict)):
+        trajectory = parse_points(content, name)
+        metrics = list(dict.fromkeys(metric for point in trajectory for metric in point.metrics))
+        if len(trajectory) and metric not in {"llc", "loss", *metrics}:
+            raise _lacks(name, metric, ["loss", "llc", *metrics])
+        return trajectory
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise PhasewatchError(f"{where} is no object of named values; mend it or delete it.")
+    columns = list(dict.fromkeys(column for _, row in rows for column in row))
+    _check_columns(columns, name, metric)
+    return _together(_points_of_rows(rows, columns, metric), name)
+
+
+def _parse_csv(content: bytes, name: str, metric: str) -> Trajectory:
+    try:
+        if b"\0" in content:
+            raise csv.Error("it holds a zero byte")
+        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        table = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if any(map(str.strip, row))]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PhasewatchError(f"{name} can't be read as comma-separated text in UTF-8: {error}.") from error
+    if len(table) < 2:
+        raise PhasewatchError(f"{name} has no points: a csv is a line with the columns step, loss, llc, then rows.")
+    (_, columns), *lines = table
+    columns = _without_decoration(columns)
+    _check_columns(columns, name, metric)
+    for number, row in lines:
+        if len(row) != len(columns):
+            raise PhasewatchError(f"Line {number} of {name} has {len(row)} values for {len(columns)} columns.")
+    rows = [(f"Line {number} of {name}", dict(zip(columns, row, strict=True))) for number, row in lines]
+    return _together(_points_of_rows(rows, columns, metric), name)
+
+
+def _without_decoration(columns: list[str]) -> list[str]:
+    """Column names without what W&B puts around them: the run's name, the section, and its own name for the step."""
+    exported = any(column.endswith(("__MIN", "__MAX")) for column in columns)
+    plain = [(column.rpartition(" - ")[2] if exported else column).removeprefix("phase/") for column in columns]
+    if "step" not in plain:
+        step = next((column for column in ("Step", "_step", "global_step") if column in plain), None)
+        plain = ["step" if column == step else column for column in plain]
+    return plain
+
+
+def _check_columns(columns: list[str], name: str, metric: str) -> None:
+    signals = [c for c in columns if not (_CHAIN.fullmatch(c) or c in {"step", "llc_error"})]
+    if metric not in {"llc", "loss", *signals}:
+        raise _lacks(name, metric, [c for c in signals if not c.endswith(("__MIN", "__MAX"))])
+    for needed in ["step", "loss", "llc"] if metric == "llc" else ["step", metric]:
+        if columns.count(needed) != 1:
+            found = "no column" if needed not in columns else f"{columns.count(needed)} columns"
+            raise PhasewatchError(
+                f"{name} has {found} {needed!r}, and needs one; its columns are {', '.join(columns)}."
+            )
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise PhasewatchError(f"{name} has the column {twice!r} twice; rename one of them.")
+
+
+def _lacks(name: str, metric: str, there: list[str]) -> PhasewatchError:
+    return PhasewatchError(f"{name} has no metric {metric!r}; it has {', '.join(there) or 'none'}.")
+
+
+def _points_of_rows(rows: list[tuple[str, dict[str, Any]]], columns: list[str], metric: str) -> Iterator[Point]:
+    """Points from rows of named cells, of text or of JSON; in what isn't wanted, a cell that is no number is empty."""
+    chains = sorted((c for c in columns if _CHAIN.fullmatch(c)), key=lambda c: int(c[len("llc_chain") :]))
+    measured = ["loss", "llc", "llc_error", *chains]
+    metrics = [column for column in columns if column not in {"step", *measured}]
+    strict = {metric, *(measured if metric == "llc" else [])}
+    for where, row in rows:
+        values = {}
+        for column in (*measured, *metrics):
+            value = _number(row.get(column), f"{where}, column {column!r},", strict=column in strict)
+            if not math.isnan(value):
+                values[column] = value
+        if _is_empty(row.get("step")) and not strict & values.keys():
+            continue  # another curve's row in an export of several
+        per_chain = tuple(values.get(chain, math.nan) for chain in chains if "llc" in values)
+        yield Point(
+            step=_whole(row.get("step"), f"{where}, column 'step',"),
+            loss=values.get("loss", math.nan),
+            llc=Estimate(
+                value=values.get("llc", math.nan),
+                error=values.get("llc_error", standard_error(per_chain)),
+                per_chain=per_chain,
+                nbeta=math.nan,
+                rhat=math.nan,
+                ess=math.nan,
+                acceptance=math.nan,
+                health=Health.OK if "llc" in values else Health.DIVERGED,
+            ),
+            metrics={name: values[name] for name in metrics if name in values},
+        )
+
+
+def _together(points: Iterable[Point], name: str) -> Trajectory:
+    points = list(points)  # a row that can't be read says so itself
+    try:
+        return Trajectory(points)
+    except PhasewatchError as error:
+        raise PhasewatchError(f"{name} holds points that can't go together. {error}") from error
+
+
+def _differences(known: Point, point: Point) -> str:
+    pairs = [("λ̂", known.llc.value, point.llc.value), ("loss", known.loss, point.loss)]
+    pairs += [
+        (name, known.metrics.get(name, math.nan), point.metrics.get(name, math.nan))
+        for name in {**known.metrics, **point.metrics}
+    ]
+    return (
+        ", ".join(f"{name} {a:g} and {b:g}" for name, a, b in pairs if repr(a) != repr(b))
+        or "different chains or diagnostics"
+    )
 
 
 def _to_jsonl(trajectory: Trajectory) -> str:
     return "".join(json.dumps(point.as_json(), allow_nan=False) + "\n" for point in trajectory)
-
-
-def _from_csv(content: bytes, call: str) -> list[Point]:
-    try:
-        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        header, *lines = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if row] or [(1, [])]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise PhasewatchError(f"{call} can't read the file as comma-separated text: {error}.") from error
-    names = header[1]
-    if not lines:
-        raise PhasewatchError(f"{call} found no points: it needs a line with the columns step, loss, llc, then rows.")
-    for name in ("step", "loss", "llc"):
-        if names.count(name) != 1:
-            raise PhasewatchError(
-                f"{call} needs one column {name!r} and found {names.count(name)}; the columns are {', '.join(names)}."
-            )
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise PhasewatchError(f"{call} found the column {twice!r} twice; rename one of them.")
-    chains = sorted((name for name in names if _CHAIN.fullmatch(name)), key=lambda name: int(name[len("llc_chain") :]))
-    metrics = [name for name in names if name not in {"step", "loss", "llc", "llc_error", *chains}]
-
-    points = []
-    for number, row in lines:
-        if len(row) != len(names):
-            raise PhasewatchError(f"{call} has {len(row)} values in line {number} for {len(names)} columns.")
-        cells = dict(zip(names, row, strict=True))
-        values = {
-            name: _number(cell, f"{call}, line {number}, column {name!r}", finite=name.startswith("llc"))
-            for name, cell in cells.items()
-            if cell or name not in metrics
-        }
-        per_chain = tuple(values[name] for name in chains)
-        points.append(
-            Point(
-                step=_whole(cells["step"], f"{call}, line {number}, column 'step'"),
-                loss=values["loss"],
-                llc=Estimate(
-                    value=values["llc"],
-                    error=values.get("llc_error", standard_error(per_chain)),
-                    per_chain=per_chain,
-                    nbeta=math.nan,
-                    rhat=math.nan,
-                    ess=math.nan,
-                    acceptance=math.nan,
-                    health=Health.OK if math.isfinite(values["llc"]) else Health.DIVERGED,
-                ),
-                metrics={name: values[name] for name in metrics if name in values},
-            )
-        )
-    return points
 
 
 def _to_csv(trajectory: Trajectory) -> str:
@@ -279,32 +402,42 @@ def _to_csv(trajectory: Trajectory) -> str:
     rows.writerow(["step", "loss", "llc", "llc_error", *(f"llc_chain{c}" for c in range(chains)), *metrics])
     for point in trajectory:
         estimate = point.llc
-        measured = (point.metrics.get(name, "") for name in metrics)
-        rows.writerow([
-            point.step, point.loss, estimate.value, estimate.error, *estimate.per_chain[:chains], *measured,
-        ])  # fmt: skip
+        numbers = (point.loss, estimate.value, estimate.error, *estimate.per_chain[:chains])
+        measured = (point.metrics.get(name, math.nan) for name in metrics)
+        rows.writerow([point.step, *(value if math.isfinite(value) else "nan" for value in (*numbers, *measured))])
     return text.getvalue()
 
 
 _CHAIN = re.compile(r"llc_chain\d+")
-_FORMATS = {".jsonl": (_from_jsonl, _to_jsonl), ".csv": (_from_csv, _to_csv)}
+_READERS = {".jsonl": _parse_jsonl, ".csv": _parse_csv}
+_WRITERS = {".jsonl": _to_jsonl, ".csv": _to_csv}
 
 
-def _number(cell: str, where: str, *, finite: bool) -> float:
+def _is_empty(cell: Any) -> bool:
+    return cell is None or cell == ""
+
+
+def _number(cell: Any, where: str, *, strict: bool) -> float:
+    """A cell's number, NaN where there is none; of a column that is wanted, it has to be a finite one."""
+    try:
+        value = math.nan if _is_empty(cell) else float(cell)
+    except (TypeError, ValueError):
+        if not strict:
+            return math.nan
+        raise PhasewatchError(f"{where} holds {cell!r}, which is no number; mend it, or leave it empty.") from None
+    if not math.isinf(value):
+        return value
+    if strict:
+        raise PhasewatchError(f"{where} holds {cell!r}; leave it empty where there is no finite value.")
+    return math.nan
+
+
+def _whole(cell: Any, where: str) -> int:
     try:
         value = float(cell)
-    except ValueError:
-        raise PhasewatchError(f"{where} holds {cell!r}, which is no number.") from None
-    if finite and math.isinf(value):
-        raise PhasewatchError(f"{where} holds {cell!r}; write nan for an estimate that failed.")
-    return value
-
-
-def _whole(cell: str, where: str) -> int:
-    try:
-        return int(cell)
-    except ValueError:
-        value = float(cell)
-    if not value.is_integer():
-        raise PhasewatchError(f"{where} holds {cell!r}; a training step is a whole number.")
-    return int(value)
+        step = int(cell) if isinstance(cell, int) or (isinstance(cell, str) and cell.isdecimal()) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        value, step = math.nan, -1
+    if not 0 <= step < 2**63 or not value.is_integer():
+        raise PhasewatchError(f"{where} holds {cell!r}; a training step is a whole number, counted from 0.")
+    return step

@@ -61,6 +61,13 @@ class Transition:
         llc_trend: "up", "flat" or "down".
         confidence: probability that the sign of `llc_change` is right, by the more doubtful of the same two.
         provisional: True while later points may still move it.
+        start_interval: the steps between which `start` lies with 95 % probability.
+        end_interval: the steps between which `end` lies with 95 % probability.
+        metric: the signal that changed: "llc", "loss" or the name of a metric.
+        before: that signal at `start`, smoothed.
+        after: that signal at `end`, smoothed.
+        error: standard error of its change.
+        trend: "up", "flat" or "down".
     """
 
     kind: Kind
@@ -75,6 +82,13 @@ class Transition:
     llc_trend: Trend
     confidence: float
     provisional: bool
+    start_interval: tuple[int, int] = (0, 0)
+    end_interval: tuple[int, int] = (0, 0)
+    metric: str = "llc"
+    before: float = math.nan
+    after: float = math.nan
+    error: float = math.nan
+    trend: Trend = "flat"
 
     @property
     def loss_change(self) -> float:
@@ -89,43 +103,55 @@ class Transition:
     def as_json(self) -> dict[str, Any]:
         """This transition as plain JSON types."""
         record = {name: json_number(v) if isinstance(v, float) else v for name, v in asdict(self).items()}
-        return record | {"kind": self.kind.name}
+        intervals = {"start_interval": list(self.start_interval), "end_interval": list(self.end_interval)}
+        return record | intervals | {"kind": self.kind.name}
 
     def __str__(self) -> str:
-        loss_before, loss_after = _pair(self.loss_before, self.loss_after, decimals=3)
-        llc_before, llc_after = _pair(self.llc_before, self.llc_after, decimals=1)
-        seen = f"OTHER (loss {self.loss_trend}, llc {self.llc_trend})" if self.kind is Kind.OTHER else self.kind.name
-        return (
-            f"{seen}  steps {integer(self.start)} -> {integer(self.end)}"
-            f"  loss {loss_before} -> {loss_after} ({self.loss_trend})"
-            f"  llc {llc_before} -> {llc_after} ({self.llc_trend}, {percent(self.confidence)})"
-            f"{' provisional' if self.provisional else ''}"
-        )
+        known = "" if math.isnan(self.llc_after) else f" (loss {self.loss_trend}, llc {self.llc_trend})"
+        seen = f"OTHER{known}" if self.kind is Kind.OTHER else self.kind.name
+        signals = [
+            ("loss", self.loss_before, self.loss_after, self.loss_trend, 3),
+            ("llc", self.llc_before, self.llc_after, self.llc_trend, 1),
+        ]
+        if self.metric not in {"loss", "llc"}:
+            signals.insert(0, (self.metric, self.before, self.after, self.trend, 3))
+        text = f"{seen}  steps {integer(self.start)} -> {integer(self.end)}"
+        for name, before, after, trend, decimals in signals:
+            if not math.isnan(after):
+                first, last = _pair(before, after, decimals)
+                sure = f", {percent(self.confidence)}" if name == self.metric else ""
+                text += f"  {name} {first} -> {last} ({trend}{sure})"
+        return text + (" provisional" if self.provisional else "")
 
     def sentence(self) -> str:
         """What happened, in plain English for a reader who has not met the notation."""
-        before, after = _pair(self.loss_before, self.loss_after, decimals=3)
-        slightly = " slightly" if abs(self.loss_change) < 0.1 * abs(self.loss_before) else ""
-        loss = {
-            "up": f"rose{slightly}, {before} to {after}",
-            "flat": f"stayed flat at {after}",
-            "down": f"fell{slightly}, {before} to {after}",
-        }[self.loss_trend]
-        before, after = _pair(self.llc_before, self.llc_after, decimals=1)
+        clauses = []
+        if self.metric not in {"loss", "llc"}:
+            clauses.append(f"{self.metric} {_moved(self.trend, *_pair(self.before, self.after, 3))}")
+        if not math.isnan(self.loss_after):
+            slightly = " slightly," if abs(self.loss_change) < 0.1 * abs(self.loss_before) else ","
+            before_and_after = _pair(self.loss_before, self.loss_after, decimals=3)
+            clauses.append(f"the loss {_moved(self.loss_trend, *before_and_after, slightly)}")
+        if not math.isnan(self.llc_after):
+            before_and_after = _pair(self.llc_before, self.llc_after, decimals=1)
+            clauses.append(f"the complexity λ̂ {_moved(self.llc_trend, *before_and_after)}")
         verdict = {
-            Kind.A: "a type A transition, the model became more complex to fit the data better",
-            Kind.B: "a type B transition, the model simplified itself",
-            Kind.OTHER: "neither a type A nor a type B transition",
+            Kind.A: ": a type A transition, the model became more complex to fit the data better",
+            Kind.B: ": a type B transition, the model simplified itself",
+            Kind.OTHER: "" if math.isnan(self.llc_after) else ": neither a type A nor a type B transition",
         }[self.kind]
+        signal = {"llc": "the complexity", "loss": "the loss"}.get(self.metric, self.metric)
         return (
-            f"Between steps {integer(self.start)} and {integer(self.end)} the loss {loss}, while the complexity λ̂ "
-            f"{'rose' if self.llc_trend == 'up' else 'fell'} from {before} to {after}: {verdict}. "
-            f"The sign of the complexity's change is right with probability {percent(self.confidence)}."
+            f"Between steps {integer(self.start)} and {integer(self.end)} {clauses[0]}"
+            f"{', while ' if clauses[1:] else ''}{' and '.join(clauses[1:])}{verdict}. "
+            f"The sign of {signal}'s change is right with probability {percent(self.confidence)}."
             f"{' Later points may still move it.' if self.provisional else ''}"
         )
 
 
-def find_transitions(trajectory: Trajectory | Iterable[Point], *, min_effect: float = 0.02) -> list[Transition]:
+def find_transitions(
+    trajectory: Trajectory | Iterable[Point], *, metric: str = "llc", min_effect: float = 0.02
+) -> list[Transition]:
     """The transitions of a trajectory, in order, judged on the points so far.
 
     λ̂ is smoothed against log step and cut at its milestones: its extrema, and where it slows down between two stages of
@@ -140,6 +166,8 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, min_effect: fl
 
     Args:
         trajectory: points of one run measured with one setting, in any order.
+        metric: the signal whose stages are found: "llc", "loss" or the name of a metric of the points. Of another than
+            λ̂, points may lack λ̂ and loss; the kind is by what is known of them.
         min_effect: the smallest change of λ̂ that counts, as a share of the range of λ̂ so far. That range is taken as at
             least a quarter of the largest |λ̂|, for a run that has not moved yet.
 
@@ -151,48 +179,71 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, min_effect: fl
     """
     if not 0 <= min_effect < 1:
         raise PhasewatchError(f"find_transitions(min_effect={min_effect!r}) must be at least 0 and below 1.")
-    usable = Trajectory(p for p in trajectory if not p.llc.health.failed and math.isfinite(p.llc.value + p.loss))
-    values = usable.llc
+    whole = Trajectory(p for p in trajectory if metric != "llc" or not p.llc.health.failed)
+    usable = whole.usable(metric)
+    values = usable.signal(metric)
     if len(usable) < FEWEST or not wanders(values):
         return []
     x = log_steps(usable.steps)
-    llc, loss = smooth(x, values), smooth(x, usable.loss)
-    chains = usable.per_chain
+    curve, loss, llc = smooth(x, values), _smooth_known(x, usable.loss), _smooth_known(x, usable.llc)
+    chains = usable.per_chain if metric == "llc" else None
     least = min_effect * max(np.ptp(values), 0.25 * np.abs(values).max())
 
     def holds(start: int, end: int) -> bool:
-        change = abs(llc.value[end] - llc.value[start])
+        change = abs(curve.value[end] - curve.value[start])
         return (
-            end - start >= 2 and 0 < change >= least and _error_and_confidence(llc, chains, start, end)[1] >= CONFIDENT
+            end - start >= 2
+            and 0 < change >= least
+            and _error_and_confidence(curve, chains, start, end)[1] >= CONFIDENT
         )
 
-    found = (_transition(usable, llc, loss, chains, start, end) for start, end in stages(llc, holds))
+    found = (_transition(usable, metric, curve, llc, loss, chains, start, end) for start, end in stages(curve, holds))
     return [transition for transition in found if transition.confidence >= CONFIDENT]
 
 
+def _smooth_known(x: np.ndarray, values: np.ndarray) -> Curve | None:
+    return smooth(x, values) if np.isfinite(values).all() else None
+
+
 def _transition(
-    usable: Trajectory, llc: Curve, loss: Curve, chains: np.ndarray | None, start: int, end: int
+    usable: Trajectory,
+    metric: str,
+    curve: Curve,
+    llc: Curve | None,
+    loss: Curve | None,
+    chains: np.ndarray | None,
+    start: int,
+    end: int,
 ) -> Transition:
-    error, confidence = _error_and_confidence(llc, chains, start, end)
-    llc_trend: Trend = "up" if llc.value[end] > llc.value[start] else "down"
-    loss_trend = _loss_trend(loss, float(np.ptp(usable.loss)), start, end)
-    if llc_trend == "up":
-        kind = Kind.A if loss_trend == "down" else Kind.OTHER
+    error, confidence = _error_and_confidence(curve, chains, start, end)
+    trend: Trend = "up" if curve.value[end] > curve.value[start] else "down"
+    llc_trend: Trend = trend if metric == "llc" else _trend(llc, start, end)
+    loss_trend = _trend(loss, start, end)
+    if llc_trend == "up" and loss_trend == "down":
+        kind = Kind.A
     else:
-        kind = Kind.OTHER if loss_trend == "up" else Kind.B
+        kind = Kind.B if llc_trend == "down" and loss_trend != "up" else Kind.OTHER
+    steps, last = usable.steps.tolist(), len(usable) - 1
     return Transition(
         kind=kind,
-        start=usable[start].step,
-        end=usable[end].step,
-        loss_before=float(loss.value[start]),
-        loss_after=float(loss.value[end]),
-        llc_before=float(llc.value[start]),
-        llc_after=float(llc.value[end]),
-        llc_error=error,
+        start=steps[start],
+        end=steps[end],
+        loss_before=float(loss.value[start]) if loss else math.nan,
+        loss_after=float(loss.value[end]) if loss else math.nan,
+        llc_before=float(llc.value[start]) if llc else math.nan,
+        llc_after=float(llc.value[end]) if llc else math.nan,
+        llc_error=error if metric == "llc" else llc.change_error(start, end) if llc else math.nan,
         loss_trend=loss_trend,
         llc_trend=llc_trend,
         confidence=confidence,
-        provisional=len(usable) < ENOUGH or len(usable) - 1 - end < SETTLED,
+        provisional=len(usable) < ENOUGH or last - end < SETTLED,
+        start_interval=(steps[max(start - 1, 0)], steps[start + 1]),
+        end_interval=(steps[end - 1], steps[min(end + 1, last)]),
+        metric=metric,
+        before=float(curve.value[start]),
+        after=float(curve.value[end]),
+        error=error,
+        trend=trend,
     )
 
 
@@ -218,9 +269,11 @@ def _error_and_confidence(llc: Curve, chains: np.ndarray | None, start: int, end
     return error, confidence
 
 
-def _loss_trend(loss: Curve, span: float, start: int, end: int) -> Trend:
-    change = loss.value[end] - loss.value[start]
-    if abs(change) <= max(0.002 * span, 2.33 * loss.change_error(start, end)):
+def _trend(curve: Curve | None, start: int, end: int) -> Trend:
+    if curve is None:
+        return "flat"
+    change = curve.value[end] - curve.value[start]
+    if abs(change) <= max(0.002 * np.ptp(curve.value), 2.33 * curve.change_error(start, end)):
         return "flat"
     return "up" if change > 0 else "down"
 
@@ -231,3 +284,9 @@ def _pair(before: float, after: float, decimals: int) -> tuple[str, str]:
     if 0 < change < math.inf:
         decimals = max(decimals, 1 - math.floor(math.log10(change)))
     return f"{before:z.{decimals}f}", f"{after:z.{decimals}f}"
+
+
+def _moved(trend: Trend, before: str, after: str, how: str = " from") -> str:
+    if trend == "flat":
+        return f"stayed flat at {after}"
+    return f"{'rose' if trend == 'up' else 'fell'}{how} {before} to {after}"

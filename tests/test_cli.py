@@ -1,6 +1,7 @@
 """The command line, through its entry point: what it prints, what it keeps, and how it fails."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,7 +187,13 @@ def test_transitions_as_json_are_those_of_the_library(phasewatch, file):
     status, out, err = phasewatch("transitions", file, "--json")
     assert (status, err) == (0, "")
     found = find_transitions(Trajectory.read(file))
-    assert json.loads(out) == [transition.as_json() for transition in found]
+    records = json.loads(out, parse_constant=pytest.fail)
+    assert records == [transition.as_json() for transition in found]
+    for record in records:
+        assert record["metric"] == "llc"
+        for boundary in ("start", "end"):
+            low, high = record[f"{boundary}_interval"]
+            assert low <= record[boundary] <= high
     assert [transition.kind.name for transition in found].count("B") >= 1
 
 
@@ -215,24 +223,84 @@ def test_the_picture(phasewatch, tmp_path, suffix, start):
 
 
 def test_a_trajectory_without_transitions(phasewatch, tmp_path):
-    (tmp_path / "flat.csv").write_text("step,loss,llc\n1,2.0,3.0\n2,2.0,3.0\n")
-    assert phasewatch("transitions", tmp_path / "flat.csv", "--json") == (0, "[]\n", "")
-    status, out, _ = phasewatch("transitions", tmp_path / "flat.csv")
+    flat = tmp_path / "flat.csv"
+    flat.write_text("step,loss,llc\n" + "".join(f"{step},2.0,3.0\n" for step in range(5)))
+    assert phasewatch("transitions", flat, "--json", "--plot", tmp_path / "flat.png") == (0, "[]\n", "")
+    assert (tmp_path / "flat.png").exists()
+    status, out, _ = phasewatch("transitions", flat)
     assert status == 0
     assert "No transition so far." in out
+    assert "5 points." in out
 
 
-def test_transitions_need_no_torch(tmp_path):
+SCORED = "".join(f"{2**i},{math.tanh(i - 9):.6f}\n" for i in range(18))
+
+
+def test_transitions_of_a_metric(phasewatch, tmp_path):
+    trajectory = Trajectory.read(PUBLISHED[1])
+    scored = [replace(p, metrics={"score": math.atan(math.log10(p.step + 1) - 4)}) for p in trajectory]
+    Trajectory(scored).write(tmp_path / "run.csv")
+    for metric in ("score", "loss"):
+        status, out, err = phasewatch("transitions", tmp_path / "run.csv", "--metric", metric, "--json")
+        assert (status, err) == (0, "")
+        records = json.loads(out)
+        assert records == [t.as_json() for t in find_transitions(Trajectory(scored), metric=metric)]
+        assert {record["metric"] for record in records} == {metric}
+    status, out, err = phasewatch(
+        "transitions", tmp_path / "run.csv", "--metric", "score", "--plot", tmp_path / "x.png"
+    )
+    assert (status, err) == (0, "")
+    assert re.search(r"^kind +steps, 95 % intervals +score +loss +llc", out)
+    assert re.search(r"goes with score|Alone: .*score", " ".join(out.split()))
+    assert (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("name", ["score.csv", "score.jsonl"])
+def test_transitions_of_a_metric_alone(phasewatch, tmp_path, name):
+    rows = [row.split(",") for row in SCORED.splitlines()]
+    lines = "".join(f'{{"step": {step}, "score": {score}}}\n' for step, score in rows)
+    (tmp_path / name).write_text(f"step,score\n{SCORED}" if name.endswith("csv") else lines)
+    picture = tmp_path / "x.svg"
+    arguments = ("transitions", tmp_path / name, "--metric", "score")
+    status, out, err = phasewatch(*arguments, "--plot", picture)
+    assert (status, err) == (0, "")
+    assert "18 points." in out
+    assert "nan" not in out
+    assert picture.exists()
+    (record,) = json.loads(phasewatch(*arguments, "--json")[1], parse_constant=pytest.fail)
+    assert (record["metric"], record["before"] < record["after"]) == ("score", True)
+
+
+def test_points_left_out_are_counted(phasewatch, tmp_path):
+    lines = PUBLISHED[0].read_text().splitlines()
+    for at in (20, 60, 100):
+        step, loss, *rest = lines[at].split(",")
+        lines[at] = ",".join([step, "" if at == 60 else loss, *("nan" if at < 100 else "" for _ in rest)])
+    (tmp_path / "holes.csv").write_text("\n".join(lines))
+    status, out, _ = phasewatch("transitions", tmp_path / "holes.csv")
+    assert status == 0
+    assert "190 points, 3 left out without λ̂ or loss." in out
+
+
+@pytest.mark.parametrize("plot", [False, True])
+def test_transitions_need_no_torch_and_little_time(tmp_path, plot):
     code = (
-        "import atexit, sys; from phasewatch.cli import main; atexit.register(lambda: print("
-        "{'torch', 'wandb', 'transformer_lens', 'devinterp', 'safetensors'} & set(sys.modules))); main()"
+        "import atexit, sys, time; from phasewatch.cli import main; atexit.register(lambda: print("
+        "{'torch', 'wandb', 'transformer_lens', 'devinterp', 'safetensors'} & set(sys.modules), "
+        "time.process_time())); main()"
     )
     picture = tmp_path / "x.png"
+    arguments = ["--plot", picture] if plot else []
     done = subprocess.run(
-        [sys.executable, "-c", code, "transitions", PUBLISHED[0], "--plot", picture], capture_output=True, text=True
+        [sys.executable, "-c", code, "transitions", PUBLISHED[0], *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert done.stdout.splitlines()[-1] == "set()"
-    assert picture.exists()
+    heavy, seconds = done.stdout.splitlines()[-1].rsplit(maxsplit=1)
+    assert heavy == "set()"
+    assert float(seconds) < (6 if plot else 3)
+    assert picture.exists() == plot
 
 
 def test_a_terminal_that_shows_no_arrows():
@@ -242,18 +310,29 @@ def test_a_terminal_that_shows_no_arrows():
     assert "1 673 ? 23 711" in out
 
 
+FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("missing.csv", None, r"missing\.csv'\) can't open the file: No such file"),
-        ("points.json", "{}", r"reads \.jsonl and \.csv, not '\.json'"),
-        ("empty.csv", "", r"found no points"),
-        ("lacks.csv", "step,loss\n1,2\n", r"needs one column 'llc'"),
-        ("words.csv", "step,loss,llc\n1,two,3\n", r"line 2, column 'loss' holds 'two', which is no number"),
-        ("bytes.csv", b"\xff\xfe\x00\x01", r"can't read the file as comma-separated text"),
-        ("broken.jsonl", "not json\n{}\n", r"can't read line 1, which is not JSON"),
-        ("other.jsonl", "{}\n", r"can't read line 1, which is not a point"),
-        ("folder", Path, r"points\.jsonl'\) can't open the file: No such file"),
+        ("missing.csv", None, r"missing\.csv can't be opened: No such file"),
+        ("points.json", "{}", r"points\.json can't be read: a trajectory is a \.jsonl or a \.csv, not '\.json'"),
+        ("empty.csv", "", r"has no points"),
+        ("empty.jsonl", "", r"empty\.jsonl has no points, and transitions take at least 5; measure more"),
+        ("lacks.csv", "step,loss\n1,2\n", r"has no column 'llc', and needs one; its columns are step, loss"),
+        ("words.csv", "step,loss,llc\n1,two,3\n", r"Line 2 of .*, column 'loss', holds 'two', which is no number"),
+        ("infinite.csv", "step,loss,llc\n1,2,inf\n", r"column 'llc', holds 'inf'; leave it empty where"),
+        ("negative.csv", "step,loss,llc\n-1,2,3\n", r"column 'step', holds '-1'; a training step is a whole number"),
+        ("half.csv", "step,loss,llc\n0.5,2,3\n", r"column 'step', holds '0\.5'; a training step is a whole number"),
+        ("twice.csv", "step,loss,llc\n1,2,3\n1,2,4\n", r"two different points at step 1, with λ̂ 3 and 4; pass"),
+        ("four.csv", f"step,loss,llc\n{FOUR}5,,1\n4,2,4\n", r"has a finite λ̂ and loss at 4 of 5 points, and"),
+        ("bytes.csv", b"\xff\xfe\x00\x01", r"can't be read as comma-separated text in UTF-8"),
+        ("bytes.jsonl", b"\xff\xfe\x00\n", r"Line 1 of .*bytes\.jsonl is no point, since it is not JSON"),
+        ("list.jsonl", "[1]\n", r"Line 1 of .*list\.jsonl is no object of named values; mend it or delete it"),
+        ("broken.jsonl", "not json\n{}\n", r"Line 1 of .* is no point, since it is not JSON; mend it or delete it"),
+        ("other.jsonl", "{}\n", r"other\.jsonl has no column 'step', and needs one"),
+        ("folder", Path, r"folder is a folder without points\.jsonl; give"),
     ],
 )
 def test_trajectories_that_cannot_be_read(phasewatch, tmp_path, name, content, says):
@@ -267,11 +346,38 @@ def test_trajectories_that_cannot_be_read(phasewatch, tmp_path, name, content, s
     assert re.search(says, one_sentence(err))
 
 
-@pytest.mark.parametrize("picture", ["nowhere/x.png", "x.word"])
-def test_a_picture_that_cannot_be_written(phasewatch, tmp_path, picture):
-    status, _, err = phasewatch("transitions", PUBLISHED[0], "--plot", tmp_path / picture)
-    assert status == 2
-    assert re.match(rf"phasewatch: --plot .*{picture} can't be written \(", one_sentence(err))
+@pytest.mark.parametrize("metric", ["accuracy", "step", "llc_chain0", ""])
+def test_a_metric_that_is_not_there(phasewatch, tmp_path, metric):
+    Trajectory.read(PUBLISHED[0]).write(tmp_path / "points.jsonl")
+    for file in (PUBLISHED[0], tmp_path):
+        status, out, err = phasewatch("transitions", file, "--metric", metric)
+        assert (status, out) == (2, "")
+        assert one_sentence(err).endswith(f" has no metric '{metric}'; it has loss, llc.")
+
+
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [
+        ("nowhere/x.png", r"can't be written \("),
+        ("folder.png", r"can't be written \(.*Is a directory"),
+        ("x.word", r"can't be written: its name has to end in \.png, \.svg or \.pdf"),
+        ("x", r"can't be written: its name has to end in"),
+    ],
+)
+def test_a_picture_that_cannot_be_written(phasewatch, tmp_path, picture, says):
+    (tmp_path / "folder.png").mkdir()
+    status, out, err = phasewatch("transitions", PUBLISHED[0], "--plot", tmp_path / picture)
+    assert (status, out) == (2, "")
+    assert re.match(rf"phasewatch: --plot .*{picture} {says}", one_sentence(err))
+
+
+def test_a_picture_as_wide_as_asked(phasewatch, tmp_path):
+    picture = tmp_path / "x.svg"
+    for width, inches in (((), 3.4), (("--width", "6.8"), 6.8)):
+        assert phasewatch("transitions", PUBLISHED[0], "--json", "--plot", picture, *width)[0] == 0
+        points = re.search(r'width="([\d.]+)pt"', picture.read_text())
+        assert points is not None
+        assert float(points[1]) == pytest.approx(72 * inches)
 
 
 # replay
@@ -380,7 +486,7 @@ def test_weights_that_are_not_finite_are_a_point_with_a_verdict(phasewatch, fold
     torch.save({"weight": torch.full((1, 3), torch.nan), "bias": torch.zeros(1)}, folder / "checkpoints/step100.pt")
     status, out, err = phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe")
     assert status == 0
-    assert "1 left out because the estimate failed" in " ".join(out.split())
+    assert "1 left out without λ̂ or loss" in " ".join(out.split())
     assert len(err.splitlines()) == 1
     points = {p.step: p for p in Trajectory.read(folder / "checkpoints-replay" / "points.jsonl")}
     assert points[100].llc.health is Health.DIVERGED

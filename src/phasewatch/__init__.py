@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from phasewatch.callbacks.weights_and_biases import WandbSink
     from phasewatch.monitor.averaging import averaged
     from phasewatch.monitor.calibrate import calibrate
+    from phasewatch.monitor.coincide import Coincidence, Coincidences, coincide
     from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
     from phasewatch.monitor.estimate import Estimate, Health
     from phasewatch.monitor.heads import heads
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Budget": "callbacks.schedule",
+    "Coincidence": "monitor.coincide",
+    "Coincidences": "monitor.coincide",
     "Difference": "monitor.uncertainty",
     "Estimate": "monitor.estimate",
     "Health": "monitor.estimate",
@@ -49,6 +52,7 @@ _HOME = {
     "WandbSink": "callbacks.weights_and_biases",
     "averaged": "monitor.averaging",
     "calibrate": "monitor.calibrate",
+    "coincide": "monitor.coincide",
     "difference": "monitor.uncertainty",
     "estimate_llc": "monitor.llc",
     "every": "callbacks.schedule",
@@ -63,6 +67,8 @@ _HOME = {
 __all__ = [
     "SGLD",
     "Budget",
+    "Coincidence",
+    "Coincidences",
     "Difference",
     "Estimate",
     "Health",
@@ -80,6 +86,7 @@ __all__ = [
     "WandbSink",
     "averaged",
     "calibrate",
+    "coincide",
     "difference",
     "estimate_llc",
     "every",

@@ -159,24 +159,42 @@ def replay(
 
 @app.command()
 def transitions(
-    file: Annotated[Path, typer.Argument(help="points.jsonl, a run's folder, or a csv with step, loss and llc.")],
+    file: Annotated[
+        Path, typer.Argument(help="points.jsonl, a run's folder, or a csv or jsonl with step, loss and llc.")
+    ],
+    metric: Annotated[str, typer.Option(help="Whose transitions: llc, loss, or any other column or metric.")] = "llc",
     plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
+    width: Annotated[float, typer.Option(min=2, max=40, help="Of the picture, in inches; 3.4 is a column.")] = 3.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print the transitions as JSON.")] = False,
 ) -> None:
     """Find the transitions of a trajectory."""
+    from phasewatch.monitor.coincide import coincide
     from phasewatch.monitor.trajectory import Trajectory
-    from phasewatch.monitor.transitions import find_transitions
+    from phasewatch.monitor.transitions import FEWEST, find_transitions
 
-    trajectory = Trajectory.read(file / "points.jsonl" if file.is_dir() else file)
-    found = find_transitions(trajectory)
-    if as_json:
-        print(json.dumps([transition.as_json() for transition in found], indent=1))
-    else:
-        _show(trajectory)
+    if file.is_dir():
+        if not (file / "points.jsonl").exists():
+            raise PhasewatchError(f"{file} is a folder without points.jsonl; give a run's folder, a csv or a jsonl.")
+        file = file / "points.jsonl"
+    trajectory = Trajectory.read(file, metric=metric)
+    usable = len(trajectory.usable(metric))
+    if usable < FEWEST:
+        needed = "λ̂ and loss" if metric == "llc" else metric
+        there = f"a finite {needed} at {usable} of {len(trajectory)} points" if len(trajectory) else "no points"
+        raise PhasewatchError(f"{file} has {there}, and transitions take at least {FEWEST}; measure more.")
+    found = find_transitions(trajectory, metric=metric)
     if plot:
         from phasewatch.callbacks.figure import draw_trajectory
 
-        _save(draw_trajectory(trajectory, found), plot)
+        _save(draw_trajectory(trajectory, found, metric=metric, width=width), plot)
+    if as_json:
+        print(json.dumps([transition.as_json() for transition in found], indent=1, allow_nan=False))
+        return
+    from phasewatch.callbacks.terminal import print_transitions
+
+    of_llc = [] if metric == "llc" else find_transitions(trajectory)
+    remarks = str(coincide(of_llc, found)) if of_llc and found else ""
+    print_transitions(trajectory, found, metric=metric, remarks=remarks)
 
 
 @app.command()
@@ -250,8 +268,11 @@ def _show(trajectory: "Trajectory") -> None:
 
 
 def _save(figure: "Figure", plot: Path) -> None:
+    formats = figure.canvas.get_supported_filetypes()
+    if plot.suffix[1:].lower() not in formats:
+        raise PhasewatchError(f"--plot {plot} can't be written: its name has to end in .png, .svg or .pdf.")
     try:
-        figure.savefig(plot, dpi=200)
+        figure.savefig(plot, dpi=300)
     except (OSError, ValueError) as error:
         raise PhasewatchError(f"--plot {plot} can't be written ({error}).") from error
 

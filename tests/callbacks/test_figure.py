@@ -2,6 +2,8 @@ import io
 import math
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +13,18 @@ from phasewatch.callbacks.figure import STAGE_COLOURS, draw_trajectory
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Estimate, Health
 from phasewatch.monitor.trajectory import Point, Trajectory
-from phasewatch.monitor.transitions import Kind, Transition
+from phasewatch.monitor.transitions import Kind, Transition, find_transitions
+
+PUBLISHED = Path(__file__).parents[1] / "data" / "published"
 
 
 def a_point(step, llc=10.0, *, loss=2.0, error=0.5, health=Health.OK, metrics=None):
     return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.0, 100.0, 0.9, health), metrics or {})
 
 
-def a_transition(kind=Kind.A, start=10, end=100, *, provisional=False):
-    return Transition(kind, start, end, 3.0, 2.0, 5.0, 10.0, 0.5, "down", "up", 0.99, provisional)
+def a_transition(kind=Kind.A, start=10, end=100, *, provisional=False, starts=None, ends=None):
+    intervals = starts or (start, start), ends or (end, end)
+    return Transition(kind, start, end, 3.0, 2.0, 5.0, 10.0, 0.5, "down", "up", 0.99, provisional, *intervals)
 
 
 def a_curve(steps=(0, 1, 3, 10, 30, 100, 300, 1000)):
@@ -73,8 +78,96 @@ def test_only_a_provisional_stage_is_hatched_and_the_legend_says_what_that_means
     settled, provisional = a_transition(Kind.A, 1, 10), a_transition(Kind.B, 10, 100, provisional=True)
     figure = draw_trajectory(a_curve(), [settled, provisional])
     assert [bool(shade.get_hatch()) for shade in shades(figure.axes[0])] == [False, True]
-    assert legend_labels(figure) == ["provisional stage"]
-    assert legend_labels(draw_trajectory(a_curve(), [settled])) == []
+    assert legend_labels(figure) == ["95 % interval of a boundary", "provisional stage"]
+    assert legend_labels(draw_trajectory(a_curve(), [settled])) == ["95 % interval of a boundary"]
+    assert legend_labels(draw_trajectory(a_curve())) == []
+
+
+def above_the_stages(figure, marker):
+    """Of each bar (marker "None") or whisker ("|") above the panels, its two steps and its height in points."""
+    panel = figure.axes[0]
+    to_steps = (panel.transAxes - panel.transData).transform
+    found = []
+    for line in panel.lines:
+        if line.get_marker() == marker and not line.get_clip_on():
+            steps = to_steps(np.c_[line.get_xdata(), [1, 1]])[:, 0]
+            height = line.get_transform().transform([0, 1])[1] - panel.transAxes.transform([0, 1])[1]
+            found.append((*steps, height / figure.dpi * 72))
+    return found
+
+
+@pytest.mark.parametrize("steps", [(0, 1, 3, 10, 30, 100, 300, 1000), (1, 3, 10, 30, 100, 300, 1000)])
+def test_bars_and_whiskers_stand_at_the_stages_and_their_intervals(steps):
+    stages = [
+        a_transition(Kind.A, 3, 30, starts=(1, 5), ends=(20, 40)),
+        a_transition(Kind.B, 35, 200, starts=(30, 90), ends=(150, 300)),
+        a_transition(Kind.A, 500, 900, starts=(400, 600), ends=(800, 1000)),
+    ]
+    figure = draw_trajectory(a_curve(steps), stages)
+    bars, whiskers = above_the_stages(figure, "None"), above_the_stages(figure, "|")
+    np.testing.assert_allclose([bar[:2] for bar in bars], [(3, 30), (35, 200), (500, 900)])
+    np.testing.assert_allclose(
+        [whisker[:2] for whisker in whiskers], [(1, 5), (20, 40), (30, 90), (150, 300), (400, 600), (800, 1000)]
+    )
+    low, high, low_again = (round(bar[2]) for bar in bars)
+    assert 0 < low == low_again < high
+    assert [round(whisker[2]) for whisker in whiskers] == [low, low, high, high, low, low]
+
+
+def test_a_provisional_bar_is_hollow():
+    solid, hollow = (draw_trajectory(a_curve(), [a_transition(provisional=p)]) for p in (False, True))
+    assert len(above_the_stages(solid, "None")) == 1
+    assert len(above_the_stages(hollow, "None")) == 2
+    assert [line.get_color() for line in hollow.axes[0].lines if not line.get_clip_on()][1] == "white"
+
+
+def test_kinds_differ_without_colour():
+    figure = draw_trajectory(a_curve(), [a_transition(kind, 10**i, 3 * 10**i) for i, kind in enumerate(Kind)])
+    greys = [float(np.dot(shade.get_facecolor()[:3], [0.299, 0.587, 0.114])) for shade in shades(figure.axes[0])]
+    assert min(abs(a - b) for i, a in enumerate([*greys, 1.0]) for b in greys[:i]) > 0.02
+    assert greys[0] - greys[1] > 0.05
+
+
+def test_every_kind_is_named_in_a_paper_s_column_and_no_two_names_touch():
+    trajectory = Trajectory.read(PUBLISHED / "lr_seed1.csv")
+    found = find_transitions(trajectory)
+    figure = draw_trajectory(trajectory, found, width=3.4)
+    assert figure.get_figwidth() == 3.4
+    assert sorted(t.get_text() for t in figure.axes[0].texts) == sorted(t.kind.label for t in found)
+    crowd = [a_transition(Kind.OTHER, 100 + 3 * i, 102 + 3 * i) for i in range(60)]
+    figure = draw_trajectory(a_curve(), crowd, width=3.4)
+    drawn(figure)
+    boxes = sorted((box.x0, box.x1) for box in (text.get_window_extent() for text in figure.axes[0].texts))
+    assert 1 < len(boxes) < 60
+    assert all(right < left for (_, right), (left, _) in pairwise(boxes))
+
+
+def labels(figure):
+    return [axes.get_ylabel() for axes in figure.axes]
+
+
+def test_the_signal_whose_stages_they_are_comes_first():
+    points = [a_point(s, llc=s, metrics={"a": s / 10, "b": 1.0}) for s in (1, 10, 100)]
+    figure = draw_trajectory(Trajectory(points), metric="a", metrics=["a", "b"])
+    assert [label if len(label) < 9 else "llc" for label in labels(figure)] == ["a", "llc", "loss", "b"]
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [0.1, 1, 10])
+    assert labels(draw_trajectory(Trajectory(points), metric="loss"))[0] == "loss"
+    with pytest.raises(PhasewatchError, match=r"metrics=\['c'\]\) names a metric that no point carries"):
+        draw_trajectory(Trajectory(points), metric="c")
+
+
+def test_what_was_never_measured_has_no_panel():
+    unmeasured = Estimate(math.nan, math.nan, (), math.nan, math.nan, math.nan, math.nan, Health.DIVERGED)
+    points = [Point(s, math.nan, unmeasured, {"a": s / 10}) for s in (1, 10, 100)]
+    figure = draw_trajectory(Trajectory(points), metric="a")
+    assert labels(figure) == ["a"]
+    drawn(figure)
+
+
+def test_the_band_is_named_where_there_is_one():
+    without = Trajectory([a_point(step, error=math.nan) for step in (1, 10)])
+    assert "s.e." not in labels(draw_trajectory(without))[0]
+    assert "± 2 s.e." in labels(draw_trajectory(a_curve()))[0]
 
 
 def test_a_stage_that_reaches_beyond_the_points_ends_at_the_axis():

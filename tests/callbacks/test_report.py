@@ -20,8 +20,10 @@ from phasewatch.monitor.estimate import Estimate, Health
 from phasewatch.monitor.trajectory import Point, Trajectory
 from phasewatch.monitor.transitions import Kind, Transition, find_transitions
 
-UP = Transition(Kind.A, 0, 1000, 4.26, 1.89, 12.6, 169.7, 0.9, "down", "up", 0.99999, False)
-DOWN = Transition(Kind.B, 1000, 40404, 1.89, 1.78, 169.7, 112.8, 1.1, "down", "down", 0.981, True)
+UP = Transition(Kind.A, 0, 1000, 4.26, 1.89, 12.6, 169.7, 0.9, "down", "up", 0.99999, False, (0, 9), (990, 1010))
+DOWN = Transition(
+    Kind.B, 1000, 40404, 1.89, 1.78, 169.7, 112.8, 1.1, "down", "down", 0.981, True, (985, 1200), (38181, 41414)
+)
 
 VOID = {"meta", "img", "line", "path", "br"}
 
@@ -119,6 +121,8 @@ def test_each_transition_is_told_in_numbers_and_in_its_own_sentence(tmp_path, mo
     for transition in (UP, DOWN):
         assert str(escape(transition.sentence())) in text
     words = "".join(page.words)
+    for cell in ("0–9 → 990–1\u202f010", "985–1\u202f200 → 38\u202f181–41\u202f414"):
+        assert cell in words
     for cell in ("1\u202f000 → 40\u202f404", "1.890 → 1.780", "−0.110", "169.7 → 112.8", "−56.9 ± 1.1", "98.1 %"):
         assert cell in words
     assert words.count("provisional") == 1

@@ -17,32 +17,53 @@ def a_point(step, llc=142.5, *, loss=1.945, error=0.8, health=Health.OK):
     return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.0, 100.0, 0.9, health))
 
 
-UP = Transition(Kind.A, 0, 40404, 4.26, 1.89, 12.6, 169.7, 0.9, "down", "up", 0.99999, False)
-DOWN = Transition(Kind.B, 40404, 318181, 1.89, 1.78, 169.7, 112.8, 1.1, "down", "down", 0.981, True)
-HUGE = Transition(Kind.OTHER, 123456789, 987654321, 1.0, 1.1, 1.0, 123456.7, 1234.5, "up", "up", 0.97, True)
+UP = Transition(Kind.A, 0, 40404, 4.26, 1.89, 12.6, 169.7, 0.9, "down", "up", 0.99999, False, (0, 9), (38181, 41414))
+DOWN = Transition(
+    Kind.B, 40404, 318181, 1.89, 1.78, 169.7, 112.8, 1.1, "down", "down", 0.981, True, (39000, 41000), (315000, 320000)
+)
+HUGE = Transition(
+    Kind.OTHER, 123456789, 987654321, 1.0, 1.1, 1.0, 123456.7, 1234.5, "up", "up", 0.97, True,
+    (123456000, 123457000), (987654000, 987655000),
+)  # fmt: skip
 
 
 ONE = (a_point(1),)
 
 
-def printed(transitions, points=ONE, **options):
+def printed(transitions, points=ONE, *, metric="llc", remarks="", **options):
     file = io.StringIO()
-    print_transitions(Trajectory(points), transitions, Console(file=file, **options))
+    console = Console(file=file, **options)
+    print_transitions(Trajectory(points), transitions, console, metric=metric, remarks=remarks)
     return file.getvalue()
+
+
+def cells(line):
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
 
 def test_a_row_says_kind_steps_changes_confidence_and_whether_it_may_still_move():
     lines = printed([UP, DOWN], width=80).splitlines()
-    (up,) = (line for line in lines if line.startswith("A "))
-    (down,) = (line for line in lines if line.startswith("B "))
-    assert up.split("  ")[0] == "A"
-    assert [cell.strip() for cell in up.split("  ") if cell.strip()] == [
-        "A", "0 → 40 404", "-2.370", "+157.1 ± 0.9", "> 99.9 %",
-    ]  # fmt: skip
-    assert [cell.strip() for cell in down.split("  ") if cell.strip()] == [
-        "B", "40 404 → 318 181", "-0.110", "-56.9 ± 1.1", "98.1 %", "provisional",
-    ]  # fmt: skip
-    assert "provisional" not in printed([UP], width=80).split("\n\n")[0]
+    (up,) = (i for i, line in enumerate(lines) if line.startswith("A "))
+    (down,) = (i for i, line in enumerate(lines) if line.startswith("B "))
+    assert cells(lines[up]) == ["A", "0 → 40 404", "-2.370", "+157.1 ± 0.9", "> 99.9 %"]
+    assert cells(lines[up + 1]) == ["0–9 → 38 181–41 414"]
+    assert cells(lines[down]) == ["B", "40 404 → 318 181", "-0.110", "-56.9 ± 1.1", "98.1 %"]
+    assert cells(lines[down + 1]) == ["39 000–41 000 → 315 000–320 000", "provisional"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_metric_has_a_column_of_its_own_and_loss_needs_none():
+    own = dataclasses.replace(UP, metric="[b]x", before=0.25, after=0.75, error=0.01, trend="up")
+    points = [dataclasses.replace(a_point(1), metrics={"[b]x": 0.5})]
+    header, _, row, *_ = printed([own], points, width=80, metric="[b]x").splitlines()
+    assert cells(header) == ["kind", "steps, 95 % intervals", "[b]x", "loss", "llc", "confidence"]
+    assert cells(row)[2:4] == ["+0.50 ± 0.01", "-2.370"]
+    assert cells(printed([UP], width=80, metric="loss").splitlines()[0])[2:] == ["loss", "llc", "confidence"]
+
+
+def test_remarks_follow_the_sentences():
+    text = printed([UP], width=80, remarks="One of 1 000.\nAnother.")
+    assert text.endswith(".\n\nOne of 1 000.\nAnother.\n\n1 point.\n")
 
 
 @pytest.mark.parametrize("width", [20, 60, 80, 200])
@@ -86,8 +107,14 @@ def test_doubtful_and_left_out_points_are_counted_apart():
         a_point(2002, math.nan, health=Health.DIVERGED),
     ]
     assert printed([], points, width=200).splitlines()[-1] == (
-        "1 003 points, 1 left out because the estimate failed, 2 doubtful."
+        "1 003 points, 1 left out without λ̂ or loss, 2 doubtful."
     )
+
+
+def test_points_without_the_metric_are_counted():
+    points = [a_point(1), dataclasses.replace(a_point(2, health=Health.UNMIXED), metrics={"score": 0.5})]
+    assert printed([], points, metric="score").splitlines()[-1] == "2 points, 1 left out without score."
+    assert printed([], points, metric="loss").splitlines()[-1] == "2 points."
 
 
 def test_markup_in_a_sentence_is_printed_as_it_is(monkeypatch):

@@ -142,9 +142,7 @@ def test_a_damaged_line_is_named(path, line):
     content = points.read_bytes().splitlines()
     points.write_bytes(b"\n".join([content[0], line, content[2], b""]))
     before = points.read_bytes()
-    with pytest.raises(
-        PhasewatchError, match=r"Line 2 of .*points.jsonl is no point .*Delete that line to measure its"
-    ):
+    with pytest.raises(PhasewatchError, match=r"Line 2 of .*points.jsonl is no point.*; mend it or delete it"):
         RunFolder(path, SETTINGS)
     assert points.read_bytes() == before
     points.write_bytes(b"\n".join([content[0], content[2], b""]))

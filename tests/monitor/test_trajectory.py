@@ -60,8 +60,12 @@ def test_an_equal_point_is_kept_once_even_with_nan():
 
 
 def test_two_different_points_of_one_step_are_refused():
-    with pytest.raises(PhasewatchError, match=r"two different points at step 4, with λ̂ 10 and 12 .* one setting"):
+    with pytest.raises(PhasewatchError, match=r"two different points at step 4, with λ̂ 10 and 12; .* one setting"):
         Trajectory([point(4), point(4, llc=12.0)])
+    with pytest.raises(PhasewatchError, match=r"with loss 2 and 3, a 1 and 2, b nan and 0; pass"):
+        Trajectory([point(4, a=1.0), point(4, 3.0, a=2.0, b=0.0)])
+    with pytest.raises(PhasewatchError, match=r"with different chains or diagnostics; pass"):
+        Trajectory([point(4), point(4, health=Health.UNMIXED)])
 
 
 def test_negative_steps_are_refused():
@@ -79,12 +83,20 @@ def test_jsonl_round_trip_is_exact(tmp_path):
 
 
 def test_csv_round_trip_keeps_numbers_chains_and_metrics(tmp_path):
-    trajectory = Trajectory([*awkward_points()[:-1], point(99, per_chain=(1.0, 2.0, 3.0))])
+    trajectory = Trajectory([*awkward_points()[:-1], point(99, math.nan, per_chain=(1.0, 2.0, 3.0))])
     trajectory.write(tmp_path / "points.csv")
     back = Trajectory.read(str(tmp_path / "points.csv"))
     for name in ("steps", "loss", "llc", "llc_error", "per_chain"):
         np.testing.assert_array_equal(getattr(back, name), getattr(trajectory, name))
     assert [p.metrics for p in back] == [p.metrics for p in trajectory]
+
+
+def test_a_csv_has_no_infinities(tmp_path):
+    Trajectory([point(1, math.inf, 5.0, (math.inf, 5.0), score=-math.inf)]).write(tmp_path / "points.csv")
+    assert "inf" not in (tmp_path / "points.csv").read_text()
+    (back,) = Trajectory.read(tmp_path / "points.csv")
+    assert math.isnan(back.loss)
+    assert (back.llc.value, back.metrics) == (5.0, {})
 
 
 def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
@@ -101,16 +113,16 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b'{"step": 1, "lo', "line 2, which is not JSON"),
-        (b"\xff\xfe", "line 2, which is not JSON"),
-        (b"[1, 2]", "line 2, which is not a point"),
-        (b'{"step": 5}', r"line 2, which is not a point \(KeyError: 'loss'\)"),
+        (b'{"step": 1, "lo', "since it is not JSON; mend it or delete it"),
+        (b"\xff\xfe", "since it is not JSON; mend it or delete it"),
+        (b"[1, 2]", r"\(TypeError: .*\); mend it or delete it"),
+        (b'{"step": 5}', r"\(KeyError: 'loss'\); mend it or delete it"),
     ],
 )
 def test_any_other_unreadable_line_is_named(tmp_path, line, complaint):
     good = json.dumps(point(1).as_json()).encode()
     (tmp_path / "points.jsonl").write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
-    with pytest.raises(PhasewatchError, match=complaint):
+    with pytest.raises(PhasewatchError, match=r"^Line 2 of .*points\.jsonl is no point.*" + complaint):
         Trajectory.read(tmp_path / "points.jsonl")
 
 
@@ -129,13 +141,13 @@ def test_the_published_csv():
     assert trajectory[0].metrics == {}
 
 
-def read_csv(tmp_path, text):
+def read_csv(tmp_path, text, **options):
     (tmp_path / "run.csv").write_text(text, encoding="utf-8")
-    return Trajectory.read(tmp_path / "run.csv")
+    return Trajectory.read(tmp_path / "run.csv", **options)
 
 
 def test_a_plain_csv(tmp_path):
-    trajectory = read_csv(tmp_path, "\ufeffllc, step,loss,accuracy\n5.5,100,2.0,0.5\nnan,1e3,1.5,\n\n")
+    trajectory = read_csv(tmp_path, "\ufeffllc, step,loss,accuracy\n5.5,100,2.0,0.5\nnan,1e3,1.5,\n\n, ,,\n")
     assert list(trajectory.steps) == [100, 1000]
     assert [p.llc.health for p in trajectory] == [Health.OK, Health.DIVERGED]
     assert [p.metrics for p in trajectory] == [{"accuracy": 0.5}, {}]
@@ -151,20 +163,91 @@ def test_an_error_column_goes_before_the_chains_spread(tmp_path):
     assert estimate.per_chain == (5.0, 4.0, 6.0)
 
 
+def test_what_is_empty_or_nan_is_missing_and_the_rest_of_the_point_stays(tmp_path):
+    trajectory = read_csv(tmp_path, "step,loss,llc,llc_chain0,llc_chain1\n1,,3,2,4\n2,2,,,\n3,nan,nan,1,2\n4,2,9,,9\n")
+    np.testing.assert_array_equal(trajectory.loss, [np.nan, 2, np.nan, 2])
+    np.testing.assert_array_equal(trajectory.llc, [3, np.nan, np.nan, 9])
+    assert [len(p.llc.per_chain) for p in trajectory] == [2, 0, 0, 2]
+    assert list(trajectory.usable().steps) == [4]
+    assert list(trajectory.usable("loss").steps) == [2, 4]
+
+
+def test_columns_that_are_not_wanted_may_hold_anything(tmp_path):
+    text = "step,loss,llc,note,norm,when\n1,2,3,warm-up,inf,\n2,2,4,,7,2026-01-01\n"
+    assert [p.metrics for p in read_csv(tmp_path, text)] == [{}, {"norm": 7.0}]
+    with pytest.raises(PhasewatchError, match=r"Line 2 of .*csv, column 'norm', holds 'inf'; leave it empty where"):
+        read_csv(tmp_path, text, metric="norm")
+    with pytest.raises(PhasewatchError, match=r"Line 2 of .*csv, column 'note', holds 'warm-up', which is no number"):
+        read_csv(tmp_path, text, metric="note")
+
+
+def test_a_metric_needs_neither_llc_nor_loss(tmp_path):
+    trajectory = read_csv(tmp_path, "step,score\n1,0.5\n10,\n20,0.75\n", metric="score")
+    np.testing.assert_array_equal(trajectory.signal("score"), [0.5, np.nan, 0.75])
+    assert list(trajectory.usable("score").steps) == [1, 20]
+    assert np.isnan([trajectory.llc, trajectory.loss]).all()
+    assert len(read_csv(tmp_path, "step,loss\n1,2\n", metric="loss")) == 1
+
+
+def test_signals_by_name(tmp_path):
+    failed = point(3, llc=9.0, health=Health.DIVERGED)
+    trajectory = Trajectory([point(1, a=1.0), point(2, 4.0, 11.0, b=2.0), failed])
+    np.testing.assert_array_equal(trajectory.signal("llc"), [10, 11, np.nan])
+    np.testing.assert_array_equal(trajectory.signal("loss"), [2, 4, 2])
+    np.testing.assert_array_equal(trajectory.signal("a"), [1, np.nan, np.nan])
+    assert Trajectory().signal("a").shape == (0,)
+    for ask in (trajectory.signal, trajectory.usable):
+        with pytest.raises(PhasewatchError, match=r"trajectory\.signal\('c'\): no point .* carry llc, loss, a, b\."):
+            ask("c")
+
+
+def test_names_as_w_and_b_exports_them(tmp_path):
+    header = '"Step","a - b - phase/llc","a - b - phase/llc__MIN","a - b - phase/llc__MAX","a - b - phase/loss"'
+    (one,) = read_csv(tmp_path, f"{header}\n10,5,4,6,2.5\n")
+    assert (one.step, one.llc.value, one.loss) == (10, 5.0, 2.5)
+    text = "_step,train_loss,phase/step,phase/llc,phase/loss,phase/score,phase/health\n0,9,,,,,\n1,,100,5,2.5,0.5,OK\n"
+    (one,) = read_csv(tmp_path, text)
+    assert (one.step, one.llc.value, one.loss, one.metrics) == (100, 5.0, 2.5, {"_step": 1.0, "score": 0.5})
+
+
+def test_a_jsonl_of_flat_lines(tmp_path):
+    lines = [
+        '{"step": 1, "loss": 2.0, "llc": 5.0, "note": "x", "on": true, "deep": {"a": 1}}',
+        '{"step": 10, "loss": null, "llc": NaN, "score": 0.5}',
+        '{"step": 9007199254740993, "loss": "1.5", "llc": 6, "llc_error": 0.5}',
+        '{"step": 99, "lo',
+    ]
+    path = tmp_path / "flat.jsonl"
+    path.write_text("\n".join(lines))
+    first, second, third = Trajectory.read(path)
+    assert (first.step, first.loss, first.llc.value) == (1, 2.0, 5.0)
+    assert (second.llc.health, second.metrics) == (Health.DIVERGED, {"score": 0.5})
+    assert math.isnan(second.loss)
+    assert (third.step, third.loss, third.llc.error) == (2**53 + 1, 1.5, 0.5)
+    assert len(Trajectory.read(path, metric="score")) == 3
+    path.write_text('{"step": 1, "score": 2}\n[1]\n')
+    with pytest.raises(PhasewatchError, match=r"flat\.jsonl is no object of named values"):
+        Trajectory.read(path, metric="score")
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "found no points"),
-        ("step,loss,llc\n", "found no points"),
-        ("step,loss\n1,2\n", "needs one column 'llc' and found 0; the columns are step, loss"),
-        ("step,loss,llc,llc\n1,2,3,4\n", "needs one column 'llc' and found 2"),
+        ("", "has no points: a csv is a line with the columns step, loss, llc, then rows"),
+        ("step,loss,llc\n", "has no points"),
+        ("step,loss\n1,2\n", "has no column 'llc', and needs one; its columns are step, loss"),
+        ("step,loss,llc,llc\n1,2,3,4\n", "has 2 columns 'llc', and needs one"),
         ("step,loss,llc,a,a\n1,2,3,4,5\n", "column 'a' twice"),
-        ("step,loss,llc\n1,2,3\n2,two,3\n", "line 3, column 'loss' holds 'two', which is no number"),
-        ("step,loss,llc\n1,,3\n", "line 2, column 'loss' holds '', which is no number"),
-        ("step,loss,llc\n1,2,inf\n", "line 2, column 'llc' holds 'inf'"),
-        ("step,loss,llc\n1.5,2,3\n", "column 'step' holds '1.5'; a training step is a whole number"),
-        ("step,loss,llc\nnan,2,3\n", "column 'step' holds 'nan'; a training step is a whole number"),
-        ("step,loss,llc\n1,2\n", "2 values in line 2 for 3 columns"),
+        ("step,loss,llc\n1,2,3\n2,two,3\n", "Line 3 of .*, column 'loss', holds 'two', which is no number"),
+        ("step,loss,llc\n1,inf,3\n", "column 'loss', holds 'inf'; leave it empty where there is no finite value"),
+        ("step,loss,llc\n1,2,-inf\n", "Line 2 of .*, column 'llc', holds '-inf'"),
+        ("step,loss,llc,llc_chain0\n1,2,3,x\n", "column 'llc_chain0', holds 'x'"),
+        *(
+            (f"step,loss,llc\n{step},2,3\n", rf"column 'step', holds '{step}'; a training step is a whole number")
+            for step in ("1.5", "nan", "inf", "-1", "1e19", "", "ten")
+        ),
+        ("step,loss,llc\n1,2\n", "Line 2 of .* has 2 values for 3 columns"),
+        ("step,loss,llc\n1,2,3\n1,2,4\n", "run.csv holds points that can't go together. .* at step 1, with λ̂ 3 and 4"),
     ],
 )
 def test_csv_that_cannot_be_read_is_a_sentence(tmp_path, text, complaint):
@@ -172,16 +255,24 @@ def test_csv_that_cannot_be_read_is_a_sentence(tmp_path, text, complaint):
         read_csv(tmp_path, text)
 
 
-def test_a_csv_that_is_no_text(tmp_path):
-    (tmp_path / "run.csv").write_bytes(b"\xff\x00\xfe")
-    with pytest.raises(PhasewatchError, match="comma-separated text"):
+@pytest.mark.parametrize("content", [b"\xff\x00\xfe", b"step\0,loss\n1,2\n"])
+def test_a_csv_that_is_no_text(tmp_path, content):
+    (tmp_path / "run.csv").write_bytes(content)
+    with pytest.raises(PhasewatchError, match=r"run\.csv can't be read as comma-separated text in UTF-8: "):
         Trajectory.read(tmp_path / "run.csv")
 
 
+def test_a_metric_that_no_point_of_a_run_carries(tmp_path):
+    Trajectory([point(1, a=1.0), point(2, b=1.0)]).write(tmp_path / "points.jsonl")
+    with pytest.raises(PhasewatchError, match=r"points\.jsonl has no metric 'c'; it has loss, llc, a, b\."):
+        Trajectory.read(tmp_path / "points.jsonl", metric="c")
+    assert len(Trajectory.read(tmp_path / "points.jsonl", metric="a")) == 2
+
+
 def test_missing_files_and_unknown_suffixes(tmp_path):
-    with pytest.raises(PhasewatchError, match=r"points\.jsonl'\) can't open the file: No such file"):
+    with pytest.raises(PhasewatchError, match=r"points\.jsonl can't be opened: No such file"):
         Trajectory.read(tmp_path / "points.jsonl")
-    with pytest.raises(PhasewatchError, match=r"reads \.jsonl and \.csv, not '\.parquet'"):
+    with pytest.raises(PhasewatchError, match=r"can't be read: a trajectory is a \.jsonl or a \.csv, not '\.parquet'"):
         Trajectory.read(tmp_path / "run.parquet")
     with pytest.raises(PhasewatchError, match=r"writes \.jsonl and \.csv, not ''"):
         Trajectory([point(1)]).write(tmp_path / "run")

@@ -322,6 +322,44 @@ def test_sentence():
     assert "neither a type A nor a type B" in replace(B, kind=Kind.OTHER, loss_trend="up").sentence()
 
 
+def test_another_signal_in_words():
+    score = replace(B, metric="score", before=0.5, after=-0.25, error=0.01, trend="down")
+    assert str(score) == (
+        "B  steps 40 404 -> 318 181  score 0.500 -> -0.250 (down, 99.9 %)  loss 1.890 -> 1.780 (down)"
+        "  llc 169.7 -> 112.8 (down)"
+    )
+    assert score.sentence() == (
+        "Between steps 40 404 and 318 181 score fell from 0.500 to -0.250, while the loss fell slightly, 1.890 to "
+        "1.780 and the complexity λ̂ fell from 169.7 to 112.8: a type B transition, the model simplified itself. "
+        "The sign of score's change is right with probability 99.9 %."
+    )
+    unknown = dict.fromkeys(("loss_before", "loss_after", "llc_before", "llc_after"), float("nan"))
+    alone = replace(score, kind=Kind.OTHER, **unknown)
+    assert str(alone) == "OTHER  steps 40 404 -> 318 181  score 0.500 -> -0.250 (down, 99.9 %)"
+    assert alone.sentence() == (
+        "Between steps 40 404 and 318 181 score fell from 0.500 to -0.250. "
+        "The sign of score's change is right with probability 99.9 %."
+    )
+    loss = replace(B, metric="loss")
+    assert "loss 1.890 -> 1.780 (down, 99.9 %)  llc 169.7 -> 112.8 (down)" in str(loss)
+    assert "The sign of the loss's change" in loss.sentence()
+    assert "λ̂ stayed flat at 112.8" in replace(score, llc_trend="flat").sentence()
+
+
+def test_the_stages_of_a_metric_are_those_of_its_own_values():
+    points = rise_and_fall()
+    scored = [replace(p, metrics={"score": -p.llc.value}) for p in points]
+    found, mirrored = find_transitions(points), find_transitions(scored, metric="score")
+    assert [(t.start, t.end, t.kind) for t in mirrored] == [(t.start, t.end, t.kind) for t in found]
+    assert [t.trend for t in mirrored] == ["down", "up"]
+    assert [t.llc_trend for t in mirrored] == ["up", "down"]
+    assert [t.metric for t in mirrored] == ["score", "score"]
+    for t, u in zip(found, mirrored, strict=True):
+        assert u.after - u.before == pytest.approx(-(t.llc_after - t.llc_before))
+        assert u.start_interval[0] <= u.start <= u.start_interval[1]
+        assert u.end_interval[0] <= u.end <= u.end_interval[1]
+
+
 def test_as_json():
     record = replace(B, llc_error=float("nan")).as_json()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
