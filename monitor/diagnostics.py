@@ -19,10 +19,13 @@ TOLERATED_DRIFT = 0.05
 """Change along the chains, as a share of the estimate, that is no reason for doubt."""
 
 DRIFT_CONFIDENCE = 0.995
-"""Probability below which a larger change than that may still be chance."""
+"""Probability below which a larger change than that may still be chance ..."""
 
 DISAGREEMENT = 1.5
 """Split R-hat above which the chains are called unmixed; drifting ones are named as such first."""
+
+SUSPICION = 1.25, 0.985
+"""... and the probability that is enough for a rise of chains with a split R-hat above the first of these."""
 
 TOLERATED_BELOW = 0.02
 """Share of the draws that may lie more than a nat below the snapshot, further than rounding takes them."""
@@ -125,13 +128,19 @@ def verdict(
 ) -> Health:
     """Judge finite paired losses, in units of λ̂, of shape (chain, draw).
 
-    Stationary chains are called drifting less than once in a hundred times, however few or slow they are: the change
-    is judged by Student's t over the chains, which are independent where neighbouring draws are not. A check that is
-    NaN accuses nobody.
+    Stationary chains are called drifting in one to two of a hundred times at most, however few or slow they are: the
+    change is judged by Student's t over the chains, which are independent where neighbouring draws are not. Directions
+    on their way from the snapshot raise the loss and set the chains apart, so where there are signs of both, less of
+    each is asked for. A check that is NaN accuses nobody.
     """
     value = float(paired.mean())
     change, change_error = drift(paired)
-    chance = float(stdtrit(len(paired) - 1, DRIFT_CONFIDENCE)) * change_error
+
+    def by_chance(error: float, confidence: float) -> float:
+        return float(stdtrit(len(paired) - 1, confidence)) * error
+
+    moved = abs(change) > TOLERATED_DRIFT * abs(value) + by_chance(change_error, DRIFT_CONFIDENCE)
+    rising = change > TOLERATED_DRIFT * abs(value) + by_chance(change_error, SUSPICION[1]) and rhat > SUSPICION[0]
     if value < -2 * error or checks.below > TOLERATED_BELOW:
         return Health.NEGATIVE
     tolerated = TOLERATED_DESCENT * abs(value)
@@ -144,10 +153,13 @@ def verdict(
     if checks.noise > TOLERATED_NOISE * abs(value):
         return Health.NOISY
     short = Health.CREEPING if checks.kappa < TOO_SMALL else None
-    if checks.unsettled > TOLERATED_LACK or abs(change) > TOLERATED_DRIFT * abs(value) + chance:
+    if checks.unsettled > TOLERATED_LACK or moved or rising:
         return short or Health.DRIFTING
     if rhat > DISAGREEMENT:
         return short or Health.UNMIXED
-    if checks.held - 2 * checks.held_error > TOLERATED_HOLD:  # by the localization, or for want of steps
-        return Health.UNMIXED if checks.pull < TOLERATED_HOLD else Health.LOCALIZED
+    # What holds λ̂ back is the localization, or else want of steps.
+    if checks.pull >= TOLERATED_HOLD and checks.held - 2 * checks.held_error > TOLERATED_HOLD:
+        return Health.LOCALIZED
+    if checks.pull < TOLERATED_HOLD and checks.held - by_chance(checks.held_error, 0.95) > TOLERATED_HOLD:
+        return Health.UNMIXED
     return Health.OK
