@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtr  # Student's t: degrees of freedom, then t
+from scipy.special import stdtr, stdtrit  # Student's t: degrees of freedom, then t or the probability below it
 
+from phasewatch.monitor.agreement import disagreement
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import json_number
 from phasewatch.monitor.numerals import integer, percent
-from phasewatch.monitor.segments import Curve, log_steps, smooth, stages, wanders
+from phasewatch.monitor.segments import Segment, stages
+from phasewatch.monitor.smoothing import ALONE, WITNESSED, Curve, log_steps, smooth
 from phasewatch.monitor.trajectory import Point, Trajectory
+from phasewatch.monitor.uncertainty import standard_error
 
 Trend = Literal["up", "flat", "down"]
 
@@ -21,13 +24,22 @@ FEWEST = 5
 """Fewer usable points than this have no transitions yet."""
 
 CONFIDENT = 0.95
-"""The least confidence at which a change of λ̂ counts."""
+"""The least confidence at which a change counts."""
 
-SETTLED = 5
-"""A transition is provisional until this many usable points lie behind its end."""
+CLEAR = 1.5
+"""Of how many standard errors a slow-down is at least."""
 
 ENOUGH = 12
-"""Before there are this many usable points, all transitions are provisional: too little is known of λ̂'s range."""
+"""Before there are this many usable points, all transitions are provisional ..."""
+
+SETTLED = 5
+"""... and until this many lie behind the last one that may be its end ..."""
+
+CERTAIN = 0.99
+"""... and while its sign is less sure than this ..."""
+
+SUBSTANTIAL = 0.03
+"""... or its change is less than this share of the range so far."""
 
 
 class Kind(enum.Enum):
@@ -55,12 +67,20 @@ class Transition:
         loss_after: smoothed loss at `end`.
         llc_before: smoothed λ̂ at `start`.
         llc_after: smoothed λ̂ at `end`.
-        llc_error: standard error of `llc_change`: the larger of what the paired differences of the chains and the
-            scatter of the points around the smoothed curve give.
+        llc_error: `llc_change ± 2 * llc_error` holds the true change in 95 % of cases: the larger of what the paired
+            differences of the chains and the scatter of the points around the smoothed curve give.
         loss_trend: "up", "flat" or "down".
         llc_trend: "up", "flat" or "down".
-        confidence: probability that the sign of `llc_change` is right, by the more doubtful of the same two.
-        provisional: True while later points may still move it.
+        confidence: probability that the sign of the signal's change is right, by the more doubtful of the same two.
+        provisional: True while later points may still move it or take it back.
+        start_interval: the training steps between which `start` lies with 95 % probability.
+        end_interval: the same of `end`.
+        metric: the signal whose stage this is: "llc", "loss" or the name of a metric. The other changes are those over
+            the same stretch.
+        before: the smoothed signal at `start`.
+        after: the smoothed signal at `end`.
+        error: the error of the signal's change, as `llc_error` is of λ̂'s.
+        trend: "up", "flat" or "down", of the signal.
     """
 
     kind: Kind
@@ -75,6 +95,13 @@ class Transition:
     llc_trend: Trend
     confidence: float
     provisional: bool
+    start_interval: tuple[int, int] | None = None
+    end_interval: tuple[int, int] | None = None
+    metric: str = "llc"
+    before: float | None = None
+    after: float | None = None
+    error: float | None = None
+    trend: Trend | None = None
 
     @property
     def loss_change(self) -> float:
@@ -95,12 +122,16 @@ class Transition:
         loss_before, loss_after = _pair(self.loss_before, self.loss_after, decimals=3)
         llc_before, llc_after = _pair(self.llc_before, self.llc_after, decimals=1)
         seen = f"OTHER (loss {self.loss_trend}, llc {self.llc_trend})" if self.kind is Kind.OTHER else self.kind.name
-        return (
+        sure = f", {percent(self.confidence)}"
+        text = (
             f"{seen}  steps {integer(self.start)} -> {integer(self.end)}"
-            f"  loss {loss_before} -> {loss_after} ({self.loss_trend})"
-            f"  llc {llc_before} -> {llc_after} ({self.llc_trend}, {percent(self.confidence)})"
-            f"{' provisional' if self.provisional else ''}"
+            f"  loss {loss_before} -> {loss_after} ({self.loss_trend}{sure if self.metric == 'loss' else ''})"
+            f"  llc {llc_before} -> {llc_after} ({self.llc_trend}{sure if self.metric == 'llc' else ''})"
         )
+        if self.metric not in {"llc", "loss"} and self.before is not None and self.after is not None:
+            before, after = _pair(self.before, self.after, decimals=3)
+            text += f"  {self.metric} {before} -> {after} ({self.trend}{sure})"
+        return text + (" provisional" if self.provisional else "")
 
     def sentence(self) -> str:
         """What happened, in plain English for a reader who has not met the notation."""
@@ -112,6 +143,14 @@ class Transition:
             "down": f"fell{slightly}, {before} to {after}",
         }[self.loss_trend]
         before, after = _pair(self.llc_before, self.llc_after, decimals=1)
+        llc = {
+            "up": f"rose from {before} to {after}",
+            "flat": f"stayed at {after}",
+            "down": f"fell from {before} to {after}",
+        }[self.llc_trend]
+        signal = {"llc": "the complexity's change", "loss": "the loss's change"}.get(
+            self.metric, f"the change of {self.metric}"
+        )
         verdict = {
             Kind.A: "a type A transition, the model became more complex to fit the data better",
             Kind.B: "a type B transition, the model simplified itself",
@@ -119,103 +158,178 @@ class Transition:
         }[self.kind]
         return (
             f"Between steps {integer(self.start)} and {integer(self.end)} the loss {loss}, while the complexity λ̂ "
-            f"{'rose' if self.llc_trend == 'up' else 'fell'} from {before} to {after}: {verdict}. "
-            f"The sign of the complexity's change is right with probability {percent(self.confidence)}."
+            f"{llc}: {verdict}. "
+            f"The sign of {signal} is right with probability {percent(self.confidence)}."
             f"{' Later points may still move it.' if self.provisional else ''}"
         )
 
 
-def find_transitions(trajectory: Trajectory | Iterable[Point], *, min_effect: float = 0.02) -> list[Transition]:
+def find_transitions(
+    trajectory: Trajectory | Iterable[Point], *, metric: str = "llc", min_effect: float = 0.005
+) -> list[Transition]:
     """The transitions of a trajectory, in order, judged on the points so far.
 
-    λ̂ is smoothed against log step and cut at its milestones: its extrema, and where it slows down between two stages of
-    one direction (Hoogland et al. 2024, arXiv 2402.02364, chose such points by eye). The plateaus at a stage's two ends
-    belong to no transition. The kind follows from the signs: λ̂ up and loss down is A; λ̂ down and loss flat or down is
-    B, however far the loss falls. The loss is flat when its change is within 2.33 standard errors of the smoothed loss,
-    or within 0.2 % of its range so far.
+    The signal is smoothed against log step and cut at its milestones: its extrema, and where it slows down between two
+    stages of one direction (Hoogland et al. 2024, arXiv 2402.02364, chose such points by eye). Plateaus belong to no
+    transition. The kind follows from the signs: λ̂ up and loss down is A; λ̂ down and loss flat or
+    down is B, however far the loss falls. The loss is flat when its change is within 2.33 standard errors of the
+    smoothed loss, or within 0.2 % of its range so far.
 
-    Points whose estimate failed, or whose loss or λ̂ is not finite, are left out. With fewer than five others, or when
-    λ̂ can't be told from independent noise around one value, there are no transitions, so that a monitor can ask after
-    every point.
+    Points whose estimate failed, or whose loss, λ̂ or metric is missing or not finite, are left out. With fewer than
+    five others there are no transitions, so that a monitor can ask after every point.
 
     Args:
         trajectory: points of one run measured with one setting, in any order.
-        min_effect: the smallest change of λ̂ that counts, as a share of the range of λ̂ so far. That range is taken as at
-            least a quarter of the largest |λ̂|, for a run that has not moved yet.
+        metric: the signal whose stages are looked for: "llc", "loss" or a metric of the points.
+        min_effect: the smallest change that counts, as a share of the signal's range up to the end of the stage. That
+            range is taken as at least a quarter of its largest absolute value, for a run that has not moved yet.
 
     Returns:
         Transitions by increasing step; neighbours may have the same kind, and may leave a plateau between them.
 
     Raises:
-        PhasewatchError: `min_effect` is not a share.
+        PhasewatchError: `min_effect` is not a share, or no point has the metric.
     """
     if not 0 <= min_effect < 1:
         raise PhasewatchError(f"find_transitions(min_effect={min_effect!r}) must be at least 0 and below 1.")
-    usable = Trajectory(p for p in trajectory if not p.llc.health.failed and math.isfinite(p.llc.value + p.loss))
-    values = usable.llc
-    if len(usable) < FEWEST or not wanders(values):
+    points = list(trajectory)
+    names = dict.fromkeys(["llc", "loss", *(name for point in points for name in point.metrics)])
+    if metric not in names and points:
+        raise PhasewatchError(
+            f"find_transitions(metric={metric!r}): no point has such a metric; there are {', '.join(map(repr, names))}."
+        )
+    usable = Trajectory(
+        p for p in points if not p.llc.health.failed and math.isfinite(p.llc.value + p.loss + _signal(p, metric))
+    )
+    if len(usable) < FEWEST:
         return []
     x = log_steps(usable.steps)
-    llc, loss = smooth(x, values), smooth(x, usable.loss)
-    chains = usable.per_chain
-    least = min_effect * max(np.ptp(values), 0.25 * np.abs(values).max())
+    chains = _usable_chains(usable)
+    llc = smooth(x, usable.llc, ALONE if chains is None else WITNESSED)
+    loss = smooth(x, usable.loss, WITNESSED)
+    if metric == "llc":
+        signal, judged = llc, _Judged(llc, chains)
+    else:
+        signal = loss if metric == "loss" else smooth(x, np.array([_signal(p, metric) for p in usable]), ALONE)
+        judged = _Judged(signal, None)
 
     def holds(start: int, end: int) -> bool:
-        change = abs(llc.value[end] - llc.value[start])
+        least = min_effect * judged.range_so_far[end]
         return (
-            end - start >= 2 and 0 < change >= least and _error_and_confidence(llc, chains, start, end)[1] >= CONFIDENT
+            end - start >= 2
+            and 0 < abs(judged.change(start, end)) >= least
+            and judged.error_and_confidence(start, end)[1] >= CONFIDENT
         )
 
-    found = (_transition(usable, llc, loss, chains, start, end) for start, end in stages(llc, holds))
+    found = (
+        _transition(usable, judged, _Judged(llc, chains), loss, s, metric) for s in stages(signal, holds, judged.surely)
+    )
     return [transition for transition in found if transition.confidence >= CONFIDENT]
 
 
+def _signal(point: Point, metric: str) -> float:
+    if metric == "llc":
+        return point.llc.value
+    return point.loss if metric == "loss" else point.metrics.get(metric, math.nan)
+
+
+def _usable_chains(usable: Trajectory) -> np.ndarray | None:
+    """λ̂ of the chains that never failed, shape (point, chain), if there are two."""
+    chains = usable.per_chain
+    if chains is None:
+        return None
+    chains = chains[:, np.isfinite(chains).all(axis=0)]
+    return chains if chains.shape[1] > 1 else None
+
+
+class _Judged:
+    """A signal's curve, and its chains if it has any: what it takes to judge a change between two indices."""
+
+    def __init__(self, curve: Curve, chains: np.ndarray | None) -> None:
+        self.curve = curve
+        self.chains = chains
+        highest, lowest = np.maximum.accumulate(curve.value), np.minimum.accumulate(curve.value)
+        self.range_so_far = np.maximum(highest - lowest, 0.25 * np.maximum(highest, -lowest))
+
+    def change(self, start: int, end: int) -> float:
+        return float(self.curve.value[end] - self.curve.value[start])
+
+    def error_and_confidence(self, start: int, end: int) -> tuple[float, float]:
+        """An error such that ± 2 of it hold the change in 95 % of cases, and the probability that its sign is right.
+
+        Two doubts, of which the larger counts. The scatter of the points around the curve holds each checkpoint's own
+        jitter, which all chains share. Its t has as many degrees of freedom as the curve leaves, at least two, and its
+        p-value is multiplied by the number of points, among which the two were picked for being far apart.
+
+        The chains' differences hold the sampling noise that neighbouring points share; they are averaged over three
+        points at each end. That they agree is judged by Student's t and by Wilcoxon's signed ranks, of which the surer
+        counts: few chains have no small rank probability, and a single stray one spoils a t.
+        """
+        change, n = self.change(start, end), len(self.curve.x)
+        error, confidence = self.curve.change_error(start, end), 1.0
+        if error > 0:
+            freedom = max(n - self.curve.freedom, 2.0)
+            confidence -= min(0.5, 2 * n * float(stdtr(freedom, -abs(change) / error)))
+            error *= float(stdtrit(freedom, 0.975)) / 2
+        if self.chains is not None:
+            reach = min(1, (end - start - 1) // 2)
+            before, after = (self.chains[max(i - reach, 0) : i + reach + 1].mean(axis=0) for i in (start, end))
+            differences = (after - before) * np.sign(change)
+            confidence = min(confidence, 1 - min(0.5, 2 * disagreement(differences)))
+            error = max(error, standard_error(differences))
+        return error, confidence
+
+    def surely(self, weights: np.ndarray) -> bool:
+        """Whether a weighted sum of the series is not zero, by the curve and by the chains."""
+        total = float(weights @ self.curve.value)
+        if abs(total) <= CLEAR * np.linalg.norm(weights @ self.curve.value_root):
+            return False
+        return self.chains is None or disagreement(weights @ self.chains * np.sign(total)) <= 1 - CONFIDENT
+
+
 def _transition(
-    usable: Trajectory, llc: Curve, loss: Curve, chains: np.ndarray | None, start: int, end: int
+    usable: Trajectory, signal: _Judged, llc: _Judged, loss: Curve, stage: Segment, metric: str
 ) -> Transition:
-    error, confidence = _error_and_confidence(llc, chains, start, end)
-    llc_trend: Trend = "up" if llc.value[end] > llc.value[start] else "down"
+    start, end = stage.start, stage.end
+    error, confidence = signal.error_and_confidence(start, end)
+    llc_error, llc_confidence = llc.error_and_confidence(start, end)
+    llc_trend: Trend = "flat"
+    if llc_confidence >= CONFIDENT:
+        llc_trend = "up" if llc.change(start, end) > 0 else "down"
     loss_trend = _loss_trend(loss, float(np.ptp(usable.loss)), start, end)
-    if llc_trend == "up":
-        kind = Kind.A if loss_trend == "down" else Kind.OTHER
-    else:
-        kind = Kind.OTHER if loss_trend == "up" else Kind.B
+    kind = Kind.OTHER
+    if (llc_trend, loss_trend) == ("up", "down"):
+        kind = Kind.A
+    elif llc_trend == "down" and loss_trend != "up":
+        kind = Kind.B
+    settled = (
+        len(usable) >= ENOUGH
+        and len(usable) - 1 - stage.end_interval[1] >= SETTLED
+        and confidence >= CERTAIN
+        and abs(signal.change(start, end)) >= SUBSTANTIAL * signal.range_so_far[end]
+    )
+    steps = [int(step) for step in usable.steps]
     return Transition(
         kind=kind,
-        start=usable[start].step,
-        end=usable[end].step,
+        start=steps[start],
+        end=steps[end],
         loss_before=float(loss.value[start]),
         loss_after=float(loss.value[end]),
-        llc_before=float(llc.value[start]),
-        llc_after=float(llc.value[end]),
-        llc_error=error,
+        llc_before=float(llc.curve.value[start]),
+        llc_after=float(llc.curve.value[end]),
+        llc_error=llc_error,
         loss_trend=loss_trend,
         llc_trend=llc_trend,
         confidence=confidence,
-        provisional=len(usable) < ENOUGH or len(usable) - 1 - end < SETTLED,
+        provisional=not settled,
+        start_interval=(steps[stage.start_interval[0]], steps[stage.start_interval[1]]),
+        end_interval=(steps[stage.end_interval[0]], steps[stage.end_interval[1]]),
+        metric=metric,
+        before=float(signal.curve.value[start]),
+        after=float(signal.curve.value[end]),
+        error=error,
+        trend="up" if signal.change(start, end) > 0 else "down",
     )
-
-
-def _error_and_confidence(llc: Curve, chains: np.ndarray | None, start: int, end: int) -> tuple[float, float]:
-    """Standard error of the change of λ̂ between two points, and the probability that its sign is right.
-
-    Two doubts, of which the larger counts. The scatter of the points around the curve holds each checkpoint's own
-    jitter, which all chains share; its p-value is multiplied by the curve's degrees of freedom, since the two points
-    were picked for being far apart. The chains' differences hold the sampling noise that neighbouring points share;
-    they are averaged over three points at each end, with Student's t for their number.
-    """
-    change = abs(llc.value[end] - llc.value[start])
-    error, confidence = llc.change_error(start, end), 1.0
-    if error > 0:
-        confidence -= min(0.5, 2 * llc.freedom * float(stdtr(len(llc.x) - 2, -change / error)))
-    if chains is not None and chains.shape[1] > 1 and np.isfinite(chains).all():
-        reach = min(1, (end - start - 1) // 2)
-        before, after = (chains[max(i - reach, 0) : i + reach + 1].mean(axis=0) for i in (start, end))
-        paired = float(np.std(after - before, ddof=1)) / math.sqrt(chains.shape[1])
-        if paired > 0:
-            confidence = min(confidence, float(stdtr(chains.shape[1] - 1, change / paired)))
-        error = max(error, paired)
-    return error, confidence
 
 
 def _loss_trend(loss: Curve, span: float, start: int, end: int) -> Trend:
