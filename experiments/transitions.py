@@ -1,14 +1,15 @@
 """How well transitions are found where they are known, beside the obvious alternatives; false alarms, doubt and speed.
 
 Simulated trajectories come from tests/scenarios.py: one to five stages of random lengths, signs and sizes, plateaus,
-slow-downs, correlated noise that differs along the curve, outliers. A stage counts as found when a transition of its sign
-shares more than half of the shorter one's length in log steps with it, each with one at most. The alternatives have two
-free numbers each, tuned for the best F1 on other trajectories of the same kind; `find_transitions` has its defaults.
+slow-downs, correlated noise that differs along the curve, outliers. A stage counts as found when a transition of its
+sign shares more than half of the shorter one's length in log steps with it, each with one at most. The alternatives
+have two free numbers each, tuned for the best F1 on other trajectories of the same kind; `find_transitions` has its
+defaults.
 
-A false alarm is a trajectory with a transition that isn't there: any on a flat one; on a monotone one, any of the wrong
-sign, or more than one.
+A false alarm is a trajectory with a transition that isn't there: any on a flat one; on a monotone one, any of the
+wrong sign, or more than one.
 
-Claims (experiments/results/transitions.md has the tables).
+experiments/results/transitions.md has the tables.
 
     python experiments/transitions.py [--quick]
 """
@@ -33,8 +34,8 @@ from phasewatch.monitor.estimate import Estimate, Health
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
-import scenarios  # noqa: E402 - the tests' folder is no package
-from scenarios import Scenario  # noqa: E402
+import scenarios  # noqa: E402  # pyright: ignore[reportMissingImports] - the tests' folder is no package
+from scenarios import Scenario  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 TUNING = 10_000
 """The first seed of the trajectories that the alternatives are tuned on."""
@@ -87,9 +88,9 @@ def gaussian_process(scenario: Scenario, flat: float, least: float) -> list[Foun
         fit = GaussianProcessRegressor(kernel, normalize_y=True).fit(x[:, None], y)
     even = np.linspace(x[0], x[-1], 400)
     mean = np.asarray(fit.predict(even[:, None]))
-    slope = np.gradient(mean, even) / np.ptp(mean)
+    slope = np.gradient(mean, even) / float(np.ptp(mean))
     state = np.where(np.abs(slope) > flat, np.sign(slope), 0)
-    return _runs(even, mean, state, least * np.ptp(mean))
+    return _runs(even, mean, state, least * float(np.ptp(mean)))
 
 
 def moving_average(scenario: Scenario, width: float, least: float) -> list[Found]:
@@ -97,7 +98,7 @@ def moving_average(scenario: Scenario, width: float, least: float) -> list[Found
     x, y, n = np.log(scenario.steps), scenario.llc, len(scenario.steps)
     half = max(int(width * n / 2), 1)
     mean = np.array([y[max(i - half, 0) : i + half + 1].mean() for i in range(n)])
-    return _runs(x, mean, np.sign(np.gradient(mean)), least * np.ptp(mean))
+    return _runs(x, mean, np.sign(np.gradient(mean)), least * float(np.ptp(mean)))
 
 
 def _runs(x: np.ndarray, mean: np.ndarray, state: np.ndarray, least: float) -> list[Found]:

@@ -158,7 +158,7 @@ def _segment(x: np.ndarray, values: np.ndarray, slopes: np.ndarray, parts: list[
 
 
 def _milestone(values: np.ndarray, slopes: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
-    """Where two stages meet, shape (curve,): the extremum between their middles, or the slowest place between their peaks."""
+    """Where two stages meet, shape (curve,): the extremum between their middles, or the slowest between their peaks."""
     if before[1] != after[0]:
         return np.full(len(values), after[0])
     rise = np.sign(np.diff(values[0][[*before, *after]])[[0, 2]])

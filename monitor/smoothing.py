@@ -16,7 +16,7 @@ ROUNDS = 2
 """First fits, each of which tells the next where the noise is large and where the curve bends."""
 
 OUTLIER = 3.0
-"""A point so many standard deviations off counts by the square of its distance less."""
+"""A point that is further off than so many standard deviations counts the less the further it is."""
 
 WINDOW = 20
 """A point's noise is judged by a twentieth of the points to either side, and at least five ..."""
@@ -123,7 +123,7 @@ def smooth(x: np.ndarray, y: np.ndarray, doubt: Doubt = ALONE) -> Curve:
     level, scale = float(np.median(y)), float(np.std(y))
     u = (y - level) / scale if scale > 0 else np.zeros(len(y))
     spline = _Spline(x)
-    noise, bends = np.ones(len(x)), np.ones(len(spline.knots))
+    noise, bends = _spikes(u), np.ones(len(spline.knots))
     for _ in range(ROUNDS):
         fit = spline.fit(u, noise, bends, CORRELATIONS[1], 0.0)
         noise = _local_noise(u - spline.value @ fit.mean, spline.value @ fit.root, fit.sigma * noise)
@@ -171,7 +171,9 @@ class _Spline:
         basis, y = _whitened(self.value, noise, correlation), _whitened(u, noise, correlation)
         bend = self.bend / bends[:, None]
         roughness, vectors = eigh(bend.T @ self.mass @ bend, basis.T @ basis)
-        roughness = roughness[2:].clip(min=np.finfo(float).tiny)  # the first two are the straight line's
+        roughness = roughness[2:].clip(
+            min=max(1e-15 * roughness[-1], np.finfo(float).tiny)
+        )  # the first two are the straight line's
         z = vectors.T @ (basis.T @ y)
         left_over = max(float(y @ y - z @ z), 0.0)
         rho = np.geomspace(1e-3 / roughness[-1], 1e3 / roughness[0], 100)[:, None]
@@ -197,6 +199,21 @@ def _whitened(values: np.ndarray, noise: np.ndarray, correlation: float) -> np.n
     return np.concatenate([scaled[:1], (scaled[1:] - correlation * scaled[:-1]) / np.sqrt(1 - correlation**2)])
 
 
+def _spikes(u: np.ndarray) -> np.ndarray:
+    """A first guess of each point's noise: 1, and more if it is far off the median of the five around it.
+
+    Far by what neighbours differ, as in Hampel's filter; the median of a monotone stretch is its middle point, so that
+    a steep rise has no spikes. Without it the first fit, which takes all other points for equally noisy, would follow
+    the farthest.
+    """
+    near = np.lib.stride_tricks.sliding_window_view(np.pad(u, 2, mode="reflect"), 5)
+    reach = min(10, len(u) - 1)
+    steps = np.abs(np.diff(np.pad(u, (reach, reach + 1), mode="reflect")))
+    typical = np.median(np.lib.stride_tricks.sliding_window_view(steps, 2 * reach + 1), axis=1)
+    off = np.abs(u - np.median(near, axis=1))
+    return np.where(off > OUTLIER * typical, np.minimum((off / np.maximum(OUTLIER * typical, 1e-9)) ** 2, 1e3), 1.0)
+
+
 def _local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """The noise of each point in a unit of its own: that of the points around it, and more for an outlier.
 
@@ -210,10 +227,10 @@ def _local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarra
     weights = np.ones(n)
     variance = squares
     for _ in range(8):
-        variance = _local_mean(weights**2 * squares, reach=max(5, n // WINDOW), prior=everywhere, counts=COUNTS)
-        weights = np.minimum(1, OUTLIER**2 * variance / squares)
+        variance = _local_mean(weights * squares, reach=max(5, n // WINDOW), prior=everywhere, counts=COUNTS)
+        weights = np.minimum(1, OUTLIER**2 * variance / squares) ** 2
         everywhere = float(np.exp(np.mean(np.log(variance))))
-    noise = np.sqrt(variance / weights).clip(min=1e-3 * np.sqrt(np.median(variance)))
+    noise = np.sqrt(variance / weights).clip(*(np.sqrt(np.median(variance)) * np.array([1e-3, 1e3])))
     return noise / np.exp(np.mean(np.log(noise)))
 
 

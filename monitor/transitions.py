@@ -29,13 +29,13 @@ CONFIDENT = 0.95
 CLEAR = 1.5
 """Of how many standard errors a slow-down is at least."""
 
-ENOUGH = 12
+ENOUGH = 20
 """Before there are this many usable points, all transitions are provisional ..."""
 
 SETTLED = 5
 """... and until this many lie behind the last one that may be its end ..."""
 
-CERTAIN = 0.99
+CERTAIN = 0.995
 """... and while its sign is less sure than this ..."""
 
 SUBSTANTIAL = 0.03
@@ -116,7 +116,8 @@ class Transition:
     def as_json(self) -> dict[str, Any]:
         """This transition as plain JSON types."""
         record = {name: json_number(v) if isinstance(v, float) else v for name, v in asdict(self).items()}
-        return record | {"kind": self.kind.name}
+        intervals = {name: v and list(v) for name, v in record.items() if name.endswith("_interval")}
+        return record | intervals | {"kind": self.kind.name}
 
     def __str__(self) -> str:
         loss_before, loss_after = _pair(self.loss_before, self.loss_after, decimals=3)
