@@ -44,7 +44,7 @@ class Doubt:
 UNKNOWN = 1.25
 """Errors are so many times what the posterior says, which takes the noise and the bends for known (measured)."""
 
-ALONE = Doubt(1.0, 3.0)
+ALONE = Doubt(0.25, 3.0)
 """For a series of which nothing else tells what is noise: a wander is noise if it may be."""
 
 WITNESSED = Doubt(0.0, 2.0)

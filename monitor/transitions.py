@@ -115,9 +115,11 @@ class Transition:
 
     def as_json(self) -> dict[str, Any]:
         """This transition as plain JSON types."""
-        record = {name: json_number(v) if isinstance(v, float) else v for name, v in asdict(self).items()}
-        intervals = {name: v and list(v) for name, v in record.items() if name.endswith("_interval")}
-        return record | intervals | {"kind": self.kind.name}
+        record = {
+            name: json_number(v) if isinstance(v, float) else list(v) if isinstance(v, tuple) else v
+            for name, v in asdict(self).items()
+        }
+        return record | {"kind": self.kind.name}
 
     def __str__(self) -> str:
         loss_before, loss_after = _pair(self.loss_before, self.loss_after, decimals=3)
