@@ -35,7 +35,7 @@ ENOUGH = 20
 SETTLED = 5
 """... and until this many lie behind the last one that may be its end ..."""
 
-CERTAIN = 0.995
+CERTAIN = 0.998
 """... and while its sign is less sure than this ..."""
 
 SUBSTANTIAL = 0.03
