@@ -1,175 +1,72 @@
-"""Smoothing a series against log step, and the monotone stages between its milestones. numpy and scipy alone."""
+"""The monotone stages of a curve between its milestones, and where a milestone may lie. numpy alone."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.interpolate import CubicSpline
-from scipy.linalg import eigh
 
-MOST_KNOTS = 80
-"""A series of more points than this gets this many knots, so that a fit takes milliseconds."""
+from phasewatch.monitor.smoothing import UNKNOWN, Curve
 
 SLOWED = 0.5
 """Two stages of one sign are separate when the slope between them falls below this share of both their peaks."""
 
-PART = 0.1
+PART = 0.03
 """... and each of them makes up at least this share of the change."""
 
-FLAT = 0.01
-"""A plateau lasts while the mean slope to the milestone in it is below this share of the stage's peak slope."""
+FLAT = 0.03
+"""A plateau lasts while the mean slope to the milestone in it is below this share of the stage's mean slope."""
 
-IDLE = 0.05
-"""The first stage starts after the slow part, at most this share of it, that came before."""
+DRAWS = 100
+"""Curves drawn from the posterior for an interval."""
 
-
-def log_steps(steps: np.ndarray) -> np.ndarray:
-    """Training steps as positions on a log axis.
-
-    Step 0 lies one first gap before the first positive step, so that counting steps in another unit (thousands, tokens)
-    shifts all positions alike; log(step + 1) would not.
-
-    Args:
-        steps: training steps, shape (point,), strictly increasing, not negative.
-
-    Returns:
-        Positions, shape (point,), strictly increasing.
-    """
-    steps = np.asarray(steps, dtype=float)
-    positive = np.log(steps[steps > 0])
-    if len(positive) == len(steps):
-        return positive
-    if len(positive) == 0:
-        return np.zeros(len(steps))
-    gap = positive[1] - positive[0] if len(positive) > 1 else 1.0
-    return np.concatenate([[positive[0] - gap], positive])
+Interval = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A series without its noise, and how well it is known.
+class Segment:
+    """A stage as indices into its curve, all inclusive.
 
     Attributes:
-        x: positions, shape (point,).
-        value: the smoothed series, shape (point,).
-        slope: its derivative by position, shape (point,).
-        noise: standard deviation of one observation around the curve.
-        freedom: effective degrees of freedom, from 2 (a straight line) to the number of points (no smoothing).
-        value_root: R with R Rᵀ the posterior covariance of `value`, shape (point, knot).
-        slope_root: the same of `slope`.
+        start: where it begins.
+        end: where it is over; a stage may end where the next one starts.
+        start_interval: between which two indices `start` lies with 95 % probability.
+        end_interval: the same of `end`.
     """
 
-    x: np.ndarray
-    value: np.ndarray
-    slope: np.ndarray
-    noise: float
-    freedom: float
-    value_root: np.ndarray
-    slope_root: np.ndarray
-
-    def change_error(self, start: int, end: int) -> float:
-        """Standard error of `value[end] - value[start]`."""
-        return float(np.linalg.norm(self.value_root[end] - self.value_root[start]))
-
-    def slope_change_error(self, start: int, end: int) -> float:
-        """Standard error of `slope[end] - slope[start]`."""
-        return float(np.linalg.norm(self.slope_root[end] - self.slope_root[start]))
+    start: int
+    end: int
+    start_interval: Interval
+    end_interval: Interval
 
 
-def smooth(x: np.ndarray, y: np.ndarray) -> Curve:
-    """The cubic smoothing spline of a series, its stiffness chosen by restricted maximum likelihood.
-
-    The spline minimises Σ(y − f)² + ρ·∫f″², which is the posterior mean of f under a prior of independent curvature;
-    ρ maximises the likelihood of the data with the straight line integrated out (Wahba 1985). Cross-validation follows
-    noise more often. In the basis that diagonalises both terms every ρ costs O(knots).
-
-    Args:
-        x: positions, shape (point,), strictly increasing, at least three.
-        y: observations, shape (point,), finite.
-
-    Returns:
-        The curve at the same positions.
-    """
-    n = len(x)
-    knots = _knots(x)
-    spline = CubicSpline(knots, np.eye(len(knots)), bc_type="natural")
-    basis, basis_slope, bend = spline(x), spline(x, 1), spline(knots, 2)
-    gaps = np.diff(knots)
-    mass = np.diag(np.append(gaps, 0) + np.append(0, gaps)) / 3 + np.diag(gaps, 1) / 6 + np.diag(gaps, -1) / 6
-    roughness, vectors = eigh(bend.T @ mass @ bend, basis.T @ basis)
-    roughness = roughness[2:].clip(min=np.finfo(float).tiny)  # the first two are the straight line's
-    modes, modes_slope = basis @ vectors, basis_slope @ vectors
-
-    level, scale = float(np.mean(y)), float(np.std(y))
-    u = (y - level) / scale if scale > 0 else np.zeros(n)
-    z = modes.T @ u
-    left_over = max(float(u @ u - z @ z), 0.0)
-    rho = np.geomspace(1e-3 / roughness[-1], 1e3 / roughness[0], 100)[:, None]
-    kept_out = rho * roughness / (1 + rho * roughness)
-    variance = (left_over + kept_out @ z[2:] ** 2) / (n - 2)
-    rounding = np.finfo(float).eps ** 2
-    best = int(np.argmin((n - 2) * np.log(variance + rounding) - np.log(kept_out).sum(axis=1)))
-
-    shrink = np.concatenate([[1.0, 1.0], 1 - kept_out[best]])
-    noise = scale * float(np.sqrt(variance[best]))
-    return Curve(
-        x=x,
-        value=level + scale * modes @ (shrink * z),
-        slope=scale * modes_slope @ (shrink * z),
-        noise=noise,
-        freedom=float(shrink.sum()),
-        value_root=noise * modes * np.sqrt(shrink),
-        slope_root=noise * modes_slope * np.sqrt(shrink),
-    )
-
-
-def _knots(x: np.ndarray) -> np.ndarray:
-    """At most `MOST_KNOTS` of the positions, evenly by index.
-
-    Curvature between positions h apart weighs 1/h³: two snapshots a step apart, late in a long run, would take all the
-    digits that the rest needs. Knots closer together than 1/10,000 of the whole are left out.
-    """
-    chosen = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_KNOTS)).round().astype(int))]
-    knots = [chosen[0]]
-    for position in chosen[1:]:
-        if position - knots[-1] >= 1e-4 * (x[-1] - x[0]):
-            knots.append(position)
-    return np.array(knots) if len(knots) > 2 else x[[0, len(x) // 2, -1]]
-
-
-def wanders(y: np.ndarray) -> bool:
-    """Whether neighbours in a series are more alike than in white noise (von Neumann's ratio, at the 5 % level).
-
-    The mean squared difference of neighbours over the variance is 2 ± √(4(n − 2)/(n² − 1)) for independent values, and
-    less for anything that moves slowly against the spacing of its points.
-    """
-    n, around = len(y), y - y.mean()
-    spread = float(around @ around)
-    if spread == 0:
-        return False
-    ratio = float(np.sum(np.diff(y) ** 2)) / spread
-    return bool((2 - ratio) / np.sqrt(4 * (n - 2) / (n**2 - 1)) > 1.645)
-
-
-def stages(curve: Curve, holds: Callable[[int, int], bool]) -> list[tuple[int, int]]:
+def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np.ndarray], bool]) -> list[Segment]:
     """The monotone stages of a curve that hold up, by increasing position.
 
     Milestones are first the extrema of the curve. The smallest stage that does not hold is absorbed by its neighbours,
     until all hold. Then each stage is split where it slows down between two stretches that hold by themselves, and the
-    plateaus at its two ends are cut off.
+    plateaus at its two ends are cut off. The intervals come from doing the last again, for each milestone, on curves
+    drawn from the posterior.
 
     Args:
         curve: the smoothed series.
         holds: whether the change between two indices is large and sure enough to count.
+        surely: whether a weighted sum of the series, weights of shape (point,), is surely not zero.
 
     Returns:
-        (start, end) as indices into the curve, end inclusive; a stage may end where the next one starts.
+        The stages, by increasing position.
     """
     parts = [
-        part for start, end in _monotone(curve.value, holds) for part in _split_at_slow_downs(curve, start, end, holds)
+        part
+        for start, end in _monotone(curve.value, holds)
+        for part in _split_at_slow_downs(curve, start, end, holds, surely)
     ]
-    return [_without_plateaus(curve, *part, opens=number == 0) for number, part in enumerate(parts)]
+    if not parts:
+        return []
+    z = UNKNOWN * np.random.default_rng(0).normal(size=(DRAWS, curve.value_root.shape[1]))
+    z = np.concatenate([np.zeros((1, z.shape[1])), z])  # the first of the draws is the curve itself
+    values, slopes = curve.value + z @ curve.value_root.T, curve.slope + z @ curve.slope_root.T
+    return [_segment(curve.x, values, slopes, parts, k) for k in range(len(parts))]
 
 
 def _monotone(value: np.ndarray, holds: Callable[[int, int], bool]) -> list[tuple[int, int]]:
@@ -192,7 +89,7 @@ def _monotone(value: np.ndarray, holds: Callable[[int, int], bool]) -> list[tupl
 
 
 def _split_at_slow_downs(
-    curve: Curve, start: int, end: int, holds: Callable[[int, int], bool]
+    curve: Curve, start: int, end: int, holds: Callable[[int, int], bool], surely: Callable[[np.ndarray], bool]
 ) -> Iterator[tuple[int, int]]:
     speed = curve.slope[start : end + 1] * np.sign(curve.value[end] - curve.value[start])
     before, after = np.maximum.accumulate(speed), np.maximum.accumulate(speed[::-1])[::-1]
@@ -201,36 +98,97 @@ def _split_at_slow_downs(
         if dip[i] > SLOWED:
             break
         middle = start + int(i)
-        peaks = start + int(np.argmax(speed[: i + 1])), middle + int(np.argmax(speed[i:]))
-        clear = all(
-            abs(curve.slope[peak] - curve.slope[middle]) > 3 * curve.slope_change_error(middle, peak) for peak in peaks
-        )
         parts = np.abs(curve.value[[start, end]] - curve.value[middle])
         large = parts.min() >= PART * abs(curve.value[end] - curve.value[start])
-        if clear and large and holds(start, middle) and holds(middle, end):
-            yield from _split_at_slow_downs(curve, start, middle, holds)
-            yield from _split_at_slow_downs(curve, middle, end, holds)
+        if large and _slows_down(curve, speed, start, int(i), surely) and holds(start, middle) and holds(middle, end):
+            yield from _split_at_slow_downs(curve, start, middle, holds, surely)
+            yield from _split_at_slow_downs(curve, middle, end, holds, surely)
             return
     yield start, end
 
 
-def _without_plateaus(curve: Curve, start: int, end: int, *, opens: bool) -> tuple[int, int]:
-    """Cut the flat ends off a stage.
+def _slows_down(curve: Curve, speed: np.ndarray, start: int, dip: int, surely: Callable[[np.ndarray], bool]) -> bool:
+    """Whether the mean slope around a dip of the speed is surely less than those around the peaks on both its sides.
 
-    A milestone is where the curve itself turns or slows down, so little is flat there. The first stage has none before
-    it, and starts when it gets going.
+    Around means as far as the speed is nearer to the dip's, or to the peak's. Means over a stretch are known far better
+    than the slope at a point.
     """
-    speed = np.abs(curve.slope[start : end + 1]).max()
-    whole = abs(curve.value[end] - curve.value[start])
-    length = curve.x[end] - curve.x[start]
+    for peak in (int(np.argmax(speed[: dip + 1])), dip + int(np.argmax(speed[dip:]))):
+        nearer_the_peak = speed > (speed[peak] + speed[dip]) / 2
+        slow, fast = (_mean_slope(curve.x, *(start + j for j in _run(nearer_the_peak, k))) for k in (dip, peak))
+        if not surely(fast - slow):
+            return False
+    return True
 
-    def flat(i: int, milestone: int, *, outermost: bool) -> bool:
-        change = abs(curve.value[i] - curve.value[milestone])
-        distance = abs(curve.x[i] - curve.x[milestone])
-        slow = change <= max(FLAT * speed * distance, curve.change_error(i, milestone))
-        idle = change <= IDLE * whole and change / whole <= distance / length / 4
-        return slow or (outermost and idle)
 
-    first = max((i for i in range(start, end) if flat(i, start, outermost=opens)), default=start)
-    last = min((i for i in range(first + 1, end + 1) if flat(i, end, outermost=False)), default=end)
-    return first, last
+def _run(flags: np.ndarray, i: int) -> tuple[int, int]:
+    """First and last index of the equal flags around one, and one more on either side."""
+    other = np.flatnonzero(flags != flags[i])
+    before, after = other[other < i], other[other > i]
+    return (int(before[-1]) if len(before) else 0), (int(after[0]) if len(after) else len(flags) - 1)
+
+
+def _mean_slope(x: np.ndarray, first: int, last: int) -> np.ndarray:
+    """The weights, shape (point,), that make a mean slope of a series."""
+    weights = np.zeros(len(x))
+    weights[last], weights[first] = 1, -1
+    return weights / (x[last] - x[first])
+
+
+def _segment(x: np.ndarray, values: np.ndarray, slopes: np.ndarray, parts: list[tuple[int, int]], k: int) -> Segment:
+    """A stage without the flat ends that lie between its milestones and where it gets going, on each of the curves.
+
+    Args:
+        x: positions, shape (point,).
+        values: the curve, then draws of it, shape (curve, point).
+        slopes: their derivatives, shape (curve, point).
+        parts: the stages between milestones, as (start, end).
+        k: which of them.
+    """
+    start, end = parts[k]
+    first = _milestone(values, slopes, parts[k - 1], parts[k]) if k > 0 else np.full(len(values), start)
+    last = _milestone(values, slopes, parts[k], parts[k + 1]) if k + 1 < len(parts) else np.full(len(values), end)
+    starts = _off_the_plateau(x, values, first, end)
+    # The same, seen from the other end
+    n = len(x)
+    ends = n - 1 - _off_the_plateau(-x[::-1], values[:, ::-1], n - 1 - last, n - 1 - start)
+    start = int(starts[0])
+    end = max(int(ends[0]), start + 1)
+    return Segment(start, end, _interval(starts, n), _interval(ends, n))
+
+
+def _milestone(values: np.ndarray, slopes: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
+    """Where two stages meet, shape (curve,): the extremum between their middles, or the slowest between their peaks."""
+    if before[1] != after[0]:
+        return np.full(len(values), after[0])
+    rise = np.sign(np.diff(values[0][[*before, *after]])[[0, 2]])
+    if rise[0] != rise[1]:
+        lo, hi = (_halfway(values[0], *part) for part in (before, after))
+        return lo + np.argmax(rise[0] * values[:, lo : hi + 1], axis=1)
+    speed = rise[0] * slopes[0]
+    lo = before[0] + int(np.argmax(speed[before[0] : before[1] + 1]))
+    hi = after[0] + int(np.argmax(speed[after[0] : after[1] + 1]))
+    return lo + np.argmin(np.abs(slopes[:, lo : hi + 1]), axis=1)
+
+
+def _halfway(value: np.ndarray, start: int, end: int) -> int:
+    half = (value[start] + value[end]) / 2
+    return start + int(np.argmin(np.abs(value[start : end + 1] - half)))
+
+
+def _off_the_plateau(x: np.ndarray, values: np.ndarray, milestone: np.ndarray, end: int) -> np.ndarray:
+    """The last index, up to the middle of the stage that ends at `end`, that lies on the milestone's plateau."""
+    rows = np.arange(len(values))
+    at = values[rows, milestone]
+    whole, length = np.abs(values[:, end] - at), np.maximum(x[end] - x[milestone], 1e-300)
+    change, distance = np.abs(values - at[:, None]), x - x[milestone][:, None]
+    i = np.arange(len(x))
+    flat = (change * length[:, None] <= FLAT * whole[:, None] * distance) & (i >= milestone[:, None]) & (i < end)
+    return np.where(flat.any(axis=1), len(x) - 1 - np.argmax(flat[:, ::-1], axis=1), milestone)
+
+
+def _interval(indices: np.ndarray, n: int) -> Interval:
+    """95 % of the draws, and up to the next points, since a boundary may lie between two."""
+    low, high = np.quantile(indices[1:], [0.025, 0.975])
+    low, high = min(low, indices[0]), max(high, indices[0])
+    return max(int(np.floor(low)) - 1, 0), min(int(np.ceil(high)) + 1, n - 1)

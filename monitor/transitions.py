@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtr  # Student's t: degrees of freedom, then t
+from scipy.special import stdtr, stdtrit  # Student's t: degrees of freedom, then t or the probability below it
 
+from phasewatch.monitor.agreement import disagreement
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import json_number
 from phasewatch.monitor.numerals import integer, percent
-from phasewatch.monitor.segments import Curve, log_steps, smooth, stages, wanders
+from phasewatch.monitor.segments import Segment, stages
+from phasewatch.monitor.smoothing import ALONE, WITNESSED, Curve, Doubt, log_steps, smooth
 from phasewatch.monitor.trajectory import Point, Trajectory
+from phasewatch.monitor.uncertainty import standard_error
 
 Trend = Literal["up", "flat", "down"]
 
@@ -21,13 +24,22 @@ FEWEST = 5
 """Fewer usable points than this have no transitions yet."""
 
 CONFIDENT = 0.95
-"""The least confidence at which a change of λ̂ counts."""
+"""The least confidence at which a change counts."""
+
+CLEAR = 1.5
+"""Of how many standard errors a slow-down is at least."""
+
+ENOUGH = 20
+"""Before there are this many usable points, all transitions are provisional ..."""
 
 SETTLED = 5
-"""A transition is provisional until this many usable points lie behind its end."""
+"""... and until this many lie behind the last one that may be its end ..."""
 
-ENOUGH = 12
-"""Before there are this many usable points, all transitions are provisional: too little is known of λ̂'s range."""
+CERTAIN = 0.998
+"""... and while its sign is less sure than this ..."""
+
+SUBSTANTIAL = 0.03
+"""... or its change is less than this share of the range so far."""
 
 
 class Kind(enum.Enum):
@@ -55,19 +67,20 @@ class Transition:
         loss_after: smoothed loss at `end`.
         llc_before: smoothed λ̂ at `start`.
         llc_after: smoothed λ̂ at `end`.
-        llc_error: standard error of `llc_change`: the larger of what the paired differences of the chains and the
-            scatter of the points around the smoothed curve give.
+        llc_error: `llc_change ± 2 * llc_error` holds the true change in 95 % of cases: the larger of what the paired
+            differences of the chains and the scatter of the points around the smoothed curve give.
         loss_trend: "up", "flat" or "down".
         llc_trend: "up", "flat" or "down".
-        confidence: probability that the sign of `llc_change` is right, by the more doubtful of the same two.
-        provisional: True while later points may still move it.
-        start_interval: the steps between which `start` lies with 95 % probability.
-        end_interval: the steps between which `end` lies with 95 % probability.
-        metric: the signal that changed: "llc", "loss" or the name of a metric.
-        before: that signal at `start`, smoothed.
-        after: that signal at `end`, smoothed.
-        error: standard error of its change.
-        trend: "up", "flat" or "down".
+        confidence: probability that the sign of the signal's change is right, by the more doubtful of the same two.
+        provisional: True while later points may still move it or take it back.
+        start_interval: the training steps between which `start` lies with 95 % probability.
+        end_interval: the same of `end`.
+        metric: the signal whose stage this is: "llc", "loss" or the name of a metric. The other changes are those over
+            the same stretch.
+        before: the smoothed signal at `start`.
+        after: the smoothed signal at `end`.
+        error: the error of the signal's change, as `llc_error` is of λ̂'s.
+        trend: "up", "flat" or "down", of the signal.
     """
 
     kind: Kind
@@ -150,130 +163,170 @@ class Transition:
 
 
 def find_transitions(
-    trajectory: Trajectory | Iterable[Point], *, metric: str = "llc", min_effect: float = 0.02
+    trajectory: Trajectory | Iterable[Point], *, metric: str = "llc", min_effect: float = 0.005
 ) -> list[Transition]:
     """The transitions of a trajectory, in order, judged on the points so far.
 
-    λ̂ is smoothed against log step and cut at its milestones: its extrema, and where it slows down between two stages of
-    one direction (Hoogland et al. 2024, arXiv 2402.02364, chose such points by eye). The plateaus at a stage's two ends
-    belong to no transition. The kind follows from the signs: λ̂ up and loss down is A; λ̂ down and loss flat or down is
-    B, however far the loss falls. The loss is flat when its change is within 2.33 standard errors of the smoothed loss,
-    or within 0.2 % of its range so far.
+    The signal is smoothed against log step and cut at its milestones: its extrema, and where it slows down between two
+    stages of one direction (Hoogland et al. 2024, arXiv 2402.02364, chose such points by eye). Plateaus belong to no
+    transition. The kind follows from the signs: λ̂ up and loss down is A; λ̂ down and loss flat or
+    down is B, however far the loss falls. The loss is flat when its change is within 2.33 standard errors of the
+    smoothed loss, or within 0.2 % of its range so far.
 
-    Points whose estimate failed, or whose loss or λ̂ is not finite, are left out. With fewer than five others, or when
-    λ̂ can't be told from independent noise around one value, there are no transitions, so that a monitor can ask after
-    every point.
+    Points whose estimate failed, or whose loss or λ̂ is not finite, are left out; of another signal, those that lack it,
+    and its kinds are by what is known of λ̂ and loss. With fewer than five others there are no transitions, so that a
+    monitor can ask after every point.
 
     Args:
         trajectory: points of one run measured with one setting, in any order.
-        metric: the signal whose stages are found: "llc", "loss" or the name of a metric of the points. Of another than
-            λ̂, points may lack λ̂ and loss; the kind is by what is known of them.
-        min_effect: the smallest change of λ̂ that counts, as a share of the range of λ̂ so far. That range is taken as at
-            least a quarter of the largest |λ̂|, for a run that has not moved yet.
+        metric: the signal whose stages are looked for: "llc", "loss" or a metric of the points.
+        min_effect: the smallest change that counts, as a share of the signal's range up to the end of the stage. That
+            range is taken as at least a quarter of its largest absolute value, for a run that has not moved yet.
 
     Returns:
         Transitions by increasing step; neighbours may have the same kind, and may leave a plateau between them.
 
     Raises:
-        PhasewatchError: `min_effect` is not a share.
+        PhasewatchError: `min_effect` is not a share, or no point has the metric.
     """
     if not 0 <= min_effect < 1:
         raise PhasewatchError(f"find_transitions(min_effect={min_effect!r}) must be at least 0 and below 1.")
-    whole = Trajectory(p for p in trajectory if metric != "llc" or not p.llc.health.failed)
-    usable = whole.usable(metric)
-    values = usable.signal(metric)
-    if len(usable) < FEWEST or not wanders(values):
+    usable = Trajectory(trajectory).usable(metric)
+    if len(usable) < FEWEST:
         return []
     x = log_steps(usable.steps)
-    curve, loss, llc = smooth(x, values), _smooth_known(x, usable.loss), _smooth_known(x, usable.llc)
-    chains = usable.per_chain if metric == "llc" else None
-    least = min_effect * max(np.ptp(values), 0.25 * np.abs(values).max())
+    chains = _usable_chains(usable)
+    llc = _known(x, usable.llc, ALONE if chains is None else WITNESSED)
+    loss = _known(x, usable.loss, WITNESSED)
+    of_llc = None if llc is None else _Judged(llc, chains)
+    if metric == "llc" and of_llc:
+        judged = of_llc
+    else:
+        judged = _Judged(loss if metric == "loss" and loss else smooth(x, usable.signal(metric), ALONE), None)
 
     def holds(start: int, end: int) -> bool:
-        change = abs(curve.value[end] - curve.value[start])
+        least = min_effect * judged.range_so_far[end]
         return (
             end - start >= 2
-            and 0 < change >= least
-            and _error_and_confidence(curve, chains, start, end)[1] >= CONFIDENT
+            and 0 < abs(judged.change(start, end)) >= least
+            and judged.error_and_confidence(start, end)[1] >= CONFIDENT
         )
 
-    found = (_transition(usable, metric, curve, llc, loss, chains, start, end) for start, end in stages(curve, holds))
+    found = (
+        _transition(usable, judged, of_llc, loss, stage, metric) for stage in stages(judged.curve, holds, judged.surely)
+    )
     return [transition for transition in found if transition.confidence >= CONFIDENT]
 
 
-def _smooth_known(x: np.ndarray, values: np.ndarray) -> Curve | None:
-    return smooth(x, values) if np.isfinite(values).all() else None
+def _known(x: np.ndarray, values: np.ndarray, doubt: Doubt) -> Curve | None:
+    """The curve of a signal that every point carries."""
+    return smooth(x, values, doubt) if np.isfinite(values).all() else None
+
+
+def _usable_chains(usable: Trajectory) -> np.ndarray | None:
+    """λ̂ of the chains that never failed, shape (point, chain), if there are two."""
+    chains = usable.per_chain
+    if chains is None:
+        return None
+    chains = chains[:, np.isfinite(chains).all(axis=0)]
+    return chains if chains.shape[1] > 1 else None
+
+
+class _Judged:
+    """A signal's curve, and its chains if it has any: what it takes to judge a change between two indices."""
+
+    def __init__(self, curve: Curve, chains: np.ndarray | None) -> None:
+        self.curve = curve
+        self.chains = chains
+        highest, lowest = np.maximum.accumulate(curve.value), np.minimum.accumulate(curve.value)
+        self.range_so_far = np.maximum(highest - lowest, 0.25 * np.maximum(highest, -lowest))
+
+    def change(self, start: int, end: int) -> float:
+        return float(self.curve.value[end] - self.curve.value[start])
+
+    def error_and_confidence(self, start: int, end: int) -> tuple[float, float]:
+        """An error such that ± 2 of it hold the change in 95 % of cases, and the probability that its sign is right.
+
+        Two doubts, of which the larger counts. The scatter of the points around the curve holds each checkpoint's own
+        jitter, which all chains share. Its t has as many degrees of freedom as the curve leaves, at least two, and its
+        p-value is multiplied by the number of points, among which the two were picked for being far apart.
+
+        The chains' differences hold the sampling noise that neighbouring points share; they are averaged over three
+        points at each end. That they agree is judged by Student's t and by Wilcoxon's signed ranks, of which the surer
+        counts: few chains have no small rank probability, and a single stray one spoils a t.
+        """
+        change, n = self.change(start, end), len(self.curve.x)
+        error, confidence = self.curve.change_error(start, end), 1.0
+        if error > 0:
+            freedom = max(n - self.curve.freedom, 2.0)
+            confidence -= min(0.5, 2 * n * float(stdtr(freedom, -abs(change) / error)))
+            error *= float(stdtrit(freedom, 0.975)) / 2
+        if self.chains is not None:
+            reach = min(1, (end - start - 1) // 2)
+            before, after = (self.chains[max(i - reach, 0) : i + reach + 1].mean(axis=0) for i in (start, end))
+            differences = (after - before) * np.sign(change)
+            confidence = min(confidence, 1 - min(0.5, 2 * disagreement(differences)))
+            error = max(error, standard_error(differences))
+        return error, confidence
+
+    def surely(self, weights: np.ndarray) -> bool:
+        """Whether a weighted sum of the series is not zero, by the curve and by the chains."""
+        total = float(weights @ self.curve.value)
+        if abs(total) <= CLEAR * np.linalg.norm(weights @ self.curve.value_root):
+            return False
+        return self.chains is None or disagreement(weights @ self.chains * np.sign(total)) <= 1 - CONFIDENT
 
 
 def _transition(
-    usable: Trajectory,
-    metric: str,
-    curve: Curve,
-    llc: Curve | None,
-    loss: Curve | None,
-    chains: np.ndarray | None,
-    start: int,
-    end: int,
+    usable: Trajectory, signal: _Judged, llc: _Judged | None, loss: Curve | None, stage: Segment, metric: str
 ) -> Transition:
-    error, confidence = _error_and_confidence(curve, chains, start, end)
-    trend: Trend = "up" if curve.value[end] > curve.value[start] else "down"
-    llc_trend: Trend = trend if metric == "llc" else _trend(llc, start, end)
-    loss_trend = _trend(loss, start, end)
-    if llc_trend == "up" and loss_trend == "down":
+    start, end = stage.start, stage.end
+    error, confidence = signal.error_and_confidence(start, end)
+    llc_error, llc_confidence = llc.error_and_confidence(start, end) if llc else (math.nan, 0.0)
+    llc_trend: Trend = "flat"
+    if llc and llc_confidence >= CONFIDENT:
+        llc_trend = "up" if llc.change(start, end) > 0 else "down"
+    loss_trend: Trend = _loss_trend(loss, start, end) if loss else "flat"
+    kind = Kind.OTHER
+    if (llc_trend, loss_trend) == ("up", "down"):
         kind = Kind.A
-    else:
-        kind = Kind.B if llc_trend == "down" and loss_trend != "up" else Kind.OTHER
-    steps, last = usable.steps.tolist(), len(usable) - 1
+    elif llc_trend == "down" and loss_trend != "up":
+        kind = Kind.B
+    settled = (
+        len(usable) >= ENOUGH
+        and len(usable) - 1 - stage.end_interval[1] >= SETTLED
+        and confidence >= CERTAIN
+        and abs(signal.change(start, end)) >= SUBSTANTIAL * signal.range_so_far[end]
+    )
+    steps = usable.steps.tolist()
+    loss_before, loss_after = loss.value[[start, end]] if loss else (math.nan, math.nan)
+    llc_before, llc_after = llc.curve.value[[start, end]] if llc else (math.nan, math.nan)
     return Transition(
         kind=kind,
         start=steps[start],
         end=steps[end],
-        loss_before=float(loss.value[start]) if loss else math.nan,
-        loss_after=float(loss.value[end]) if loss else math.nan,
-        llc_before=float(llc.value[start]) if llc else math.nan,
-        llc_after=float(llc.value[end]) if llc else math.nan,
-        llc_error=error if metric == "llc" else llc.change_error(start, end) if llc else math.nan,
+        loss_before=float(loss_before),
+        loss_after=float(loss_after),
+        llc_before=float(llc_before),
+        llc_after=float(llc_after),
+        llc_error=llc_error,
         loss_trend=loss_trend,
         llc_trend=llc_trend,
         confidence=confidence,
-        provisional=len(usable) < ENOUGH or last - end < SETTLED,
-        start_interval=(steps[max(start - 1, 0)], steps[start + 1]),
-        end_interval=(steps[end - 1], steps[min(end + 1, last)]),
+        provisional=not settled,
+        start_interval=(steps[stage.start_interval[0]], steps[stage.start_interval[1]]),
+        end_interval=(steps[stage.end_interval[0]], steps[stage.end_interval[1]]),
         metric=metric,
-        before=float(curve.value[start]),
-        after=float(curve.value[end]),
+        before=float(signal.curve.value[start]),
+        after=float(signal.curve.value[end]),
         error=error,
-        trend=trend,
+        trend="up" if signal.change(start, end) > 0 else "down",
     )
 
 
-def _error_and_confidence(llc: Curve, chains: np.ndarray | None, start: int, end: int) -> tuple[float, float]:
-    """Standard error of the change of λ̂ between two points, and the probability that its sign is right.
-
-    Two doubts, of which the larger counts. The scatter of the points around the curve holds each checkpoint's own
-    jitter, which all chains share; its p-value is multiplied by the curve's degrees of freedom, since the two points
-    were picked for being far apart. The chains' differences hold the sampling noise that neighbouring points share;
-    they are averaged over three points at each end, with Student's t for their number.
-    """
-    change = abs(llc.value[end] - llc.value[start])
-    error, confidence = llc.change_error(start, end), 1.0
-    if error > 0:
-        confidence -= min(0.5, 2 * llc.freedom * float(stdtr(len(llc.x) - 2, -change / error)))
-    if chains is not None and chains.shape[1] > 1 and np.isfinite(chains).all():
-        reach = min(1, (end - start - 1) // 2)
-        before, after = (chains[max(i - reach, 0) : i + reach + 1].mean(axis=0) for i in (start, end))
-        paired = float(np.std(after - before, ddof=1)) / math.sqrt(chains.shape[1])
-        if paired > 0:
-            confidence = min(confidence, float(stdtr(chains.shape[1] - 1, change / paired)))
-        error = max(error, paired)
-    return error, confidence
-
-
-def _trend(curve: Curve | None, start: int, end: int) -> Trend:
-    if curve is None:
-        return "flat"
-    change = curve.value[end] - curve.value[start]
-    if abs(change) <= max(0.002 * np.ptp(curve.value), 2.33 * curve.change_error(start, end)):
+def _loss_trend(loss: Curve, start: int, end: int) -> Trend:
+    change = loss.value[end] - loss.value[start]
+    if abs(change) <= max(0.002 * np.ptp(loss.value), 2.33 * loss.change_error(start, end)):
         return "flat"
     return "up" if change > 0 else "down"
 

@@ -1,0 +1,264 @@
+"""How well transitions are found where they are known, beside the obvious alternatives; false alarms, doubt and speed.
+
+Simulated trajectories come from tests/scenarios.py: one to five stages of random lengths, signs and sizes, plateaus,
+slow-downs, correlated noise that differs along the curve, outliers. A stage counts as found when a transition of its
+sign shares more than half of the shorter one's length in log steps with it, each with one at most. The alternatives
+have two free numbers each, tuned for the best F1 on other trajectories of the same kind; `find_transitions` has its
+defaults.
+
+A false alarm is a trajectory with a transition that isn't there: any on a flat one; on a monotone one, any of the
+wrong sign, or more than one.
+
+experiments/results/transitions.md has the tables.
+
+    python experiments/transitions.py [--quick]
+"""
+
+import argparse
+import itertools
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import ruptures
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+from phasewatch import Point, Trajectory, find_transitions
+from phasewatch.monitor.estimate import Estimate, Health
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+import scenarios  # noqa: E402  # pyright: ignore[reportMissingImports] - the tests' folder is no package
+from scenarios import Scenario  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+TUNING = 10_000
+"""The first seed of the trajectories that the alternatives are tuned on."""
+
+
+class Found(NamedTuple):
+    """A stage, as any of the methods reports it."""
+
+    start: float
+    end: float
+    sign: float
+
+
+Method = Callable[[Scenario], list[Found]]
+
+
+def points(scenario: Scenario) -> Trajectory:
+    """A scenario as a trajectory."""
+    chains = scenario.chains if scenario.chains is not None else [()] * len(scenario.steps)
+    columns = zip(scenario.steps, scenario.loss, scenario.llc, chains, strict=True)
+    return Trajectory(
+        Point(int(s), float(y), Estimate(float(v), 1.0, tuple(map(float, c)), 1.0, 1.0, 100.0, 0.9, Health.OK))
+        for s, y, v, c in columns
+    )
+
+
+def ours(scenario: Scenario) -> list[Found]:
+    """`find_transitions` with its defaults."""
+    return [Found(t.start, t.end, np.sign(t.llc_change)) for t in find_transitions(points(scenario))]
+
+
+def pelt(scenario: Scenario, penalty: float, least: float) -> list[Found]:
+    """Continuous straight pieces by PELT, on an even grid of log steps; pieces that change little are plateaus."""
+    x, n = np.log(scenario.steps), len(scenario.steps)
+    even = np.linspace(x[0], x[-1], n)
+    y = np.interp(even, x, scenario.llc)
+    noise = np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6) + 1e-9
+    cuts = ruptures.Pelt(model="clinear", min_size=3, jump=1).fit(y).predict(pen=penalty * noise**2 * np.log(n))
+    marks = [0, *(c - 1 for c in cuts)]
+    pieces = [(even[a], even[b], y[b] - y[a]) for a, b in itertools.pairwise(marks)]
+    return [Found(np.exp(a), np.exp(b), np.sign(c)) for a, b, c in pieces if abs(c) > least * noise]
+
+
+def gaussian_process(scenario: Scenario, flat: float, least: float) -> list[Found]:
+    """Constant × RBF on log(step + 1); stages are where the derivative of the mean is not nearly zero."""
+    x, y = np.log(scenario.steps + 1), scenario.llc
+    kernel = ConstantKernel() * RBF(1.0, (0.05, 20)) + WhiteKernel(1e-2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fit = GaussianProcessRegressor(kernel, normalize_y=True).fit(x[:, None], y)
+    even = np.linspace(x[0], x[-1], 400)
+    mean = np.asarray(fit.predict(even[:, None]))
+    slope = np.gradient(mean, even) / float(np.ptp(mean))
+    state = np.where(np.abs(slope) > flat, np.sign(slope), 0)
+    return _runs(even, mean, state, least * float(np.ptp(mean)))
+
+
+def moving_average(scenario: Scenario, width: float, least: float) -> list[Found]:
+    """Changes of the sign of a moving average's differences."""
+    x, y, n = np.log(scenario.steps), scenario.llc, len(scenario.steps)
+    half = max(int(width * n / 2), 1)
+    mean = np.array([y[max(i - half, 0) : i + half + 1].mean() for i in range(n)])
+    return _runs(x, mean, np.sign(np.gradient(mean)), least * float(np.ptp(mean)))
+
+
+def _runs(x: np.ndarray, mean: np.ndarray, state: np.ndarray, least: float) -> list[Found]:
+    found, i = [], 0
+    for sign, run in itertools.groupby(state):
+        j = i + len(list(run)) - 1
+        if sign and abs(mean[j] - mean[i]) > least:
+            found.append(Found(np.exp(x[i]), np.exp(x[j]), sign))
+        i = j + 1
+    return found
+
+
+GRIDS = {
+    "PELT, straight pieces": (pelt, (5, 20, 60, 200), (3, 6, 12)),
+    "Gaussian process, derivative": (gaussian_process, (0.01, 0.03, 0.1, 0.2), (0.02, 0.05, 0.1)),
+    "moving average, sign": (moving_average, (0.05, 0.1, 0.2), (0.02, 0.05, 0.1)),
+}
+
+
+class Score(NamedTuple):
+    """How well stages were found."""
+
+    recall: float
+    precision: float
+    median_error: float
+    late_error: float
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of recall and precision."""
+        return 2 * self.recall * self.precision / max(self.recall + self.precision, 1e-9)
+
+
+def matched(found: Sequence[Found], scenario: Scenario) -> list[tuple[int, int]]:
+    """Pairs of a finding and a stage."""
+    pairs: list[tuple[int, int]] = []
+    for i, f in enumerate(found):
+        for j, stage in enumerate(scenario.stages):
+            if np.sign(stage.change) != f.sign or any(j == other for _, other in pairs):
+                continue
+            common = _log(min(f.end, stage.end)) - _log(max(f.start, stage.start))
+            if common > 0.5 * min(_log(f.end) - _log(f.start), _log(stage.end) - _log(stage.start)):
+                pairs.append((i, j))
+                break
+    return pairs
+
+
+def _log(step: float) -> float:
+    return float(np.log(max(step, 0.5)))
+
+
+def score(method: Method, trials: Sequence[Scenario]) -> Score:
+    """Recall, precision and the boundaries' errors in log steps: the median, and the 90 % quantile."""
+    reported = right = stages = 0
+    errors: list[float] = []
+    for scenario in trials:
+        found = method(scenario)
+        pairs = matched(found, scenario)
+        reported, right, stages = reported + len(found), right + len(pairs), stages + len(scenario.stages)
+        for i, j in pairs:
+            errors.append(abs(_log(found[i].start) - _log(scenario.stages[j].start)))
+            errors.append(abs(_log(found[i].end) - _log(scenario.stages[j].end)))
+    middle, late = np.quantile(errors, [0.5, 0.9]) if errors else (np.nan, np.nan)
+    return Score(right / stages, right / max(reported, 1), float(middle), float(late))
+
+
+def tuned(name: str, trials: Sequence[Scenario]) -> tuple[Method, str]:
+    """An alternative with the two numbers that did best on these trajectories."""
+    method, *grid = GRIDS[name]
+    best = max(itertools.product(*grid), key=lambda numbers: score(lambda s: method(s, *numbers), trials).f1)
+    return (lambda s: method(s, *best)), f"{name} ({best[0]:g}, {best[1]:g})"
+
+
+def table(trials: Sequence[Scenario], tuning: Sequence[Scenario]) -> None:
+    """Recall and precision beside the alternatives."""
+    print(f"\n## {len(trials)} simulated trajectories, {sum(len(s.stages) for s in trials)} stages\n")
+    print("| method | recall | precision | F1 | boundary error, median | 90 % |\n|---|---|---|---|---|---|")
+    methods = [(ours, "find_transitions"), *(tuned(name, tuning) for name in GRIDS)]
+    for method, name in methods:
+        s = score(method, trials)
+        print(f"| {name} | {s.recall:.2f} | {s.precision:.2f} | {s.f1:.2f} | {s.median_error:.2f} | "
+              f"{s.late_error:.2f} |", flush=True)  # fmt: skip
+
+
+def doubt(trials: Sequence[Scenario]) -> None:
+    """Whether confidence, error and intervals mean what they say."""
+    signs: list[tuple[float, bool]] = []
+    changes, boundaries = [], []
+    for scenario in trials:
+        truth = dict(zip(scenario.steps.astype(int), scenario.truth, strict=True))
+        transitions = find_transitions(points(scenario))
+        for t in transitions:
+            true_change = truth[t.end] - truth[t.start]
+            signs.append((t.confidence, bool(np.sign(true_change) == np.sign(t.llc_change))))
+            changes.append(abs(t.llc_change - true_change) <= 2 * t.llc_error)
+        found = [Found(t.start, t.end, np.sign(t.llc_change)) for t in transitions]
+        for i, j in matched(found, scenario):
+            stage, t = scenario.stages[j], transitions[i]
+            for interval, at in [(t.start_interval, stage.start), (t.end_interval, stage.end)]:
+                if interval is not None:
+                    boundaries.append(interval[0] - 1 <= at <= interval[1] + 1)
+    print(f"\n## Doubt, on the same {len(trials)}\n")
+    for low, high in [(0.95, 0.99), (0.99, 0.999), (0.999, 1.01)]:
+        right = [ok for confidence, ok in signs if low <= confidence < high]
+        if right:
+            print(f"- confidence {low:g} to {min(high, 1):g}: {np.mean(right):.1%} of {len(right)} have the right sign")
+    print(f"- all: {np.mean([ok for _, ok in signs]):.1%} of {len(signs)} have the right sign")
+    print(f"- llc_change ± 2 · llc_error holds the true change between its own steps in {np.mean(changes):.1%}")
+    print(f"- start and end intervals hold the simulated boundary in {np.mean(boundaries):.1%} of {len(boundaries)}")
+
+
+def false_alarms(each: int) -> None:
+    """Flat and monotone trajectories with a transition that isn't there."""
+    print(f"\n## False alarms, {each} trajectories a cell\n")
+    correlations = (0.0, 0.5, 0.8)
+    for chains in (0, 6):
+        print(f"\n{chains or 'no'} chains\n\n| | points |", " | ".join(f"correlation {c:g}" for c in correlations), "|")
+        print("|---|---|---|---|---|")
+        total = []
+        for make, n in itertools.product((scenarios.flat, scenarios.monotone), (15, 40, 200)):
+            cells = []
+            for correlation in correlations:
+                bad = []
+                for seed in range(each):
+                    scenario = make(seed, n, correlation, chains)
+                    found, signs = ours(scenario), [np.sign(s.change) for s in scenario.stages]
+                    bad.append(len(found) > len(signs) or any(f.sign not in signs for f in found))
+                cells.append(f"{np.mean(bad):.1%}")
+                total.extend(bad)
+            print(f"| {make.__name__} | {n} |", " | ".join(cells), "|", flush=True)
+        print(f"\nall: {np.mean(total):.1%} of {len(total)}")
+
+
+def speed() -> None:
+    """Milliseconds a call."""
+    print("\n## Speed\n")
+    for n in (15, 40, 200, 1000):
+        trajectory = points(scenarios.staged(3, n, chains=8))
+        seconds = []
+        for _ in range(7):
+            began = time.perf_counter()
+            find_transitions(trajectory)
+            seconds.append(time.perf_counter() - began)
+        print(
+            f"- {n} points, 8 chains: {1e3 * min(seconds):.0f} ms at best, {1e3 * np.median(seconds):.0f} in the middle"
+        )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few trajectories, to see that it runs")
+    quick = parser.parse_args().quick
+    count = 12 if quick else 300
+    trials = [scenarios.staged(seed) for seed in range(count)]
+    speed()
+    doubt(trials)
+    false_alarms(4 if quick else 112)
+    table(trials[:100], [scenarios.staged(TUNING + seed) for seed in range(6 if quick else 25)])
+
+
+if __name__ == "__main__":
+    main()
