@@ -148,9 +148,7 @@ class Trajectory(Sequence[Point]):
             return self.loss
         there = dict.fromkeys(metric for point in self.points for metric in point.metrics)
         if self.points and name not in there:
-            raise PhasewatchError(
-                f"trajectory.signal({name!r}): no point carries it; they carry {', '.join(['llc', 'loss', *there])}."
-            )
+            raise PhasewatchError(f"No point has the metric {name!r}; they have {', '.join(['llc', 'loss', *there])}.")
         return np.array([point.metrics.get(name, math.nan) for point in self.points], dtype=float)
 
     def usable(self, metric: str = "llc") -> "Trajectory":

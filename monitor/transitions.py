@@ -191,7 +191,7 @@ def find_transitions(
     """
     if not 0 <= min_effect < 1:
         raise PhasewatchError(f"find_transitions(min_effect={min_effect!r}) must be at least 0 and below 1.")
-    usable = Trajectory(trajectory).usable(metric)
+    usable = Trajectory(p for p in trajectory if metric != "llc" or not p.llc.health.failed).usable(metric)
     if len(usable) < FEWEST:
         return []
     x = log_steps(usable.steps)

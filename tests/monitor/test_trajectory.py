@@ -197,7 +197,7 @@ def test_signals_by_name(tmp_path):
     np.testing.assert_array_equal(trajectory.signal("a"), [1, np.nan, np.nan])
     assert Trajectory().signal("a").shape == (0,)
     for ask in (trajectory.signal, trajectory.usable):
-        with pytest.raises(PhasewatchError, match=r"trajectory\.signal\('c'\): no point .* carry llc, loss, a, b\."):
+        with pytest.raises(PhasewatchError, match=r"No point has the metric 'c'; they have llc, loss, a, b\."):
             ask("c")
 
 

@@ -82,13 +82,13 @@ def test_the_published_stages_of_seed_1():
     assert kinds(transitions) == "AABBA"
     first, main, collapse, deeper, last = transitions
     for boundary, at in [(first.end, 1_000), (main.start, 1_000), (collapse.end, 126_000), (deeper.end, 320_000)]:
-        assert at / 1.5 < boundary < at * 1.5
+        assert at / 1.4 < boundary < at * 1.4
     assert 25_000 < main.end <= collapse.start <= 60_000
     for t, llc in zip(transitions[:4], [21.4, 149, -12.3, -44.1], strict=True):
         assert t.llc_change == pytest.approx(llc, rel=0.1)
-    assert abs(last.llc_change - 3.56) < 2 * last.llc_error
+    assert abs(last.llc_change - 3.56) < 2 * last.llc_error < 3
     assert collapse.loss_after < collapse.loss_before
-    assert all(t.confidence > 0.98 for t in transitions)
+    assert all(t.confidence > 0.99 for t in transitions)
     assert [t.provisional for t in transitions] == [False] * 4 + [True]
     assert last.end <= 499_999
 
@@ -464,11 +464,11 @@ def test_the_stages_of_a_metric():
     assert rise.after - rise.before == pytest.approx(0.8, abs=0.05)
     assert abs(rise.after - rise.before - 0.8) < 3 * rise.error < 0.1
     assert "score 0.0" in str(rise)
-    assert "change of score" in rise.sentence()
+    assert "score's change" in rise.sentence()
     (fall,) = find_transitions(points, metric="loss")
     assert (fall.metric, fall.trend, fall.kind) == ("loss", "down", Kind.A)
     assert (fall.before, fall.after) == (fall.loss_before, fall.loss_after)
-    with pytest.raises(PhasewatchError, match=r"find_transitions\(metric='acc'\).*'llc', 'loss', 'score'"):
+    with pytest.raises(PhasewatchError, match="No point has the metric 'acc'; they have llc, loss, score"):
         find_transitions(points, metric="acc")
 
 
