@@ -195,8 +195,12 @@ class _Spline:
 
 def _whitened(values: np.ndarray, noise: np.ndarray, correlation: float) -> np.ndarray:
     """Values divided by the root of the noise's covariance: each minus what the one before says about it."""
-    scaled = (values.T / noise).T
-    return np.concatenate([scaled[:1], (scaled[1:] - correlation * scaled[:-1]) / np.sqrt(1 - correlation**2)])
+    scaled = values / (noise if values.ndim == 1 else noise[:, None])
+    whitened = np.empty_like(scaled)
+    whitened[0] = scaled[0]
+    np.subtract(scaled[1:], correlation * scaled[:-1], out=whitened[1:])
+    whitened[1:] /= np.sqrt(1 - correlation**2)
+    return whitened
 
 
 def _spikes(u: np.ndarray) -> np.ndarray:

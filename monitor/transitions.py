@@ -1,9 +1,10 @@
 """Transitions between the plateaus of a trajectory, and their kinds."""
 
 import enum
+import hashlib
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,14 @@ CERTAIN = 0.998
 
 SUBSTANTIAL = 0.03
 """... or its change is less than this share of the range so far."""
+
+LOOK = 1.2
+"""Times as many points as at one look there are at the next one that may confirm."""
+
+MOST_LOOKS = 1000
+"""Looks at the first points of trajectories that are remembered, so that asking after every point costs one fit."""
+
+_LOOKS: dict[bytes, tuple["Transition", ...]] = {}
 
 
 class Kind(enum.Enum):
@@ -184,7 +193,9 @@ def find_transitions(
             range is taken as at least a quarter of its largest absolute value, for a run that has not moved yet.
 
     Returns:
-        Transitions by increasing step; neighbours may have the same kind, and may leave a plateau between them.
+        Transitions by increasing step; neighbours may have the same kind, and may leave a plateau between them. One
+        that isn't provisional was confirmed by a look at the first 20 points, or a fifth more, and so on: whatever
+        points follow, a transition of its sign stays there. Its boundaries may still move.
 
     Raises:
         PhasewatchError: `min_effect` is not a share, or no point has the metric.
@@ -192,6 +203,53 @@ def find_transitions(
     if not 0 <= min_effect < 1:
         raise PhasewatchError(f"find_transitions(min_effect={min_effect!r}) must be at least 0 and below 1.")
     usable = Trajectory(p for p in trajectory if metric != "llc" or not p.llc.health.failed).usable(metric)
+    standing = _standing(usable, metric, min_effect)
+    return _together(standing, [replace(t, provisional=True) for t in _judged_now(usable, metric, min_effect)])
+
+
+def _standing(usable: Trajectory, metric: str, min_effect: float) -> tuple[Transition, ...]:
+    """What looks at the first ENOUGH points, at a fifth more, and so on, confirmed, as they were then."""
+    standing: tuple[Transition, ...] = ()
+    seen, digest, points = 0, hashlib.blake2b(f"{metric} {min_effect!r}".encode()), ENOUGH
+    values = usable.signal(metric) if len(usable) else np.empty(0)
+    while points <= len(usable):
+        for point, value in zip(usable[seen:points], values[seen:points], strict=True):
+            digest.update(np.array([point.step, point.loss, point.llc.value, value, *point.llc.per_chain]).tobytes())
+        key, seen = digest.digest(), points
+        if key not in _LOOKS:
+            while len(_LOOKS) >= MOST_LOOKS:
+                del _LOOKS[next(iter(_LOOKS))]
+            sure = [t for t in _judged_now(usable[:points], metric, min_effect) if not t.provisional]
+            _LOOKS[key] = *standing, *(t for t in sure if not any(_is_again(t, old) for old in standing))
+        standing = _LOOKS[key]
+        points = math.ceil(LOOK * points)
+    return standing
+
+
+def _together(standing: Iterable[Transition], found: Sequence[Transition]) -> list[Transition]:
+    """What is found, with each confirmed transition as it is now, or as it was where it isn't found any more."""
+    confirmed, missing = [], []
+    for old in standing:
+        shared = {t: min(t.end, old.end) - max(t.start, old.start) for t in found if _is_again(t, old)}
+        if shared:
+            confirmed.append(max(shared, key=shared.__getitem__))
+            confirmed += [t for t, steps in shared.items() if 2 * steps >= t.end - t.start]  # it was split since
+        else:
+            missing.append(old)
+    kept = [
+        replace(t, provisional=t.provisional and t not in confirmed)
+        for t in found
+        if t in confirmed or all(t.end <= old.start or old.end <= t.start for old in missing)
+    ]
+    return sorted([*kept, *missing], key=lambda t: t.start)
+
+
+def _is_again(transition: Transition, old: Transition) -> bool:
+    return transition.trend == old.trend and transition.start < old.end and old.start < transition.end
+
+
+def _judged_now(usable: Trajectory, metric: str, min_effect: float) -> list[Transition]:
+    """The transitions of these points by themselves; one that isn't `provisional` is sure enough to be confirmed."""
     if len(usable) < FEWEST:
         return []
     x = log_steps(usable.steps)

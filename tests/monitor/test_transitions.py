@@ -9,6 +9,7 @@ import pytest
 from scenarios import flat, monotone, staged
 from scipy.interpolate import PchipInterpolator
 
+from phasewatch.monitor import transitions
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import Estimate, Health
 from phasewatch.monitor.trajectory import Point, Trajectory
@@ -259,18 +260,31 @@ def test_chains_that_disagree_about_a_change_veto_it():
     assert find_transitions(torn) == []
 
 
-def test_what_is_confirmed_is_found_again():
+def test_what_is_confirmed_stays_whatever_follows():
     confirmed = 0
     trajectories = [published(0), published(1), published(1)[::8], *(Trajectory(short_run(seed)) for seed in range(5))]
-    for points in [*trajectories, *(Trajectory(of(staged(seed, 60))) for seed in range(8))]:
+    for points in [*trajectories, *(Trajectory(of(staged(seed, 60))) for seed in range(16))]:
         standing = []
-        for n in range(5, len(points) + 1, 3):
+        for n in range(5, len(points) + 1, 1 if len(points) < 100 else 4):
             found = find_transitions(points[:n])
             for old in standing:
-                assert any(t.llc_trend == old.llc_trend and t.start < old.end and old.start < t.end for t in found), old
+                assert any(t.trend == old.trend and t.start < old.end and old.start < t.end for t in found), old
+                again = [t for t in found if t.trend == old.trend and t.start < old.end and old.start < t.end]
+                assert not all(t.provisional for t in again)
             standing += [t for t in found if not t.provisional]
         confirmed += bool(standing)
-    assert confirmed > 7
+    assert confirmed > 15
+
+
+def test_what_was_asked_before_changes_no_answer():
+    points = published(1)
+    before = find_transitions(points)
+    for n in range(20, 190, 7):
+        find_transitions(points[:n])
+        find_transitions(points[:n], metric="loss")
+    assert find_transitions(points) == before
+    transitions._LOOKS.clear()
+    assert find_transitions(points) == before
 
 
 def test_a_transition_in_progress_is_provisional():
