@@ -11,7 +11,7 @@ wrong sign, or more than one.
 
 experiments/results/transitions.md has the tables.
 
-    python experiments/transitions.py [--quick] [--first-seed 20000]
+    python experiments/transitions.py [--quick] [--first-seed 30000]
 """
 
 import argparse
@@ -40,7 +40,7 @@ from scenarios import Scenario  # noqa: E402  # pyright: ignore[reportMissingImp
 TUNING = 10_000
 """The first seed of the trajectories that the alternatives are tuned on."""
 
-FRESH = 20_000
+FRESH = 30_000
 """The first seed of the trajectories that all are judged on, which nothing was tuned on."""
 
 

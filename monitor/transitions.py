@@ -253,14 +253,9 @@ def _judged_now(usable: Trajectory, metric: str, min_effect: float) -> list[Tran
     if len(usable) < FEWEST:
         return []
     x = log_steps(usable.steps)
-    chains = _usable_chains(usable)
-    llc = _known(x, usable.llc, ALONE if chains is None else WITNESSED)
-    loss = _known(x, usable.loss, WITNESSED)
-    of_llc = None if llc is None else _Judged(llc, chains)
-    if metric == "llc" and of_llc:
-        judged = of_llc
-    else:
-        judged = _Judged(loss if metric == "loss" and loss else smooth(x, usable.signal(metric), ALONE), None)
+    chains = _usable_chains(usable) if metric == "llc" else None
+    doubt = WITNESSED if metric == "loss" or chains is not None else ALONE
+    judged = _Judged(smooth(x, usable.signal(metric), doubt), chains)
 
     def holds(start: int, end: int) -> bool:
         least = min_effect * judged.range_so_far[end]
@@ -270,10 +265,17 @@ def _judged_now(usable: Trajectory, metric: str, min_effect: float) -> list[Tran
             and judged.error_and_confidence(start, end)[1] >= CONFIDENT
         )
 
-    found = (
-        _transition(usable, judged, of_llc, loss, stage, metric) for stage in stages(judged.curve, holds, judged.surely)
-    )
-    return [transition for transition in found if transition.confidence >= CONFIDENT]
+    found = stages(judged.curve, holds, judged.surely)
+    if not found:
+        return []
+    loss = judged.curve if metric == "loss" else _known(x, usable.loss, WITNESSED)
+    llc = judged
+    if metric != "llc":
+        chains = _usable_chains(usable)
+        curve = _known(x, usable.llc, ALONE if chains is None else WITNESSED)
+        llc = None if curve is None else _Judged(curve, chains)
+    transitions = (_transition(usable, judged, llc, loss, stage, metric) for stage in found)
+    return [transition for transition in transitions if transition.confidence >= CONFIDENT]
 
 
 def _known(x: np.ndarray, values: np.ndarray, doubt: Doubt) -> Curve | None:
