@@ -2,8 +2,8 @@
 
 The model, the data and the scores are those of Hoogland et al. (arXiv 2402.02364), at any size. Their run (width 64,
 500,000 steps) has five stages, A A B B A: it learns the task prior (ŷ = 0), then in-context learning, then its layer
-norms and unembedding collapse while the loss hardly moves. At width 32 a type A ends by about step 1,000 and a type B
-starts by about 3,000.
+norms and unembedding collapse while the loss hardly moves. At width 32 a type A ends by about step 1,000, and a type
+B follows (experiments/demo_seeds.py).
 """
 
 import math
