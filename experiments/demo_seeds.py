@@ -1,7 +1,7 @@
 """How often the demonstration shows a type A and a type B transition, over seeds of model, data and probe.
 
-Claims: A then B in every seed, and nothing else. Costs about two minutes a seed on two cores; a run that is there already is not trained
-again.
+Claims: A then B in every seed, and nothing else. Costs about two minutes a seed on two cores; a run that is there
+already is not trained again.
 
     python experiments/demo_seeds.py [--seeds 5] [--runs runs/demo-seeds] [--quick]
 """
