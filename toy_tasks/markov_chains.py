@@ -4,6 +4,12 @@ Every sequence has a chain of its own, with transition probabilities drawn from 
 in the sequence (arXiv 2402.11004). The published stages are uniform predictions, then a plateau at how often each
 symbol came (unigrams), then an abrupt fall to what followed the present symbol before (bigrams), as induction heads
 form.
+
+Measured with 8 symbols (the default), `make_model(heads=1, width=32, vocabulary=8, context=100)` and `training`, about
+40 ms a step: on two seeds the loss is 2.06 from step 450 to 750, nearest to the unigrams (a divergence of 0.03, of 0.11
+from the bigrams). By step 1,200 and 1,300 it is 1.98, with 0.03 from the bigrams, and the previous-token score has gone
+from 0.06 to 0.32. Bayes-optimal is 1.94. One layer stays at the unigrams, with a loss of 2.06, to step 1,600 at least.
+With 2 symbols (width 16) the plateau is hardly there: the bigrams are nearer by step 300.
 """
 
 from collections.abc import Callable
@@ -34,7 +40,7 @@ class MarkovData:
         context: T, the length of a sequence.
     """
 
-    vocabulary: int = 2
+    vocabulary: int = 8
     context: int = 100
 
     def __call__(self, generator: Generator, batch_size: int) -> Tensor:

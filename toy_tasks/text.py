@@ -1,12 +1,14 @@
-"""Plain text that is there wherever Python is: the language reference that `help()` shows, in tokens of a small BPE.
+"""Plain text that is there wherever Python is: the source of its standard library, in tokens of a small BPE.
 
-The tokeniser is trained on the text itself, so that nothing is downloaded. The text differs a little from one version
-of Python to the next, and with it what is measured on it.
+Names come again and again within a file and differ between files, which is what induction heads are for. The tokeniser
+is trained on the text itself, so that nothing is downloaded. The text is that of the Python that runs: what is measured
+on one version differs a little on the next.
 """
 
+import sysconfig
 from dataclasses import dataclass
 from functools import cached_property
-from pydoc_data.topics import topics
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -24,17 +26,29 @@ from phasewatch.toy_tasks.head_scores import best_head_metrics
 
 @dataclass(frozen=True)
 class TextData:
-    """Windows of a text, anywhere in it.
+    """Windows of the text, anywhere in it.
 
     Called as `data(generator, batch_size)`, it returns tokens of shape (batch, context).
 
     Attributes:
-        vocabulary: V, the number of tokens, at least 256 for the bytes.
+        vocabulary: V, the number of tokens, of which the bytes that occur in the text take up to 256.
         context: T, the length of a window.
     """
 
     vocabulary: int = 512
     context: int = 64
+
+    @property
+    def documents(self) -> list[str]:
+        """The modules of the standard library that aren't in packages, in the order of their names.
+
+        Raises:
+            FileNotFoundError: if this Python came without them.
+        """
+        folder = Path(sysconfig.get_path("stdlib"))
+        if not (files := sorted(folder.glob("*.py"))):
+            raise FileNotFoundError(f"TextData(...): there is no source of Python's standard library in {folder}.")
+        return [file.read_text("utf-8") for file in files]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -42,13 +56,13 @@ class TextData:
         tokenizer = Tokenizer(BPE())
         tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
         trainer = BpeTrainer(vocab_size=self.vocabulary, show_progress=False)
-        tokenizer.train_from_iterator(_documents(), trainer)
+        tokenizer.train_from_iterator(self.documents, trainer)
         return tokenizer
 
     @cached_property
     def tokens(self) -> Tensor:
         """The whole text, shape (token,)."""
-        encoded = self.tokenizer.encode_batch(_documents())
+        encoded = self.tokenizer.encode_batch(self.documents)
         return torch.tensor([token for document in encoded for token in document.ids])
 
     @cached_property
@@ -89,7 +103,3 @@ def published_metrics(data: TextData) -> dict[str, Metric]:
         "unigram": unigram_cross_entropy(data.frequencies),
         **best_head_metrics(data),
     }
-
-
-def _documents() -> list[str]:
-    return [topics[name] for name in sorted(topics)]
