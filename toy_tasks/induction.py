@@ -9,7 +9,8 @@ Measured with the defaults and `training` (experiments/smooth_curves.py): the lo
 bigrams give, and 1.91 at 1,300, while the best previous-token head goes from 0.12 to 0.66 and the best prefix-matching
 head from 0.06 to 0.60; by step 2,800 the loss is 1.84. λ̂ rises by 55 % over that fall, a transition of type A, half of
 it by step 900: it is 110, 139, 171, 170 and 162 at steps 700, 900, 1,300, 2,000 and 2,800. Whether its slow fall
-afterwards is a type B is not known.
+afterwards is a type B is not known. The K-composition of the two best heads, 0.125 at random, is 0.14 at step 500, 0.17
+at 700 and 0.22 from 900 on, the highest of all pairs.
 """
 
 from dataclasses import dataclass
