@@ -11,9 +11,15 @@ dead otherwise. Known, as loss and learning coefficient λ:
 
 The paper lists the losses; each λ is half the number of directions in which the population loss curves. A 4-gon's
 outputs stay on the kink of the ReLU, where that doesn't hold.
+
+Measured with `training` on ten seeds each, about 0.2 ms a step: with c = 5 all of them are at the 5-gon by step 1,600.
+With c = 6 nine end at the 5+-gon by step 2,500, four of them after a rest within 0.001 of the 5-gon's loss (from step
+630 to 1,580 at the longest), which makes λ rise from 7 to 8.5; one ends at the 6-gon.
 """
 
 import math
+from collections.abc import Iterator
+from itertools import count
 
 import torch
 from torch import Generator, Tensor, nn
@@ -58,6 +64,26 @@ class SuperpositionModel(nn.Module):
 def loss(model: nn.Module, batch: Tensor) -> Tensor:
     """Squared error summed over the features, mean over the batch (not halved, as in the paper)."""
     return (model(batch) - batch).square().sum(-1).mean()
+
+
+def training(model: nn.Module, data: SuperpositionData, *, seed: int = 0) -> Iterator[int]:
+    """Train a model in place: SGD, learning rate 0.1, batch 1,024, every sample seen once.
+
+    Args:
+        model: such as `SuperpositionModel(6)`.
+        data: where the batches are drawn from.
+        seed: of the batches, which are drawn on the model's device.
+
+    Yields:
+        The number of steps taken so far, after each of them, without end.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = Generator(next(model.parameters()).device).manual_seed(seed)
+    for step in count(1):
+        optimizer.zero_grad()
+        loss(model, data(generator, 1024)).backward()
+        optimizer.step()
+        yield step
 
 
 def population_loss(weight: Tensor, bias: Tensor) -> Tensor:

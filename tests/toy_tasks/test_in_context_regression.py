@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Generator, nn
@@ -17,11 +16,10 @@ from phasewatch.toy_tasks.in_context_regression import (
     loss,
     out_of_distribution,
     published_metrics,
-    ridge_distance,
-    ridge_predictions,
     task_prior_score,
     training,
 )
+from phasewatch.toy_tasks.regression_estimators import dmmse_predictions, ridge_distance, ridge_predictions
 
 
 def generator(seed: int = 0) -> Generator:
@@ -199,6 +197,35 @@ def test_noise_is_what_the_line_leaves():
     assert left.std() / math.sqrt(4000) < 0.01
 
 
+def tasks_of(x, y):
+    """The task of each sequence, from as many pairs without noise as there are dimensions."""
+    return torch.linalg.solve(x.double(), y.double())
+
+
+def test_with_m_tasks_every_sequence_has_one_of_them_all_as_often():
+    data = RegressionData(dimensions=2, examples=2, noise_variance=0.0, tasks=5, task_seed=3)
+    x, y = data(generator(), 10_000)
+    distance = (tasks_of(x, y)[:, None] - data.task_vectors.double()).norm(dim=-1)
+    assert distance.amin(1).quantile(0.99) < 1e-3
+    share = distance.argmin(1).bincount(minlength=5) / 10_000
+    assert (abs(share - 0.2) < 4 * math.sqrt(0.16 / 10_000)).all()
+
+
+def test_tasks_are_normal_and_their_own_seed_decides():
+    vectors = RegressionData(dimensions=3, tasks=20_000, task_scale=2.5).task_vectors.double()
+    assert vectors.shape == (20_000, 3)
+    assert (vectors.mean(0).abs() < 4 * math.sqrt(2.5 / 20_000)).all()
+    assert (abs(vectors.square().mean(0) - 2.5) < 4 * 2.5 * math.sqrt(2 / 20_000)).all()
+    assert torch.equal(RegressionData(tasks=4).task_vectors, RegressionData(tasks=8).task_vectors[:4])
+    assert not torch.equal(RegressionData(tasks=4).task_vectors, RegressionData(tasks=4, task_seed=1).task_vectors)
+    assert RegressionData().task_vectors is None
+
+
+def test_one_task_is_a_line():
+    x, y = RegressionData(noise_variance=0.0, tasks=1)(generator(), 64)
+    torch.testing.assert_close(y, x @ RegressionData(tasks=1).task_vectors[0])
+
+
 def test_the_generator_decides():
     data = RegressionData()
     torch.manual_seed(0)
@@ -220,42 +247,6 @@ def test_scores_by_hand():
     assert loss(model, (x, y)).item() == pytest.approx((1 + 0 + 0.25 + 4 + 1 + 0) / 6)
     assert icl_score(model, (x, y)) == pytest.approx((0.25 + 0) / 2 - (1 + 4) / 2)
     assert task_prior_score(model, (x, y)) == pytest.approx((0 + 4 + 6.25 + 9 + 2.25 + 4) / 6)
-
-
-@pytest.mark.parametrize("noise_variance", [0.125, 2.0])
-def test_ridge_is_the_solution_for_each_prefix(noise_variance):
-    x, y = RegressionData(dimensions=3, examples=6, noise_variance=noise_variance)(generator(), 5)
-    found = ridge_predictions(x, y, noise_variance)
-    assert found.shape == (5, 6)
-    for b in range(5):
-        for k in range(6):
-            past_x, past_y = (part[b, :k].double().numpy() for part in (x, y))
-            w = np.linalg.solve(past_x.T @ past_x + noise_variance * np.eye(3), past_x.T @ past_y)
-            assert found[b, k].item() == pytest.approx(w @ x[b, k].double().numpy(), rel=1e-3, abs=1e-5)
-    assert (found[:, 0] == 0).all()
-
-
-def test_ridge_has_the_loss_of_the_posterior_mean():
-    """E(y − ŷ_k)² = σ² + E[xᵀ(XᵀX/σ² + I)⁻¹x], the posterior variance of the task (Bayes-optimal)."""
-    data, size = RegressionData(), 20_000
-    x, y = (part.double() for part in data(generator(1), size))
-    squared = (ridge_predictions(x, y, 0.125) - y).square()
-    for k in (0, 3, 7):
-        covariance = torch.linalg.inv(x[:, :k].mT @ x[:, :k] / 0.125 + torch.eye(4, dtype=torch.float64))
-        optimal = 0.125 + torch.einsum("bi,bij,bj->b", x[:, k], covariance, x[:, k])
-        difference = squared[:, k] - optimal
-        error = difference.std() / math.sqrt(size)
-        assert abs(difference.mean()) < 4 * error
-        assert error < 0.02 * optimal.mean()
-        assert squared[:, k].mean() < (1.3 * ridge_predictions(x, y, 0.125) - y)[:, k].square().mean() + (k == 0)
-
-
-def test_ridge_distance_by_hand():
-    x, y = RegressionData(noise_variance=0.5)(generator(), 5)
-    best = ridge_predictions(x, y, 0.5)
-    assert ridge_distance(0.5)(Fixed(best), (x, y)) == 0
-    assert ridge_distance(0.5)(Fixed(best + 3.0), (x, y)) == pytest.approx(9.0, rel=1e-5)
-    assert ridge_distance(0.125)(Fixed(best), (x, y)) > 0
 
 
 def test_out_of_distribution_looks_at_the_model_alone():
@@ -283,6 +274,21 @@ def test_published_metrics_of_a_model_that_predicts_nothing():
     assert found["ridge_distance"] == pytest.approx(ridge_predictions(*batch, 0.125).square().mean().item())
 
 
+def test_metrics_of_m_tasks():
+    class First(nn.Module):
+        def forward(self, x, y):
+            return x @ data.task_vectors[0]
+
+    data = RegressionData(tasks=3)
+    batch = data(generator(), 512)
+    found = {name: metric(First(), batch) for name, metric in published_metrics(data).items()}
+    assert found.keys() - published_metrics(RegressionData()).keys() == {"dmmse_distance", "new_tasks"}
+    best = dmmse_predictions(*batch, data.task_vectors, 0.125)
+    assert found["dmmse_distance"] == pytest.approx((First()(*batch) - best).square().mean().item())
+    # ‖w − w₁‖² of a new task w ~ N(0, I), and the noise
+    assert found["new_tasks"] == pytest.approx(4 + data.task_vectors[0].square().sum().item() + 0.125, rel=0.1)
+
+
 # Training
 
 
@@ -298,6 +304,19 @@ def test_a_training_step_is_adam_on_a_batch_of_its_seed():
         optimizer.step()
         for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+def test_the_published_schedule_is_a_triangle():
+    data, model, by_hand = RegressionData(), seeded_model(width=16), seeded_model(width=16)
+    optimizer = torch.optim.Adam(by_hand.parameters())
+    draws = generator(3)
+    for step, share in zip(training(model, data, seed=3, steps=5), (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3), strict=True):
+        optimizer.param_groups[0]["lr"] = 3e-3 * share
+        optimizer.zero_grad()
+        loss(by_hand, data(draws, 256)).backward()
+        optimizer.step()
+        for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=f"step {step}")
 
 
 def test_training_learns_in_context():

@@ -5,42 +5,15 @@ import pickle
 
 import pytest
 import torch
-from torch import Generator, nn
+from torch import Generator
 from torch.nn import functional as F
 
-from phasewatch.monitor.batches import Batches
-from phasewatch.monitor.flat_model import FlatModel
-from phasewatch.toy_tasks.induction import (
-    InductionData,
-    attention_patterns,
-    attention_to_match,
-    attention_to_previous,
-    bigram_cross_entropy,
-    icl_score,
-    loss,
-    make_model,
-    prefix_matching_scores,
-    previous_token_scores,
-    published_metrics,
-    random_tokens,
-    tokens_with_one_repeat,
-    training,
-)
+from phasewatch.toy_tasks.head_scores import k_composition_scores, prefix_matching_scores, previous_token_scores
+from phasewatch.toy_tasks.induction import InductionData, icl_score, loss, make_model, published_metrics
 
 
 def generator(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
-
-
-class Fixed(nn.Module):
-    """Predicts what it is given."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, tokens):
-        return self.logits[: len(tokens)] if self.logits.ndim == 3 else self.logits[tokens]
 
 
 @pytest.fixture(scope="module")
@@ -118,151 +91,34 @@ def test_the_generator_decides():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# The model
-
-
-def test_the_size_and_the_seed():
-    before = torch.get_rng_state()
-    one = make_model(1)
-    assert sum(p.numel() for p in one.parameters()) == 40_832
-    assert torch.equal(torch.get_rng_state(), before)
-    for same, other in ((make_model(1), True), (make_model(2), False)):
-        assert torch.equal(next(one.parameters()), next(same.parameters())) is other
-    assert make_model(layers=1)(torch.zeros(2, 5, dtype=torch.long)).shape == (2, 5, 32)
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match=r"make_model\(width=30, heads=4\): the heads must divide"):
-        make_model(width=30)
-
-
-def test_a_prediction_depends_on_the_tokens_so_far_alone(model):
-    tokens = InductionData()(generator(), 4)
-    other = tokens.clone()
-    other[:, 20] = (other[:, 20] + 1) % 32
-    changed = (model(tokens) - model(other)).abs().amax((0, 2))
-    assert (changed[:20] == 0).all()
-    assert (changed[20:] > 0).all()
-
-
-def test_chains_are_vectorised(model):
-    data = InductionData()
-    flat = FlatModel(make_model(width=16), loss)
-    batches = [data(generator(seed), 4) for seed in range(3)]
-    flat.choose_path(Batches(batches))
-    assert flat.vectorised
-    torch.testing.assert_close(
-        flat.losses(flat.weights().expand(3, -1), Batches(batches)),
-        torch.stack([loss(model, batch) for batch in batches]),
-    )
-
-
-def test_patterns_are_causal_and_of_every_head(model):
-    tokens = InductionData()(generator(), 5)
-    patterns = attention_patterns(model, tokens)
-    assert patterns.shape == (2, 4, 5, 48, 48)
-    torch.testing.assert_close(patterns.sum(-1), torch.ones(2, 4, 5, 48))
-    assert (patterns.triu(1) == 0).all()
-    one_head = attention_patterns(model, tokens[:1])[1, 2, 0]
-    torch.testing.assert_close(one_head, patterns[1, 2, 0])
+def test_frequencies_are_those_of_the_data():
+    data = InductionData(vocabulary=6, context=30, triggers=2)
+    tokens = data(generator(7), 20_000)
+    share = F.one_hot(tokens, 6).double().mean(1)
+    error = share.std(0) / math.sqrt(20_000)
+    assert data.frequencies.sum().item() == pytest.approx(1)
+    # The frequencies themselves are of 4,096 sequences
+    assert ((share.mean(0) - data.frequencies).abs() < 4 * error * math.sqrt(1 + 20_000 / 4096)).all()
+    assert (error < 0.002).all()
 
 
 # The scores
-
-
-def test_loss_and_icl_score_by_hand():
-    tokens = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]])
-    right = torch.tensor([[0.9, 0.5, 0.5, 0.8], [0.3, 0.5, 0.5, 0.6]])  # of the next token
-    chances = torch.zeros(2, 5, 2)
-    chances[:, :4].scatter_(-1, tokens[:, 1:, None], right[..., None])
-    chances[:, :4].scatter_(-1, 1 - tokens[:, 1:, None], 1 - right[..., None])
-    model = Fixed(chances.log())
-    assert loss(model, tokens).item() == pytest.approx(-right.log().mean().item())
-    expected = -(math.log(0.8) + math.log(0.6)) / 2 + (math.log(0.9) + math.log(0.3)) / 2
-    assert icl_score(model, tokens) == pytest.approx(expected)
-
-
-def test_bigram_cross_entropy_is_least_for_the_table_itself():
-    data = InductionData()
-    tokens = data(generator(), 64)
-    metric = bigram_cross_entropy(data.table)
-    entropy = -(data.table * data.table.log()).sum(-1)[tokens].mean().item()
-    assert metric(Fixed(data.table.log()), tokens) == pytest.approx(entropy, rel=1e-5)
-    assert metric(Fixed(torch.zeros(32, 32)), tokens) == pytest.approx(math.log(32), rel=1e-5)
-    assert metric(Fixed(2 * data.table.log()), tokens) > entropy + 0.1
-
-
-def test_attention_scores_of_patterns_made_by_hand():
-    uniform = torch.ones(8, 8).tril() / torch.arange(1, 9)[:, None]
-    to_previous = torch.zeros(8, 8)
-    to_previous[1:, :-1] = torch.eye(7)
-    stay = torch.eye(8)
-    patterns = torch.stack([uniform, to_previous, stay, 0.25 * to_previous + 0.75 * stay])[:, None].repeat(1, 3, 1, 1)
-    expected = [sum(1 / n for n in range(2, 9)) / 7, 1.0, 0.0, 0.25]
-    assert attention_to_previous(patterns).tolist() == pytest.approx(expected)
-
-    first, second = torch.tensor([1, 2, 4]), torch.tensor([5, 4, 7])
-    matching = torch.zeros(3, 8, 8)
-    matching[0, 5, 2], matching[1, 4, 3], matching[2, 7, 5] = 0.9, 0.6, 0.3
-    off = torch.zeros(3, 8, 8)
-    off[0, 5, 1], off[1, 4, 2], off[2, 7, 4] = 1.0, 1.0, 1.0  # to the first occurrence itself
-    assert attention_to_match(torch.stack([matching, off]), first, second).tolist() == pytest.approx([0.6, 0.0])
-
-
-@pytest.mark.parametrize(("vocabulary", "context", "length"), [(32, 48, 32), (32, 20, 20), (4, 9, 4)])
-def test_one_token_comes_twice_and_every_other_once(vocabulary, context, length):
-    tokens, first, second = tokens_with_one_repeat(vocabulary, context)
-    assert tokens.shape == (64, length)
-    for sequence, a, b in zip(tokens, first.tolist(), second.tolist(), strict=True):
-        assert 1 <= a < b - 1 < length - 1
-        assert sequence[a] == sequence[b]
-        assert len(set(sequence.tolist())) == length - 1
-    if length > 4:
-        assert (first.min(), first.max(), second.max()) == (1, first.max(), length - 1)
-        assert first.max() > length / 2
-
-
-def test_scores_of_a_model_are_those_of_its_patterns(model):
-    data = InductionData()
-    previous, matching = previous_token_scores(model, data), prefix_matching_scores(model, data)
-    assert previous.shape == matching.shape == (2, 4)
-    tokens, first, second = tokens_with_one_repeat(32, 48)
-    patterns = attention_patterns(model, tokens)
-    assert matching[1, 3].item() == pytest.approx(
-        sum(patterns[1, 3, i, b, a + 1].item() for i, (a, b) in enumerate(zip(first, second, strict=True))) / 64
-    )
-    patterns = attention_patterns(model, random_tokens(32, 48))
-    assert previous[0, 2].item() == pytest.approx(
-        sum(patterns[0, 2, :, t, t - 1].mean().item() for t in range(1, 48)) / 47, rel=1e-5
-    )
 
 
 def test_metrics_by_name(model):
     data = InductionData()
     batch = data(generator(), 8)
     found = {name: metric(model, batch) for name, metric in published_metrics(data).items()}
-    assert found.keys() == {"icl_score", "bigram", "previous_token", "prefix_matching"}
+    assert found.keys() == {"icl_score", "bigram", "unigram", "previous_token", "prefix_matching", "k_composition"}
     for name, scores in (("previous_token", previous_token_scores), ("prefix_matching", prefix_matching_scores)):
         assert found[name] == max(scores(model, data).flatten().tolist())
+    assert found["k_composition"] == k_composition_scores(model).max().item()
     assert abs(found["bigram"] - math.log(32)) < 1  # an untrained model knows nothing
+    assert abs(found["unigram"] - math.log(32)) < 1
     assert found["icl_score"] == icl_score(model, batch)
 
 
 # Training
-
-
-def test_a_training_step_is_adamw_on_a_batch_of_its_seed():
-    data, model, by_hand = InductionData(), make_model(width=16), make_model(width=16)
-    steps = training(model, data, seed=3)
-    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-3, weight_decay=0.01)
-    draws = generator(3)
-    for step in (1, 2, 3):
-        assert next(steps) == step
-        optimizer.zero_grad()
-        loss(by_hand, data(draws, 64)).backward()
-        optimizer.step()
-        for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
-            assert torch.equal(one, other)
 
 
 def test_training_learns_the_bigrams_first():

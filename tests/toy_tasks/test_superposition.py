@@ -1,6 +1,7 @@
 """The toy model of superposition: its closed-form loss, its polygons, and their learning coefficients."""
 
 import math
+from itertools import islice
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from phasewatch.toy_tasks.superposition import (
     loss,
     polygon,
     population_loss,
+    training,
 )
 
 
@@ -104,3 +106,28 @@ def test_a_saddle_and_a_kink_have_no_coefficient():
 def test_polygons_that_do_not_fit_are_refused(features, k, positive):
     with pytest.raises(ValueError, match=rf"polygon\(features={features}, k={k}, positive={positive}\): k must lie"):
         polygon(features, k, positive=positive)
+
+
+# Training
+
+
+def test_a_training_step_is_sgd_on_a_batch_of_its_seed():
+    data, model, by_hand = SuperpositionData(4), random_model(4, 0).float(), random_model(4, 0).float()
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    draws = generator(3)
+    for step in islice(training(model, data, seed=3), 3):
+        optimizer.zero_grad()
+        loss(by_hand, data(draws, 1024)).backward()
+        optimizer.step()
+        for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
+            assert torch.equal(one, other), step
+
+
+def test_training_with_five_features_ends_at_the_pentagon():
+    model = SuperpositionModel(5)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(2, 5, generator=generator()))
+    for _ in islice(training(model, SuperpositionData(5)), 3000):
+        pass
+    value = population_loss(model.weight.double(), model.bias.double()).item()
+    assert value == pytest.approx(0.01583, abs=1e-4)
