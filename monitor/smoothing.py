@@ -1,10 +1,12 @@
 """A series without its noise: a spline against log step, and how well it is known. numpy and scipy alone."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.linalg import eigh
+from threadpoolctl import ThreadpoolController
 
 MOST_KNOTS = 64
 """A series of more points than this gets this many knots, so that a fit takes milliseconds."""
@@ -122,13 +124,24 @@ def smooth(x: np.ndarray, y: np.ndarray, doubt: Doubt = ALONE) -> Curve:
     """
     level, scale = float(np.median(y)), float(np.std(y))
     u = (y - level) / scale if scale > 0 else np.zeros(len(y))
-    spline = _Spline(x)
+    with _linear_algebra().limit(limits=1):  # threads wait for each other longer than matrices this small take
+        return _fitted(_Spline(x), x, u, level, scale, doubt)
+
+
+@functools.cache
+def _linear_algebra() -> ThreadpoolController:
+    """The threads of numpy's and scipy's linear algebra, and nobody else's."""
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+def _fitted(spline: "_Spline", x: np.ndarray, u: np.ndarray, level: float, scale: float, doubt: Doubt) -> Curve:
     noise, bends = _spikes(u), np.ones(len(spline.knots))
     for _ in range(ROUNDS):
-        fit = spline.fit(u, noise, bends, CORRELATIONS[1], 0.0)
+        fit = spline.fit(_Moments(spline.value, u, noise), bends, CORRELATIONS[1], 0.0)
         noise = _local_noise(u - spline.value @ fit.mean, spline.value @ fit.root, fit.sigma * noise)
         bends = _local_bends(spline.bend @ fit.mean)
-    fits = [spline.fit(u, noise, bends, correlation, doubt.stiffness) for correlation in CORRELATIONS]
+    moments = _Moments(spline.value, u, noise)
+    fits = [spline.fit(moments, bends, correlation, doubt.stiffness) for correlation in CORRELATIONS]
     least = max(fit.evidence for fit in fits) - doubt.correlation
     fit = [fit for fit in fits if fit.evidence >= least][-1]
     return Curve(
@@ -165,17 +178,17 @@ class _Spline:
         gaps = np.diff(self.knots)
         self.mass = np.diag(np.append(gaps, 0) + np.append(0, gaps)) / 3 + np.diag(gaps, 1) / 6 + np.diag(gaps, -1) / 6
 
-    def fit(self, u: np.ndarray, noise: np.ndarray, bends: np.ndarray, correlation: float, doubt: float) -> _Fit:
+    def fit(self, moments: "_Moments", bends: np.ndarray, correlation: float, doubt: float) -> _Fit:
         # In the basis that diagonalises both terms every ρ costs O(knots).
-        n = len(u)
-        basis, y = _whitened(self.value, noise, correlation), _whitened(u, noise, correlation)
+        n = moments.points
+        precision, pull, squares = moments.whitened(correlation)
         bend = self.bend / bends[:, None]
-        roughness, vectors = eigh(bend.T @ self.mass @ bend, basis.T @ basis)
+        roughness, vectors = eigh(bend.T @ self.mass @ bend, precision)
         roughness = roughness[2:].clip(
             min=max(1e-15 * roughness[-1], np.finfo(float).tiny)
         )  # the first two are the straight line's
-        z = vectors.T @ (basis.T @ y)
-        left_over = max(float(y @ y - z @ z), 0.0)
+        z = vectors.T @ pull
+        left_over = max(float(squares - z @ z), 0.0)
         rho = np.geomspace(1e-3 / roughness[-1], 1e3 / roughness[0], 100)[:, None]
         kept_out = rho * roughness / (1 + rho * roughness)
         variance = (left_over + kept_out @ z[2:] ** 2) / (n - 2)
@@ -193,14 +206,26 @@ class _Spline:
         )
 
 
-def _whitened(values: np.ndarray, noise: np.ndarray, correlation: float) -> np.ndarray:
-    """Values divided by the root of the noise's covariance: each minus what the one before says about it."""
-    scaled = values / (noise if values.ndim == 1 else noise[:, None])
-    whitened = np.empty_like(scaled)
-    whitened[0] = scaled[0]
-    np.subtract(scaled[1:], correlation * scaled[:-1], out=whitened[1:])
-    whitened[1:] /= np.sqrt(1 - correlation**2)
-    return whitened
+class _Moments:
+    """Products of a basis and a series with themselves, from which those whitened for any correlation follow.
+
+    Whitening divides by each point's noise, and takes away what the point before says: row i becomes
+    (m_i − c·m_{i−1}) / √(1 − c²), for the first m_0. Their products are sums of three that don't depend on c.
+    """
+
+    def __init__(self, basis: np.ndarray, u: np.ndarray, noise: np.ndarray) -> None:
+        self.points = len(u)
+        scaled = np.column_stack([basis, u]) / noise[:, None]
+        before, after = scaled[:-1], scaled[1:]
+        self._first = np.outer(scaled[0], scaled[0])
+        self._after, self._before, both = after.T @ after, before.T @ before, after.T @ before
+        self._both = both + both.T
+
+    def whitened(self, correlation: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """Of the basis with itself, of the basis with the series, and of the series with itself."""
+        rest = self._after - correlation * self._both + correlation**2 * self._before
+        whole = self._first + rest / (1 - correlation**2)
+        return whole[:-1, :-1], whole[:-1, -1], float(whole[-1, -1])
 
 
 def _spikes(u: np.ndarray) -> np.ndarray:
