@@ -4,11 +4,12 @@ The tasks that it learns differ in their data alone: `induction`, `markov_chains
 """
 
 from collections.abc import Callable, Iterator
-from itertools import count
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+
+from phasewatch.toy_tasks.steps import steps
 
 Metric = Callable[[nn.Module, Tensor], float]
 
@@ -77,12 +78,7 @@ def training(model: nn.Module, data: Callable[[Generator, int], Tensor], *, seed
         The number of steps taken so far, after each of them, without end.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    generator = Generator(next(model.parameters()).device).manual_seed(seed)
-    for step in count(1):
-        optimizer.zero_grad()
-        loss(model, data(generator, 64)).backward()
-        optimizer.step()
-        yield step
+    yield from steps(model, loss, data, optimizer, 64, seed)
 
 
 def icl_score(model: nn.Module, batch: Tensor) -> float:

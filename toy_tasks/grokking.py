@@ -12,11 +12,12 @@ rule's share of the logits is 0.03 to 0.06 at step 1,000, 0.18 to 0.45 at 2,000 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+
+from phasewatch.toy_tasks.steps import steps
 
 Batch = tuple[Tensor, Tensor]
 Metric = Callable[[nn.Module, Batch], float]
@@ -116,12 +117,7 @@ def training(model: nn.Module, data: AdditionData, *, seed: int = 0) -> Iterator
         The number of steps taken so far, after each of them, without end.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.5)
-    generator = Generator(next(model.parameters()).device).manual_seed(seed)
-    for step in count(1):
-        optimizer.zero_grad()
-        loss(model, data(generator, 128)).backward()
-        optimizer.step()
-        yield step
+    yield from steps(model, loss, data, optimizer, 128, seed)
 
 
 def accuracy(model: nn.Module, batch: Batch) -> float:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 
 import torch
 from torch import Generator, Tensor, nn
@@ -26,6 +26,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from phasewatch.toy_tasks.regression_estimators import Batch, dmmse_distance, ridge_distance
+from phasewatch.toy_tasks.steps import steps as taken
 
 
 @dataclass(frozen=True)
@@ -195,11 +196,7 @@ def training(model: nn.Module, data: RegressionData, *, seed: int = 0, steps: in
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     share = (lambda step: 1.0) if steps is None else (lambda step: 1 - abs(2 * (step + 1) / (steps + 1) - 1))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    generator = Generator(next(model.parameters()).device).manual_seed(seed)
-    for step in islice(count(1), steps):
-        optimizer.zero_grad()
-        loss(model, data(generator, 256)).backward()
-        optimizer.step()
+    for step in islice(taken(model, loss, data, optimizer, 256, seed), steps):
         schedule.step()
         yield step
 

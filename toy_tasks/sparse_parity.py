@@ -12,10 +12,11 @@ the error are left.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 from torch import Generator, Tensor, nn
+
+from phasewatch.toy_tasks.steps import steps
 
 Batch = tuple[Tensor, Tensor]
 Metric = Callable[[nn.Module, Batch], float]
@@ -79,12 +80,7 @@ def training(model: nn.Module, data: SparseParityData, *, seed: int = 0) -> Iter
         The number of steps taken so far, after each of them, without end.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    generator = Generator(next(model.parameters()).device).manual_seed(seed)
-    for step in count(1):
-        optimizer.zero_grad()
-        loss(model, data(generator, 256)).backward()
-        optimizer.step()
-        yield step
+    yield from steps(model, loss, data, optimizer, 256, seed)
 
 
 def accuracy(model: nn.Module, batch: Batch) -> float:

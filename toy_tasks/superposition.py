@@ -19,11 +19,12 @@ With c = 6 nine end at the 5+-gon by step 2,500, four of them after a rest withi
 
 import math
 from collections.abc import Iterator
-from itertools import count
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.autograd.functional import hessian, jacobian
+
+from phasewatch.toy_tasks.steps import steps
 
 
 class SuperpositionData:
@@ -78,12 +79,7 @@ def training(model: nn.Module, data: SuperpositionData, *, seed: int = 0) -> Ite
         The number of steps taken so far, after each of them, without end.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    generator = Generator(next(model.parameters()).device).manual_seed(seed)
-    for step in count(1):
-        optimizer.zero_grad()
-        loss(model, data(generator, 1024)).backward()
-        optimizer.step()
-        yield step
+    yield from steps(model, loss, data, optimizer, 1024, seed)
 
 
 def population_loss(weight: Tensor, bias: Tensor) -> Tensor:
