@@ -1,0 +1,102 @@
+"""The induction bump: does λ̂ rise as a transformer's induction heads form, and only then?
+
+Attention-only transformers of two layers, and of one layer as a control, learn sequences in which what followed a
+token before follows it again (toy_tasks/induction.py), ten seeds each of the model and of its batches.
+
+Claims: with two layers, prefix matching goes from chance to above 0.3, the in-context score falls, and a type A
+transition of λ̂ comes with both: each of the three has made half of its change within a factor 1.3 of the others, in
+step. At least nine of ten seeds show that. One layer shows none of it.
+
+Costs about eight minutes a seed of two layers and five of one, on one CPU core.
+
+    python experiments/induction_bump.py [--seeds 10] [--jobs 2] [--quick] [--wandb]
+"""
+
+from functools import partial
+
+from torch import Generator, nn
+
+from runs import Options, Run, halfway, keep_table, markdown, measured, options
+from phasewatch import SGLD, Kind, Probe, Trajectory, Transition, find_transitions, log_spaced
+from phasewatch.toy_tasks import induction
+
+EXPERIMENT = "induction_bump"
+LEAST = 0.3
+"""The prefix-matching score of a head that counts as an induction head."""
+
+FACTOR = 1.3
+"""How far apart, in step, what comes together may be."""
+
+DATA = induction.InductionData()
+SAMPLER = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=4, draws=50, burn_in=30, batch_size=32)
+QUICK = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=4, burn_in=2, batch_size=8)
+
+
+def make_probe(model: nn.Module, device: str, *, layers: int, sampler: SGLD) -> Probe:
+    """λ̂ and the published scores."""
+    return Probe(
+        partial(induction.make_model, layers=layers),
+        induction.loss,
+        DATA,
+        eval_batch=DATA(Generator().manual_seed(1), 512),
+        sampler=sampler,
+        metrics=induction.published_metrics(DATA),
+        threads=1,
+        device=device,
+    )
+
+
+def runs(given: Options) -> list[Run]:
+    """Two layers and one, each seed."""
+    return [
+        Run(
+            name=f"{layers}-layers-seed-{seed}",
+            seed=seed,
+            make_model=partial(induction.make_model, seed, layers=layers),
+            training=partial(induction.training, data=DATA, seed=seed),
+            make_probe=partial(make_probe, layers=layers, sampler=QUICK if given.quick else SAMPLER),
+            at=log_spaced(1, 12, num=6) if given.quick else log_spaced(10, 2000, num=24, linear=20),
+        )
+        for seed in given.seeds
+        for layers in (2, 1)
+    ]
+
+
+def largest(trajectory: Trajectory, metric: str, trend: str) -> Transition | None:
+    """The transition of a metric that changes it most in one direction."""
+    found = [t for t in find_transitions(trajectory, metric=metric) if t.trend == trend]
+    return max(found, key=lambda t: abs(t.after - t.before), default=None)
+
+
+def bump(trajectory: Trajectory) -> dict[str, object]:
+    """What a run shows of it, as a row of the table."""
+    scores = trajectory.signal("prefix_matching")
+    rise, fall = largest(trajectory, "prefix_matching", "up"), largest(trajectory, "icl_score", "down")
+    row: dict[str, object] = {"prefix matching": f"{scores[0]:.2f} to {scores.max():.2f}"}
+    middles = []
+    for name, transition in (("prefix matching, step", rise), ("in-context score, step", fall)):
+        middles.append(halfway(trajectory, transition) if transition else None)
+        row[name] = round(middles[-1]) if middles[-1] else "-"
+    row["in-context score"] = f"{fall.before:.2f} to {fall.after:.2f}" if fall else "-"
+    kinds = [t for t in find_transitions(trajectory) if t.kind is Kind.A]
+    steps = [halfway(trajectory, t) for t in kinds]
+    row["type A, steps"] = ", ".join(str(round(step)) for step in steps) or "-"
+    together = [step for step in steps if all(m and max(step / m, m / step) <= FACTOR for m in middles)]
+    row["bump"] = "yes" if scores.max() > LEAST and fall and together else "no"
+    return row
+
+
+def main() -> None:
+    """Train and measure what is missing, and print the table."""
+    given = options(__doc__, EXPERIMENT, seeds=10)
+    found = measured(EXPERIMENT, runs(given), given)
+    rows = {name: bump(trajectory) for name, trajectory in found.items()}
+    lines = markdown([{"run": name} | row for name, row in rows.items()])
+    for layers in (2, 1):
+        shown = [row["bump"] == "yes" for name, row in rows.items() if name.startswith(f"{layers}-")]
+        lines += ["", f"{layers} layers: the bump in {sum(shown)} of {len(shown)} seeds."]
+    keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The runs of an experiment: each trained once, its snapshots kept, replayed by a probe, and its points kept for good.
+
+A run lives in a folder that `phasewatch report` opens. What is there isn't trained or measured again, so that an
+experiment that was stopped goes on where it was; a run whose points lie under results/points/ is only read, so that
+the tables can be made again in seconds. To train it again, give another --results.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from phasewatch import Probe, Sink, Snapshot, SnapshotFolder, Trajectory, Transition, WandbSink, replay
+from phasewatch.callbacks.report import write_report
+from phasewatch.callbacks.schedule import Steps
+from phasewatch.monitor.files import write_atomically
+from phasewatch.monitor.smoothing import log_steps, smooth
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of an experiment. Its functions have names in a module, so that another process can run them.
+
+    Attributes:
+        name: of its folder and of its points, such as "2-layers-seed-3".
+        seed: torch's own when the model is made.
+        make_model: builds the model.
+        training: trains it in place, and yields the number of steps taken after each of them.
+        make_probe: builds what measures the snapshots, of the model as it starts and the device to measure on.
+        at: the steps that are measured; training ends with the last of them.
+    """
+
+    name: str
+    seed: int
+    make_model: Callable[[], nn.Module]
+    training: Callable[[nn.Module], Iterator[int]]
+    make_probe: Callable[[nn.Module, str], Probe]
+    at: Steps
+
+    def initial_model(self) -> nn.Module:
+        """The model before its training."""
+        torch.manual_seed(self.seed)
+        return self.make_model()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        seeds: of each setting.
+        first_seed: the first of them.
+        quick: a small size that runs in a minute, to see that it runs; its points aren't kept.
+        runs: the folder of the experiment's runs.
+        results: the folder of points and tables.
+        jobs: processes that train and measure on the CPU side by side.
+        device: where snapshots are measured, "cpu" or "cuda".
+        wandb: log each run to W&B.
+    """
+
+    seeds: range
+    quick: bool
+    runs: Path
+    results: Path
+    jobs: int
+    device: str
+    wandb: bool
+
+
+def options(description: str | None, experiment: str, *, seeds: int, arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line that all experiments with runs have in common.
+
+    Args:
+        description: of the experiment, for --help.
+        experiment: its name.
+        seeds: how many are run if nothing is said.
+        arguments: in place of the command line.
+
+    Returns:
+        The options.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=seeds, help="how many (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of those (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one small run, to see that it works; nothing is claimed")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=None, help="where points and tables go (default: results/)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes side by side (default: all cores)")
+    parser.add_argument("--device", default="cpu", help="where to measure: cpu or cuda (default: %(default)s)")
+    parser.add_argument("--wandb", action="store_true", help="log each run to W&B, offline without a key")
+    given = parser.parse_args(arguments)
+    runs = given.runs / (f"{experiment}-quick" if given.quick else experiment)
+    return Options(
+        seeds=range(given.first_seed, given.first_seed + (1 if given.quick else given.seeds)),
+        quick=given.quick,
+        runs=runs,
+        results=given.results or (runs if given.quick else RESULTS),
+        jobs=given.jobs,
+        device=given.device,
+        wandb=given.wandb,
+    )
+
+
+def measured(experiment: str, runs: Sequence[Run], given: Options) -> dict[str, Trajectory]:
+    """Train and measure what isn't there, and read the rest.
+
+    Args:
+        experiment: its name.
+        runs: of it, with different names.
+        given: by the command line.
+
+    Returns:
+        The trajectory of each run, by name.
+    """
+    kept = given.results / "points" / experiment
+    kept.mkdir(parents=True, exist_ok=True)
+    missing = [run for run in runs if not (kept / f"{run.name}.jsonl").exists()]
+    one = partial(_train_and_measure, given=given, experiment=experiment)
+    if given.device == "cpu" and given.jobs > 1 and len(missing) > 1:
+        with _pool(given.jobs) as pool:
+            for _ in tqdm(pool.map(one, missing), desc=experiment, total=len(missing), unit="run"):
+                pass
+    else:
+        if given.jobs > 1 and len(missing) > 1:
+            with _pool(given.jobs) as pool:
+                list(tqdm(pool.map(partial(train, folder=given.runs), missing), desc="training", total=len(missing)))
+        for run in missing:
+            one(run, progress=True)
+    return {run.name: Trajectory.read(kept / f"{run.name}.jsonl") for run in runs}
+
+
+def train(run: Run, folder: Path, *, progress: bool = False) -> SnapshotFolder:
+    """Train a run and keep its snapshots, unless they are all there.
+
+    Args:
+        run: what to train.
+        folder: of the experiment's runs.
+        progress: show a bar.
+
+    Returns:
+        The snapshots.
+    """
+    snapshots = SnapshotFolder(folder / run.name / "snapshots")
+    if set(snapshots.steps) >= run.at.steps:
+        return snapshots
+    model = run.initial_model()
+    if 0 in run.at.steps:
+        snapshots.save(Snapshot.of(model, 0))
+    last = max(run.at.steps)
+    for step in tqdm(islice(run.training(model), last), desc=run.name, total=last, disable=not progress):
+        if run.at(step):
+            snapshots.save(Snapshot.of(model, step))
+    return snapshots
+
+
+def _train_and_measure(run: Run, given: Options, experiment: str, *, progress: bool = False) -> None:
+    snapshots = train(run, given.runs, progress=progress)
+    probe = run.make_probe(run.initial_model(), given.device)
+    folder = given.runs / run.name
+    sinks: list[Sink] = []
+    if given.wandb:
+        sinks.append(WandbSink(own_run=True, project="phasewatch-experiments", group=experiment, name=run.name))
+    for _ in replay(snapshots, probe, run=folder, sinks=sinks, progress=progress):
+        pass
+    write_report(folder)
+    kept = given.results / "points" / experiment / f"{run.name}.jsonl"
+    write_atomically(kept, (folder / "points.jsonl").read_text("utf-8"))
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """Processes of one thread each, since these models are too small for more."""
+    return ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+
+
+def halfway(trajectory: Trajectory, transition: Transition) -> float:
+    """The step at which the smoothed signal of a transition has made half of its change.
+
+    Args:
+        trajectory: whose transition it is.
+        transition: of any metric.
+
+    Returns:
+        A step between its start and its end.
+    """
+    usable = trajectory.usable(transition.metric)
+    x = log_steps(usable.steps)
+    inside = (usable.steps >= transition.start) & (usable.steps <= transition.end)
+    curve = smooth(x, usable.signal(transition.metric)).value[inside]
+    done = np.maximum.accumulate((curve - curve[0]) / (curve[-1] - curve[0]))
+    return float(np.interp(0.5, done, usable.steps[inside]))
+
+
+def keep_table(given: Options, experiment: str, title: str, lines: Sequence[str]) -> None:
+    """Print an experiment's table, and keep it under results/.
+
+    Args:
+        given: by the command line.
+        experiment: its name.
+        title: what was run.
+        lines: of Markdown.
+    """
+    text = "\n".join([f"# {title}", "", *lines]) + "\n"
+    print(text)
+    write_atomically(given.results / f"{experiment}.md", text)
+
+
+def markdown(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Rows as a Markdown table, the columns in the order of their first appearance.
+
+    Args:
+        rows: by column; what a row lacks is left empty.
+
+    Returns:
+        Its lines.
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = [columns, ["---"] * len(columns), *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+    return [f"| {' | '.join(cells)} |" for cells in table]
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
