@@ -14,9 +14,9 @@ Costs about eight minutes a seed of two layers and five of one, on one CPU core.
 
 from functools import partial
 
+from campaign import Options, Run, halfway, keep_table, markdown, measured, options
 from torch import Generator, nn
 
-from runs import Options, Run, halfway, keep_table, markdown, measured, options
 from phasewatch import SGLD, Kind, Probe, Trajectory, Transition, find_transitions, log_spaced
 from phasewatch.toy_tasks import induction
 
