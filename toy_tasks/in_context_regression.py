@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from phasewatch.toy_tasks.ensemble import Ensemble, steps_together
 from phasewatch.toy_tasks.regression_estimators import Batch, dmmse_distance, ridge_distance
-from phasewatch.toy_tasks.steps import steps as taken
+from phasewatch.toy_tasks.steps import steps as one_by_one
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def training(model: nn.Module, data: RegressionData, *, seed: int = 0, steps: in
     """Train a model in place with Adam, batch 256, and a learning rate of 3e-3 or up to it.
 
     Args:
-        model: such as `RegressionTransformer(width=32)`.
+        model: such as `RegressionTransformer(width=32)`, or an `Ensemble` of them, each member on batches of its own.
         data: where the batches are drawn from.
         seed: of the batches, which are drawn on the model's device.
         steps: of a run by the published schedule (500,000 there), whose learning rate rises linearly to 3e-3 at its
@@ -193,11 +194,22 @@ def training(model: nn.Module, data: RegressionData, *, seed: int = 0, steps: in
     Yields:
         The number of steps taken so far, after each of them, without end if `steps` isn't given.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    share = (lambda step: 1.0) if steps is None else (lambda step: 1 - abs(2 * (step + 1) / (steps + 1) - 1))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    for step in islice(taken(model, loss, data, optimizer, 256, seed), steps):
-        schedule.step()
+    device = next(model.parameters()).device
+    rate = torch.tensor(
+        3e-3, device=device
+    )  # a tensor, since a CUDA graph keeps what a number was when it was captured
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=device.type == "cuda")
+
+    def set_rate(taken: int) -> None:
+        rate.fill_(3e-3 if steps is None else 3e-3 * (1 - abs(2 * (taken + 1) / (steps + 1) - 1)))
+
+    set_rate(0)
+    if isinstance(model, Ensemble):
+        trained = steps_together(model, data, optimizer, 256, seed)
+    else:
+        trained = one_by_one(model, loss, data, optimizer, 256, seed)
+    for step in islice(trained, steps):
+        set_rate(step)
         yield step
 
 
