@@ -197,7 +197,7 @@ def training(model: nn.Module, data: RegressionData, *, seed: int = 0, steps: in
     device = next(model.parameters()).device
     rate = torch.tensor(
         3e-3, device=device
-    )  # a tensor, since a CUDA graph keeps what a number was when it was captured
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=device.type == "cuda")
 
     def set_rate(taken: int) -> None:
