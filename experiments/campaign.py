@@ -25,6 +25,7 @@ from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Steps
 from phasewatch.monitor.files import write_atomically
 from phasewatch.monitor.smoothing import log_steps, smooth
+from phasewatch.monitor.snapshot import Snapshots
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,6 +41,7 @@ class Run:
         training: trains it in place, and yields the number of steps taken after each of them.
         make_probe: builds what measures the snapshots, of the model as it starts and the device to measure on.
         at: the steps that are measured; training ends with the last of them.
+        trained_by: the experiment whose run of this name has the snapshots, if not its own.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Run:
     training: Callable[[nn.Module], Iterator[int]]
     make_probe: Callable[[nn.Module, str], Probe]
     at: Steps
+    trained_by: str = ""
 
     def initial_model(self) -> nn.Module:
         """The model before its training."""
@@ -66,7 +69,9 @@ class Options:
         runs: the folder of the experiment's runs.
         results: the folder of points and tables.
         jobs: processes that train and measure on the CPU side by side.
+        only: part of the names of the runs that are trained and measured; those that are kept are read all the same.
         device: where snapshots are measured, "cpu" or "cuda".
+        train_on: where models are trained.
         wandb: log each run to W&B.
     """
 
@@ -75,8 +80,14 @@ class Options:
     runs: Path
     results: Path
     jobs: int
+    only: str
     device: str
+    train_on: str
     wandb: bool
+
+    def folder(self, experiment: str) -> Path:
+        """The folder of another experiment's runs."""
+        return self.runs.with_name(f"{experiment}-quick" if self.quick else experiment)
 
 
 def options(description: str | None, experiment: str, *, seeds: int, arguments: Sequence[str] | None = None) -> Options:
@@ -98,6 +109,8 @@ def options(description: str | None, experiment: str, *, seeds: int, arguments: 
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=None, help="where points and tables go (default: results/)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes side by side (default: all cores)")
+    parser.add_argument("--only", default="", help="train and measure only runs with this in their name")
+    parser.add_argument("--train-on", default="cpu", help="where to train: cpu or cuda (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to measure: cpu or cuda (default: %(default)s)")
     parser.add_argument("--wandb", action="store_true", help="log each run to W&B, offline without a key")
     given = parser.parse_args(arguments)
@@ -108,7 +121,9 @@ def options(description: str | None, experiment: str, *, seeds: int, arguments: 
         runs=runs,
         results=given.results or (runs if given.quick else RESULTS),
         jobs=given.jobs,
+        only=given.only,
         device=given.device,
+        train_on=given.train_on,
         wandb=given.wandb,
     )
 
@@ -122,11 +137,12 @@ def measured(experiment: str, runs: Sequence[Run], given: Options) -> dict[str, 
         given: by the command line.
 
     Returns:
-        The trajectory of each run, by name.
+        The trajectory of each run that is measured, by name.
     """
     kept = given.results / "points" / experiment
     kept.mkdir(parents=True, exist_ok=True)
-    missing = [run for run in runs if not (kept / f"{run.name}.jsonl").exists()]
+    files = {run.name: kept / f"{run.name}.jsonl" for run in runs}
+    missing = [run for run in runs if given.only in run.name and not files[run.name].exists()]
     one = partial(_train_and_measure, given=given, experiment=experiment)
     if given.device == "cpu" and given.jobs > 1 and len(missing) > 1:
         with _pool(given.jobs) as pool:
@@ -135,18 +151,20 @@ def measured(experiment: str, runs: Sequence[Run], given: Options) -> dict[str, 
     else:
         if given.jobs > 1 and len(missing) > 1:
             with _pool(given.jobs) as pool:
-                list(tqdm(pool.map(partial(train, folder=given.runs), missing), desc="training", total=len(missing)))
+                trained = pool.map(partial(train, folder=given.runs, device=given.train_on), missing)
+                list(tqdm(trained, desc="training", total=len(missing)))
         for run in missing:
             one(run, progress=True)
-    return {run.name: Trajectory.read(kept / f"{run.name}.jsonl") for run in runs}
+    return {name: Trajectory.read(file) for name, file in files.items() if file.exists()}
 
 
-def train(run: Run, folder: Path, *, progress: bool = False) -> SnapshotFolder:
+def train(run: Run, folder: Path, *, device: str = "cpu", progress: bool = False) -> SnapshotFolder:
     """Train a run and keep its snapshots, unless they are all there.
 
     Args:
         run: what to train.
         folder: of the experiment's runs.
+        device: where to.
         progress: show a bar.
 
     Returns:
@@ -155,7 +173,7 @@ def train(run: Run, folder: Path, *, progress: bool = False) -> SnapshotFolder:
     snapshots = SnapshotFolder(folder / run.name / "snapshots")
     if set(snapshots.steps) >= run.at.steps:
         return snapshots
-    model = run.initial_model()
+    model = run.initial_model().to(device)
     if 0 in run.at.steps:
         snapshots.save(Snapshot.of(model, 0))
     last = max(run.at.steps)
@@ -166,7 +184,8 @@ def train(run: Run, folder: Path, *, progress: bool = False) -> SnapshotFolder:
 
 
 def _train_and_measure(run: Run, given: Options, experiment: str, *, progress: bool = False) -> None:
-    snapshots = train(run, given.runs, progress=progress)
+    trained = given.folder(run.trained_by) if run.trained_by else given.runs
+    snapshots = Selection(train(run, trained, device=given.train_on, progress=progress), tuple(sorted(run.at.steps)))
     probe = run.make_probe(run.initial_model(), given.device)
     folder = given.runs / run.name
     sinks: list[Sink] = []
@@ -177,6 +196,27 @@ def _train_and_measure(run: Run, given: Options, experiment: str, *, progress: b
     write_report(folder)
     kept = given.results / "points" / experiment / f"{run.name}.jsonl"
     write_atomically(kept, (folder / "points.jsonl").read_text("utf-8"))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some of a series' snapshots.
+
+    Attributes:
+        all: the series.
+        steps: of those that are wanted, in order.
+    """
+
+    all: Snapshots
+    steps: tuple[int, ...]
+
+    def load(self, step: int) -> Snapshot:
+        """Read one."""
+        return self.all.load(step)
+
+    def source(self, step: int) -> Path:
+        """Where one comes from."""
+        return self.all.source(step)
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:

@@ -1,0 +1,146 @@
+"""The published stages of in-context linear regression, trained and measured anew at the published size.
+
+The model, the data, the schedule (500,000 steps) and the 190 checkpoints are those of Hoogland et al. (arXiv
+2402.02364), and so are ε, nβ, γ and the batch of the sampler. Chains are shorter: 5 of 300 draws after 500, where the
+paper has 10 of 5,000 after 1,000, a twentieth of its gradients; on a GPU the loss is taken in bfloat16, which changes
+λ̂ by 0.1 of 150.
+
+Claims: the kinds are A A B B A, as in the published trajectories, and λ̂ changes by as much within 20 % in each stage.
+The standard error of λ̂ is below 1 % of its range.
+
+Costs 25 minutes on one H100, most of it for measuring two seeds. On a CPU the training alone takes hours.
+
+    python experiments/regression_stages.py --device cuda [--seeds 2] [--quick]
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from campaign import Options, Run, keep_table, markdown, measured, options
+from torch import nn
+from tqdm import tqdm
+
+from phasewatch import SGLD, Probe, Snapshot, SnapshotFolder, Trajectory, find_transitions, log_spaced
+from phasewatch.callbacks.schedule import Steps
+from phasewatch.monitor.smoothing import log_steps, smooth
+from phasewatch.toy_tasks import in_context_regression as regression
+from phasewatch.toy_tasks.ensemble import Ensemble
+
+EXPERIMENT = "regression_stages"
+STEPS = 500_000
+DATA = regression.RegressionData()
+SAMPLER = SGLD(
+    step_size=3e-4, localization=6.67, nbeta=66.7, chains=5, draws=300, burn_in=500, batch_size=1024, method="sgld"
+)
+QUICK = SGLD(step_size=3e-4, localization=6.67, nbeta=66.7, chains=2, draws=4, burn_in=2, batch_size=16, method="sgld")
+
+PUBLISHED = Path(__file__).parents[1] / "tests" / "data" / "published"
+ENDS = (1_000, 40_000, 126_000, 320_000, 500_000)
+"""Where the published stages of seed 1 end."""
+
+
+def published_steps() -> frozenset[int]:
+    """The published checkpoints."""
+    with (PUBLISHED / "lr_seed1.csv").open(newline="", encoding="utf-8") as file:
+        return frozenset(int(row["step"]) for row in csv.DictReader(file))
+
+
+def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
+    """λ̂ and the published scores."""
+    return Probe(
+        regression.RegressionTransformer,
+        regression.loss,
+        DATA,
+        sampler=sampler,
+        metrics=regression.published_metrics(DATA),
+        threads=1,
+        device=device,
+        autocast=torch.bfloat16 if device.startswith("cuda") else None,
+    )
+
+
+def runs(given: Options) -> list[Run]:
+    """The published run, each seed."""
+    return [
+        Run(
+            name=f"seed-{seed}",
+            seed=seed,
+            make_model=regression.RegressionTransformer,
+            training=partial(regression.training, data=DATA, seed=seed, steps=12 if given.quick else STEPS),
+            make_probe=partial(make_probe, sampler=QUICK if given.quick else SAMPLER),
+            at=log_spaced(1, 12, num=6) if given.quick else Steps(published_steps()),
+        )
+        for seed in given.seeds
+    ]
+
+
+def train_together(wanted: Sequence[Run], given: Options) -> None:
+    """Train the runs that have no snapshots yet, all of them as one ensemble."""
+    folders = {run.name: SnapshotFolder(given.runs / run.name / "snapshots") for run in wanted}
+    missing = [run for run in wanted if not set(folders[run.name].steps) >= run.at.steps]
+    kept = given.results / "points" / EXPERIMENT
+    missing = [run for run in missing if not (kept / f"{run.name}.jsonl").exists()]
+    if not missing:
+        return
+    models = [run.initial_model() for run in missing]
+    for run, model in zip(missing, models, strict=True):
+        if 0 in run.at.steps:
+            folders[run.name].save(Snapshot.of(model, 0))
+    ensemble = Ensemble([model.to(given.device) for model in models], regression.loss)
+    last = max(missing[0].at.steps)
+    training = regression.training(ensemble, DATA, seed=missing[0].seed, steps=STEPS)
+    for step, _ in zip(tqdm(training, desc="training", total=last, mininterval=5), range(last), strict=False):
+        if missing[0].at(step):
+            for index, run in enumerate(missing):
+                folders[run.name].save(Snapshot.of(ensemble.member(index), step))
+
+
+def changes(trajectory: Trajectory, ends: Sequence[int]) -> list[float]:
+    """How much the smoothed λ̂ changes between the published ends of stages."""
+    usable = trajectory.usable()
+    curve = smooth(log_steps(usable.steps), usable.llc)
+    levels = np.interp(np.log([max(usable.steps[0], 1), *ends]), np.log(usable.steps.clip(min=1)), curve.value)
+    return [float(after - before) for before, after in pairwise(levels)]
+
+
+def row(name: str, trajectory: Trajectory) -> dict[str, object]:
+    """A run's stages, as `find_transitions` finds them."""
+    found = find_transitions(trajectory)
+    errors = trajectory.llc_error[np.isfinite(trajectory.llc_error)]
+    return {
+        "run": name,
+        "kinds": " ".join(t.kind.label for t in found),
+        "steps": ", ".join(f"{t.start} to {t.end}" for t in found),
+        "Δλ̂": ", ".join(f"{t.llc_change:+.1f} ± {2 * t.llc_error:.1f}" for t in found),
+        "Δloss": ", ".join(f"{t.loss_change:+.3f}" for t in found),
+        "error of λ̂ / its range": float(np.median(errors) / np.ptp(trajectory.usable().llc)) if len(errors) else "",
+    }
+
+
+def main() -> None:
+    """Train and measure what is missing, and print the tables."""
+    given = options(__doc__, EXPERIMENT, seeds=2)
+    wanted = runs(given)
+    if given.device.startswith("cuda"):
+        train_together(wanted, given)
+    found: Mapping[str, Trajectory] = measured(EXPERIMENT, wanted, given)
+    published = {f"published, seed {seed}": Trajectory.read(PUBLISHED / f"lr_seed{seed}.csv") for seed in (1, 0)}
+    every = {**published, **found}
+    lines = markdown([row(name, trajectory) for name, trajectory in every.items()])
+    if not given.quick:
+        names = [f"to step {end}" for end in ENDS]
+        between = [
+            {"λ̂ between the published ends": name} | dict(zip(names, changes(trajectory, ENDS), strict=True))
+            for name, trajectory in every.items()
+        ]
+        lines += ["", *markdown(between)]
+    keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", lines)
+
+
+if __name__ == "__main__":
+    main()
