@@ -16,7 +16,7 @@ Costs 25 minutes on one H100, most of it for measuring two seeds. On a CPU the t
 import csv
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +94,7 @@ def train_together(wanted: Sequence[Run], given: Options) -> None:
     ensemble = Ensemble([model.to(given.device) for model in models], regression.loss)
     last = max(missing[0].at.steps)
     training = regression.training(ensemble, DATA, seed=missing[0].seed, steps=STEPS)
-    for step, _ in zip(tqdm(training, desc="training", total=last, mininterval=5), range(last), strict=False):
+    for step in tqdm(islice(training, last), desc="training", total=last, mininterval=5):
         if missing[0].at(step):
             for index, run in enumerate(missing):
                 folders[run.name].save(Snapshot.of(ensemble.member(index), step))
