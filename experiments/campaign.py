@@ -69,7 +69,7 @@ class Options:
         runs: the folder of the experiment's runs.
         results: the folder of points and tables.
         jobs: processes that train and measure on the CPU side by side.
-        only: part of the names of the runs that are trained and measured; those that are kept are read all the same.
+        only: what the names of the runs that are trained and measured begin with; those that are kept are read anyway.
         device: where snapshots are measured, "cpu" or "cuda".
         train_on: where models are trained.
         wandb: log each run to W&B.
@@ -109,7 +109,7 @@ def options(description: str | None, experiment: str, *, seeds: int, arguments: 
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=None, help="where points and tables go (default: results/)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes side by side (default: all cores)")
-    parser.add_argument("--only", default="", help="train and measure only runs with this in their name")
+    parser.add_argument("--only", default="", help="train and measure only runs whose names begin with this")
     parser.add_argument("--train-on", default="cpu", help="where to train: cpu or cuda (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to measure: cpu or cuda (default: %(default)s)")
     parser.add_argument("--wandb", action="store_true", help="log each run to W&B, offline without a key")
@@ -142,7 +142,7 @@ def measured(experiment: str, runs: Sequence[Run], given: Options) -> dict[str, 
     kept = given.results / "points" / experiment
     kept.mkdir(parents=True, exist_ok=True)
     files = {run.name: kept / f"{run.name}.jsonl" for run in runs}
-    missing = [run for run in runs if given.only in run.name and not files[run.name].exists()]
+    missing = [run for run in runs if run.name.startswith(given.only) and not files[run.name].exists()]
     one = partial(_train_and_measure, given=given, experiment=experiment)
     if given.device == "cpu" and given.jobs > 1 and len(missing) > 1:
         with _pool(given.jobs) as pool:
@@ -173,7 +173,9 @@ def train(run: Run, folder: Path, *, device: str = "cpu", progress: bool = False
     snapshots = SnapshotFolder(folder / run.name / "snapshots")
     if set(snapshots.steps) >= run.at.steps:
         return snapshots
-    model = run.initial_model().to(device)
+    model = run.initial_model()
+    if device != "cpu":
+        model.to(device)
     if 0 in run.at.steps:
         snapshots.save(Snapshot.of(model, 0))
     last = max(run.at.steps)
