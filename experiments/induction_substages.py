@@ -56,10 +56,10 @@ class Setting:
 
 SETTINGS = {
     "triggers": Setting(induction.InductionData(), {}),
-    "narrow": Setting(induction.InductionData(), {"width": 32}, steps=4000),
+    "narrow": Setting(induction.InductionData(), {"width": 32}, steps=6000),
     "wide": Setting(induction.InductionData(), {"width": 128}, steps=2000),
     "3-layers": Setting(induction.InductionData(), {"layers": 3}),
-    "2-triggers": Setting(induction.InductionData(triggers=2), {}, steps=4000),
+    "4-triggers": Setting(induction.InductionData(triggers=4), {}, steps=4000),
     "16-triggers": Setting(induction.InductionData(triggers=16), {}),
     "markov": Setting(
         markov_chains.MarkovData(), {"heads": 2, "width": 32, "vocabulary": 8, "context": 100}, steps=2000
