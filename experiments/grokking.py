@@ -53,7 +53,7 @@ def runs(given: Options) -> list[Run]:
             make_model=grokking.AdditionMLP,
             training=partial(grokking.training, data=grokking.AdditionData(split_seed=seed), seed=seed),
             make_probe=partial(make_probe, seed=seed, sampler=QUICK if given.quick else SAMPLER),
-            at=log_spaced(1, 12, num=6) if given.quick else log_spaced(10, 8000, num=30, linear=25),
+            at=log_spaced(1, 12, num=6) if given.quick else log_spaced(20, 8000, num=30, linear=25),
         )
         for seed in given.seeds
     ]
@@ -84,7 +84,7 @@ def grokked(trajectory: Trajectory) -> bool:
 
 
 def a_then_b(trajectory: Trajectory) -> bool:
-    """Whether what counts is an A, and then a B: runs of one kind as one, changes below a tenth of the largest aside."""
+    """Whether λ̂ does A and then B: neighbours of one kind are one, and changes below a tenth of the largest none."""
     found = find_transitions(trajectory)
     enough = 0.1 * max((abs(t.llc_change) for t in found), default=0)
     kinds = [t.kind for t in found if abs(t.llc_change) >= enough]

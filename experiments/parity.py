@@ -19,13 +19,14 @@ from jumps import beside, jumps, largest, rates
 from torch import Generator, nn
 
 from phasewatch import SGLD, Kind, Probe, Trajectory, find_transitions, log_spaced
+from phasewatch.monitor.transitions import Trend
 from phasewatch.toy_tasks import sparse_parity
 
 EXPERIMENT = "parity"
 DATA = sparse_parity.SparseParityData()
 SAMPLER = SGLD(step_size=4.7e-4, localization=110, nbeta=100, chains=6, draws=150, burn_in=50, batch_size=256)
 QUICK = SGLD(step_size=4.7e-4, localization=110, nbeta=100, chains=2, draws=4, burn_in=2, batch_size=16)
-BEHAVIOURS = {"loss": "down", "accuracy": "up", "relevant_movement": "up"}
+BEHAVIOURS: dict[str, Trend] = {"loss": "down", "accuracy": "up", "relevant_movement": "up"}
 
 
 def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:

@@ -156,9 +156,7 @@ def main() -> None:
     given = options(__doc__, EXPERIMENT, seeds=10)
     found = measured(EXPERIMENT, runs(given), given)
     rows = [row(name, trajectory) for name, trajectory in found.items()]
-    known = [
-        {"plateau": name, "loss": f"{loss:.5f}", "exact λ": llc} for name, (loss, llc) in polygons().items()
-    ]
+    known = [{"plateau": name, "loss": f"{loss:.5f}", "exact λ": llc} for name, (loss, llc) in polygons().items()]
     lines = [*summary(rows), "", *markdown(rows), "", *markdown([rates(list(found.values()), "loss", "down")])]
     lines += ["", *markdown(known)]
     keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", lines)
