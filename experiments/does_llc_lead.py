@@ -2,11 +2,11 @@
 
 The kept trajectories of the other experiments are seen point by point. A behaviour's jump is the last of its stages
 over the whole run that goes in the direction and as far as BEHAVIOURS says; its time is the step at which half of it
-is done. The λ̂ transition that goes with it is the one that `coincide` pairs with it, or else the one whose stretch
-holds that step. It is called at the first point after which a transition of its sign that shares more than half of the
-shorter one's length in log steps is found, and confirmed at the first where such a one isn't provisional; the jump's
-own stage is called likewise, from the points of the behaviour alone, and so is the stage of the loss that goes with it,
-which costs nothing to watch.
+is done. The λ̂ transition that goes with it is the one, or the several in a row of one direction, that `coincide` pairs
+with it, or else the one whose stretch holds that step. It is called at the first point after which a transition of its
+sign that shares more than half of the shorter one's length in log steps is found, and confirmed at the first where such
+a one isn't provisional. The jump's own stage is called likewise, from the points of the behaviour alone, and so is the
+stage of the loss that goes with it, which costs nothing to watch.
 
 All times are in steps from the half-way step of the jump, negative before it: the median, and from 10 to 90 % of the
 cases. They are known no better than the points are apart. A long λ̂ transition that is called early has not seen the
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from campaign import RESULTS, markdown
-from jumps import Jump, jumps
+from jumps import Jump, jumps, stretches
 from live import Call, Looks, call, replayed
 from tables import keep
 from tqdm import tqdm
@@ -69,6 +69,7 @@ BEHAVIOURS = (
     Behaviour("regression_stages", "ridge_distance", "down", 0.1),
     Behaviour("grokking", "test_accuracy", "up", 0.3, "seed-"),
     Behaviour("grokking", "rule_share", "up", 0.3, "seed-"),
+    Behaviour("parity", "loss", "down", 0.3),
     Behaviour("parity", "accuracy", "up", 0.2),
     Behaviour("parity", "relevant_movement", "up", 0.2),
     Behaviour("superposition", "loss", "down", 0.005),
@@ -108,10 +109,11 @@ def last_jump(trajectory: Trajectory, behaviour: Behaviour) -> Jump | None:
 
 def beside(trajectory: Trajectory, jump: Jump, signal: str) -> Transition | None:
     """The transition of λ̂ or of the loss that goes with a jump."""
-    found = find_transitions(trajectory, metric=signal)
+    found = stretches(trajectory, signal)
     pairs = coincide(found, find_transitions(trajectory, metric=jump.transition.metric)).pairs
     paired = [pair.first for pair in pairs if pair.second == jump.transition]
-    return next((t for t in [*paired, *found] if t in paired or t.start <= jump.half < t.end), None)
+    held = [t for t in find_transitions(trajectory, metric=signal) if t.start <= jump.half < t.end]
+    return next(iter([*paired, *held]), None)
 
 
 def case(name: str, trajectory: Trajectory, looks: Mapping[str, Looks], behaviour: Behaviour) -> Case | None:
@@ -192,9 +194,13 @@ def record(behaviour: Behaviour, c: Case) -> dict[str, object]:
 
 def alone(experiment: str, prefix: str, runs: dict[str, Trajectory], cases: Sequence[Case]) -> dict[str, object]:
     """How many λ̂ transitions go with no jump, as a line of the table."""
-    taken = {(c.run, c.llc.start, c.llc.end) for c in cases if c.llc}
+    taken = [(c.run, c.llc) for c in cases if c.llc]
     found = [(name, t) for name, trajectory in runs.items() for t in find_transitions(trajectory)]
-    free = [t for name, t in found if (name, t.start, t.end) not in taken]
+    free = [
+        t
+        for name, t in found
+        if not any(run == name and llc.start <= t.start and t.end <= llc.end for run, llc in taken)
+    ]
     kinds = [t.kind.label for t in free]
     return {
         "experiment": experiment,

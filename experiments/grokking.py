@@ -24,7 +24,7 @@ from functools import cached_property, partial
 
 import torch
 from campaign import Options, Run, keep_table, markdown, measured, options
-from jumps import beside, jumps, largest, rates
+from jumps import beside, jumps, largest, rates, without_small
 from torch import nn
 
 from phasewatch import SGLD, Kind, Probe, Trajectory, find_transitions, log_spaced
@@ -104,9 +104,7 @@ def grokked(trajectory: Trajectory) -> bool:
 
 def a_then_b(trajectory: Trajectory) -> bool:
     """Whether λ̂ does A and then B: neighbours of one kind are one, and changes below a tenth of the largest none."""
-    found = find_transitions(trajectory)
-    enough = 0.1 * max((abs(t.llc_change) for t in found), default=0)
-    kinds = [t.kind for t in found if abs(t.llc_change) >= enough]
+    kinds = [t.kind for t in without_small(find_transitions(trajectory))]
     return [kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind is not before] == [Kind.A, Kind.B]
 
 
