@@ -20,18 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from phasewatch import (
-    Probe,
-    Sink,
-    Snapshot,
-    SnapshotFolder,
-    Trajectory,
-    Transition,
-    WandbSink,
-    coincide,
-    find_transitions,
-    replay,
-)
+from phasewatch import Probe, Sink, Snapshot, SnapshotFolder, Trajectory, Transition, WandbSink, replay
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Steps
 from phasewatch.monitor.files import write_atomically
@@ -253,53 +242,6 @@ def halfway(trajectory: Trajectory, transition: Transition) -> float:
     curve = smooth(x, usable.signal(transition.metric)).value[inside]
     done = np.maximum.accumulate((curve - curve[0]) / (curve[-1] - curve[0]))
     return float(np.interp(0.5, done, usable.steps[inside]))
-
-
-def largest(trajectory: Trajectory, metric: str, trend: str) -> Transition | None:
-    """The transition of a signal that changes it most in one direction.
-
-    Args:
-        trajectory: of a run.
-        metric: "llc", "loss" or the name of a metric.
-        trend: "up" or "down".
-
-    Returns:
-        The transition, or None if there is none.
-    """
-    found = [t for t in find_transitions(trajectory, metric=metric) if t.trend == trend]
-    return max(found, key=lambda t: abs(t.after - t.before), default=None)
-
-
-def kinds(transitions: Sequence[Transition]) -> str:
-    """Transitions of λ̂ in words: kind and steps of each, in order."""
-    return ", ".join(f"{t.kind.label} {t.start}-{t.end}" for t in transitions) or "-"
-
-
-def lags(trajectory: Trajectory, transition: Transition | None, trend: str) -> dict[str, str]:
-    """How long before or after a metric's transition the λ̂ transition that goes with it starts and ends.
-
-    Args:
-        trajectory: of a run.
-        transition: of a metric.
-        trend: λ̂'s, "up" or "down".
-
-    Returns:
-        The steps from the start and from the end of the metric's to those of λ̂'s, negative where λ̂ is first, with
-        their 95 % intervals; "-" where none of λ̂'s goes with it. As columns of a table.
-    """
-    metric = transition.metric if transition else ""
-    found = [t for t in find_transitions(trajectory) if t.llc_trend == trend]
-    pairs = coincide([transition], found).pairs if transition else ()
-    cells = ["-", "-"]
-    for pair in pairs:
-        cells = [
-            f"{lag:+} ({low:+} to {high:+})"
-            for lag, (low, high) in (
-                (pair.start_lag, pair.start_lag_interval),
-                (pair.end_lag, pair.end_lag_interval),
-            )
-        ]
-    return {f"λ̂ starts after {metric}": cells[0], f"λ̂ ends after {metric}": cells[1]}
 
 
 def keep_table(given: Options, experiment: str, title: str, lines: Sequence[str]) -> None:

@@ -1,12 +1,13 @@
 """The jumps of a behaviour, and the transition of λ̂ that goes with each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 
 from campaign import halfway
 
-from phasewatch import Trajectory, Transition, coincide, find_transitions
+from phasewatch import Kind, Trajectory, Transition, coincide, find_transitions
 from phasewatch.monitor.coincide import Coincidence
 from phasewatch.monitor.transitions import Trend
 
@@ -18,7 +19,8 @@ class Jump:
     Attributes:
         transition: of the behaviour's own signal.
         half: the step at which half of it is done.
-        pair: with the λ̂ transition that goes with it, which comes first in it; None if there is none.
+        pair: with the λ̂ transition that goes with it, which comes first in it, or with several in a row of one
+            direction as one; None if there is none.
     """
 
     transition: Transition
@@ -39,7 +41,7 @@ def jumps(trajectory: Trajectory, metric: str, trend: Trend, *, least: float = 0
         Them, in order.
     """
     found = find_transitions(trajectory, metric=metric)
-    partners = {pair.second: pair for pair in coincide(find_transitions(trajectory), found).pairs}
+    partners = {pair.second: pair for pair in coincide(stretches(trajectory), found).pairs}
     usable = trajectory.usable(metric).signal(metric)
     enough = least * (usable.max() - usable.min()) if len(usable) else 0.0
     return [
@@ -47,6 +49,48 @@ def jumps(trajectory: Trajectory, metric: str, trend: Trend, *, least: float = 0
         for t in found
         if t.trend == trend and abs(t.after - t.before) >= enough
     ]
+
+
+def stretches(trajectory: Trajectory, metric: str = "llc") -> list[Transition]:
+    """A signal's transitions, and large ones that follow each other in one direction also as one.
+
+    A long rise may be found in two stages, of which neither is what a jump goes with.
+    """
+    found = find_transitions(trajectory, metric=metric)
+    steps = trajectory.usable(metric).steps.tolist()
+    every = list(found)
+    for i, first in enumerate(found):
+        for n, (before, last) in enumerate(pairwise(found[i:]), start=2):
+            apart = steps.index(last.start) - steps.index(before.end)
+            inside = found[i : i + n]
+            if apart > 1 or last.trend != first.trend or without_small(found, inside) != inside:
+                break
+            every.append(_as_one(inside))
+    return every
+
+
+def _as_one(inside: Sequence[Transition]) -> Transition:
+    first, last = inside[0], inside[-1]
+    kinds = {t.kind for t in inside}
+    return replace(
+        first,
+        kind=kinds.pop() if len(kinds) == 1 else Kind.OTHER,
+        end=last.end,
+        end_interval=last.end_interval,
+        after=last.after,
+        loss_after=last.loss_after,
+        llc_after=last.llc_after,
+        error=sum(t.error**2 for t in inside) ** 0.5,
+        llc_error=sum(t.llc_error**2 for t in inside) ** 0.5,
+        confidence=min(t.confidence for t in inside),
+        provisional=any(t.provisional for t in inside),
+    )
+
+
+def without_small(found: Sequence[Transition], some: Sequence[Transition] | None = None) -> list[Transition]:
+    """Transitions of a signal, or some of them, that change it by a tenth of its largest change at least."""
+    enough = 0.1 * max((abs(t.after - t.before) for t in found), default=0)
+    return [t for t in (found if some is None else some) if abs(t.after - t.before) >= enough]
 
 
 def largest(found: Sequence[Jump]) -> Jump | None:

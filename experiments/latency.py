@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from live import Looks, fits, log, replayed
 from transitions import Found, points, scenarios
 
 from phasewatch import Trajectory, Transition, find_transitions
@@ -24,23 +25,7 @@ PUBLISHED = Path(__file__).parents[1] / "tests" / "data" / "published"
 CONFIDENCES = (0.95, 0.99, 0.999, 0.9999)
 
 
-def _log(step: float) -> float:
-    return float(np.log(max(step, 0.5)))
-
-
-def fits(t: Transition, stage: Found) -> bool:
-    """Whether a transition is of a stage."""
-    common = _log(min(t.end, stage.end)) - _log(max(t.start, stage.start))
-    shorter = min(_log(t.end) - _log(t.start), _log(stage.end) - _log(stage.start))
-    return np.sign(t.llc_change) == stage.sign and common > 0.5 * shorter
-
-
-def replayed(trajectory: Trajectory, every: int) -> list[tuple[int, list[Transition]]]:
-    """What is found after each point, with that point's step."""
-    return [(trajectory[n - 1].step, find_transitions(trajectory[:n])) for n in range(5, len(trajectory) + 1, every)]
-
-
-def table(name: str, runs: Sequence[tuple[list[tuple[int, list[Transition]]], list[Found]]]) -> None:
+def table(name: str, runs: Sequence[tuple[Looks, list[Found]]]) -> None:
     """A line for each confidence."""
     print(f"\n## {name}: {len(runs)} runs, {sum(len(stages) for _, stages in runs)} stages\n")
     print("| confidence | called | past start | past end | confirmed | past end | false calls a run | "
@@ -51,14 +36,17 @@ def table(name: str, runs: Sequence[tuple[list[tuple[int, list[Transition]]], li
             total += len(stages)
             calls = [(step, t) for step, found in replay for t in found if t.confidence >= least]
             for stage in stages:
-                called = next((step for step, t in calls if fits(t, stage)), None)
-                confirmed = next((step for step, t in calls if fits(t, stage) and not t.provisional), None)
+                called = next((step for step, t in calls if fits(t, stage.start, stage.end, stage.sign)), None)
+                confirmed = next(
+                    (step for step, t in calls if fits(t, stage.start, stage.end, stage.sign) and not t.provisional),
+                    None,
+                )
                 if called is not None:
-                    starts.append(_log(called) - _log(stage.start))
-                    ends.append(_log(called) - _log(stage.end))
+                    starts.append(log(called) - log(stage.start))
+                    ends.append(log(called) - log(stage.end))
                 if confirmed is not None:
-                    settled.append(_log(confirmed) - _log(stage.end))
-            stray = [t for _, t in calls if not any(fits(t, stage) for stage in stages)]
+                    settled.append(log(confirmed) - log(stage.end))
+            stray = [t for _, t in calls if not any(fits(t, stage.start, stage.end, stage.sign) for stage in stages)]
             false += len(_distinct(stray))
             wrong += len(_distinct([t for t in stray if not t.provisional]))
             gone += _taken_back(replay)
@@ -80,7 +68,7 @@ def _distinct(calls: list[Transition]) -> list[Transition]:
     return kept
 
 
-def _taken_back(replay: list[tuple[int, list[Transition]]]) -> int:
+def _taken_back(replay: Looks) -> int:
     """Confirmed transitions that overlap with none of their sign at some later point."""
     gone: set[Transition] = set()
     standing: list[Transition] = []

@@ -7,7 +7,7 @@ Claims: a type A transition of λ̂ goes with the fall of the loss in at least n
 before the loss falls, as the hidden progress does, is measured: the rate, and by how many steps.
 
 Costs about 90 seconds a seed on one CPU core. The settings were fixed on seeds 100 and 101, by `pw.calibrate` and by
-the verdicts, which were OK at all steps.
+the verdicts, which are OK but for some of the flat stretch, where λ̂ is below 1 and little more than its error.
 
     python experiments/parity.py [--seeds 10] [--jobs 2] [--quick] [--wandb]
 """
@@ -15,17 +15,18 @@ the verdicts, which were OK at all steps.
 from functools import partial
 
 from campaign import Options, Run, keep_table, markdown, measured, options
-from jumps import beside, jumps, largest, rates
+from jumps import beside, jumps, largest, rates, without_small
 from torch import Generator, nn
 
 from phasewatch import SGLD, Kind, Probe, Trajectory, find_transitions, log_spaced
+from phasewatch.monitor.transitions import Trend
 from phasewatch.toy_tasks import sparse_parity
 
 EXPERIMENT = "parity"
 DATA = sparse_parity.SparseParityData()
 SAMPLER = SGLD(step_size=4.7e-4, localization=110, nbeta=100, chains=6, draws=150, burn_in=50, batch_size=256)
 QUICK = SGLD(step_size=4.7e-4, localization=110, nbeta=100, chains=2, draws=4, burn_in=2, batch_size=16)
-BEHAVIOURS = {"loss": "down", "accuracy": "up", "relevant_movement": "up"}
+BEHAVIOURS: dict[str, Trend] = {"loss": "down", "accuracy": "up", "relevant_movement": "up"}
 
 
 def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
@@ -65,6 +66,7 @@ def row(name: str, trajectory: Trajectory) -> dict[str, object]:
     return {
         "run": name,
         "kinds": " ".join(t.kind.label for t in find_transitions(trajectory)),
+        "without small ones": " ".join(t.kind.label for t in without_small(find_transitions(trajectory))),
         **beside_each,
         "not OK": f"{sum(p.llc.health.name != 'OK' for p in trajectory)} of {len(trajectory)}",
     }

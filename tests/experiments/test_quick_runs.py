@@ -1,0 +1,53 @@
+"""Every experiment that has runs, at its quick size."""
+
+import sys
+
+import pytest
+
+from phasewatch import Trajectory
+
+WITH_RUNS = [
+    "induction_bump",
+    "induction_substages",
+    "regression_stages",
+    "cheap_monitor",
+    "grokking",
+    "parity",
+    "superposition",
+]
+
+
+def quick(script, name, folder, monkeypatch):
+    """The experiment as its command line runs it."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--jobs", "1", "--runs", str(folder)])
+    script(name).main()
+
+
+@pytest.mark.parametrize("name", WITH_RUNS)
+def test_it_ends_with_a_table_of_runs_that_can_be_opened_and_makes_none_of_them_twice(
+    name, script, monkeypatch, tmp_path, capsys
+):
+    quick(script, name, tmp_path, monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"# Output of `python experiments/{name}.py`")
+    assert "\n| --- |" in printed
+    results = tmp_path / f"{name}-quick"
+    assert (results / f"{name}.md").read_text("utf-8") == printed.removesuffix("\n")
+
+    kept = sorted((results / "points" / name).glob("*.jsonl"))
+    assert kept
+    for points in kept:
+        run = results / points.stem
+        assert len(Trajectory.read(points)) >= 5
+        assert (run / "points.jsonl").read_text("utf-8") == points.read_text("utf-8")
+        assert "<html" in (run / "report.html").read_text("utf-8")
+
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    made |= {file: file.stat().st_mtime_ns for file in tmp_path.rglob("points.jsonl")}
+    quick(script, name, tmp_path, monkeypatch)
+    assert capsys.readouterr().out == printed
+    for points in kept:  # as after a stop between the last point and its keeping
+        points.unlink()
+    quick(script, name, tmp_path, monkeypatch)
+    assert capsys.readouterr().out == printed
+    assert {file: file.stat().st_mtime_ns for file in made} == made
