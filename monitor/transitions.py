@@ -262,7 +262,7 @@ def _judged_now(usable: Trajectory, metric: str, min_effect: float) -> list[Tran
     def holds(start: int, end: int) -> bool:
         least = min_effect * judged.range_so_far[end]
         return (
-            end - start >= 2
+            end - start >= 3  # three points of noise are in order once in three times
             and 0 < abs(judged.change(start, end)) >= least
             and judged.error_and_confidence(start, end)[1] >= CONFIDENT
         )
