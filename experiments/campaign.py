@@ -9,7 +9,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from phasewatch import Probe, Sink, Snapshot, SnapshotFolder, Trajectory, Transition, WandbSink, replay
+from phasewatch import Point, Probe, Sink, Snapshot, SnapshotFolder, Trajectory, Transition, WandbSink, replay
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Steps
 from phasewatch.monitor.files import write_atomically
@@ -197,7 +197,15 @@ def _train_and_measure(run: Run, given: Options, experiment: str, *, progress: b
         pass
     write_report(folder)
     kept = given.results / "points" / experiment / f"{run.name}.jsonl"
-    write_atomically(kept, (folder / "points.jsonl").read_text("utf-8"))
+    unfinished = kept.with_suffix(".unfinished.jsonl")
+    Trajectory(without_traces(point) for point in Trajectory.read(folder / "points.jsonl")).write(unfinished)
+    os.replace(unfinished, kept)
+
+
+def without_traces(point: Point) -> Point:
+    """A point without the traces of doubtful chains, which take twenty times as much room as all the rest."""
+    refined = {name: replace(estimate, trace=()) for name, estimate in point.refined.items()}
+    return replace(point, llc=replace(point.llc, trace=()), refined=refined)
 
 
 @dataclass(frozen=True)

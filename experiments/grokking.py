@@ -70,7 +70,7 @@ def runs(given: Options) -> list[Run]:
             make_model=grokking.AdditionMLP,
             training=partial(grokking.training, data=data, seed=seed),
             make_probe=partial(make_probe, data=data, sampler=QUICK if given.quick else SAMPLER),
-            at=log_spaced(1, 12, num=6) if given.quick else log_spaced(20, 8000, num=30, linear=25),
+            at=log_spaced(1, 12, num=6) if given.quick else log_spaced(10, 8000, num=30, linear=25),
         )
         for seed in given.seeds
         for name, data in (("seed", grokking.AdditionData(split_seed=seed)), (CONTROL, ShuffledData(split_seed=seed)))
