@@ -76,14 +76,14 @@ class Transition:
         loss_after: smoothed loss at `end`.
         llc_before: smoothed λ̂ at `start`.
         llc_after: smoothed λ̂ at `end`.
-        llc_error: `llc_change ± 2 * llc_error` is to hold the true change in 95 % of cases (of simulated ones, 91 %):
+        llc_error: `llc_change ± 2 * llc_error` is to hold the true change in 95 % of cases (of simulated ones, 93 %):
             the larger of what the paired
             differences of the chains and the scatter of the points around the smoothed curve give.
         loss_trend: "up", "flat" or "down".
         llc_trend: "up", "flat" or "down".
         confidence: probability that the sign of the signal's change is right, by the more doubtful of the same two.
         provisional: True while later points may still move it or take it back.
-        start_interval: a 95 % interval of `start` in training steps; such intervals held 90 % of simulated boundaries
+        start_interval: a 95 % interval of `start` in training steps; such intervals held 91 % of simulated boundaries
             (experiments/transitions.py).
         end_interval: the same of `end`.
         metric: the signal whose stage this is: "llc", "loss" or the name of a metric. The other changes are those over

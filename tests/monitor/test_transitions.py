@@ -17,6 +17,7 @@ from phasewatch.monitor.transitions import Kind, Transition, find_transitions
 from phasewatch.monitor.uncertainty import standard_error
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published"
+MEASURED = Path(__file__).parents[2] / "experiments" / "results" / "points"
 
 
 def point(step, loss, llc, per_chain=(), health=Health.OK):
@@ -102,6 +103,27 @@ def test_the_published_stages_of_seed_0():
     top = next(i for i, t in enumerate(transitions) if t.kind is Kind.B)
     assert 20_000 < transitions[top - 1].end <= transitions[top].start < 65_000
     assert 330_000 < transitions[-1].start < 385_000
+
+
+def test_the_published_stages_in_a_run_of_our_own():
+    transitions = find_transitions(Trajectory.read(MEASURED / "regression_stages" / "seed-0.jsonl"))
+    assert kinds(transitions) == "AABBA"
+    _, main, collapse, deeper, last = transitions
+    assert 25_000 < main.end <= collapse.start <= 60_000
+    assert 126_000 / 1.4 < collapse.end < 126_000 * 1.4
+    assert 338_000 / 1.1 < last.start < 374_000 * 1.1
+    assert main.llc_change == pytest.approx(149, rel=0.1)
+    assert collapse.llc_change + deeper.llc_change == pytest.approx(-50, rel=0.2)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_large_type_a_comes_with_induction_heads_alone(seed):
+    two, one = (Trajectory.read(MEASURED / "induction_bump" / f"{n}-layers-seed-{seed}.jsonl") for n in (2, 1))
+    formed = two.steps[np.argmax(two.signal("prefix_matching") > 0.3)]
+    (bump,) = [t for t in find_transitions(two) if t.start < formed < t.end]
+    assert bump.kind is Kind.A
+    assert 70 < bump.llc_change < 110
+    assert all(t.start < 200 or t.llc_change < 20 for t in find_transitions(one))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
