@@ -118,10 +118,11 @@ def main() -> None:
     """Train and measure what is missing, and print the tables."""
     given = options(__doc__, EXPERIMENT, seeds=10)
     found = measured(EXPERIMENT, runs(given), given)
-    trajectories = [found[f"seed-{seed}"] for seed in given.seeds]
-    controls = [found[f"{CONTROL}-{seed}"] for seed in given.seeds]
+    both = [seed for seed in given.seeds if {f"seed-{seed}", f"{CONTROL}-{seed}"} <= found.keys()]
+    trajectories = [found[f"seed-{seed}"] for seed in both]
+    controls = [found[f"{CONTROL}-{seed}"] for seed in both]
     farther = sum(fall(rule) > 2 * fall(control) for rule, control in zip(trajectories, controls, strict=True))
-    of_all = f"of {len(given.seeds)} seeds"
+    of_all = f"of {len(both)} seeds"
     behaviours = ("test_accuracy", "rule_share")
     lines = [
         f"More than 90 % of the test pairs right in the end: {sum(map(grokked, trajectories))} {of_all}.",

@@ -110,7 +110,7 @@ def main() -> None:
     lines = markdown([{"run": name} | row for name, row in rows.items()])
     for layers in (2, 1):
         shown = [row["bump"] == "yes" for name, row in rows.items() if name.startswith(f"{layers}-")]
-        lines += ["", f"{layers} layers: the bump in {sum(shown)} of {len(shown)} seeds."]
+        lines += ["", f"{layers} layer{'s' * (layers > 1)}: the bump in {sum(shown)} of {len(shown)} seeds."]
     keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", lines)
 
 
