@@ -39,7 +39,8 @@ def test_it_ends_with_a_table_of_runs_that_can_be_opened_and_makes_none_of_them_
     for points in kept:
         run = results / points.stem
         assert len(Trajectory.read(points)) >= 5
-        assert (run / "points.jsonl").read_text("utf-8") == points.read_text("utf-8")
+        whole = [script("campaign").without_traces(point) for point in Trajectory.read(run / "points.jsonl")]
+        assert [point.as_json() for point in whole] == [point.as_json() for point in Trajectory.read(points)]
         assert "<html" in (run / "report.html").read_text("utf-8")
 
     made = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
