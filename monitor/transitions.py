@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t: degrees of freedom, then t or the probability below it
 
-from phasewatch.monitor.agreement import disagreement
+from phasewatch.monitor.agreement import disagreement, wander
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import json_number
 from phasewatch.monitor.numerals import integer, percent
@@ -29,6 +29,9 @@ CONFIDENT = 0.95
 
 CLEAR = 1.5
 """Of how many standard errors a slow-down is at least."""
+
+PICKED = 16
+"""Chains' p-values are multiplied by this, since the two ends of a stage were picked for being far apart (measured)."""
 
 ENOUGH = 20
 """Before there are this many usable points, all transitions are provisional ..."""
@@ -313,9 +316,11 @@ class _Judged:
         jitter, which all chains share. Its t has as many degrees of freedom as the curve leaves, at least two, and its
         p-value is multiplied by the number of points, among which the two were picked for being far apart.
 
-        The chains' differences hold the sampling noise that neighbouring points share; they are averaged over three
-        points at each end. That they agree is judged by Student's t and by Wilcoxon's signed ranks, of which the surer
-        counts: few chains have no small rank probability, and a single stray one spoils a t.
+        The chains hold the sampling noise that neighbouring points share. They are averaged over three points at each
+        place. How far they disagree about the change is all that they tell: the jitter that they share is the curve's
+        to judge, so that the change itself is the curve's. That they agree is judged by Student's t and by Wilcoxon's
+        signed ranks, of which the surer counts: few chains have no small rank probability, and a single stray one
+        spoils a t. The p-value is multiplied by `PICKED`.
         """
         change, n = self.change(start, end), len(self.curve.x)
         error, confidence = self.curve.change_error(start, end), 1.0
@@ -324,11 +329,13 @@ class _Judged:
             confidence -= min(0.5, 2 * n * float(stdtr(freedom, -abs(change) / error)))
             error *= float(stdtrit(freedom, 0.975)) / 2
         if self.chains is not None:
-            reach = min(1, (end - start - 1) // 2)
-            before, after = (self.chains[max(i - reach, 0) : i + reach + 1].mean(axis=0) for i in (start, end))
-            differences = (after - before) * np.sign(change)
-            confidence = min(confidence, 1 - min(0.5, 2 * disagreement(differences)))
-            error = max(error, standard_error(differences))
+            along = _along(self.chains, start, end)
+            variance, freedom = wander(along)
+            differences = (along[-1] - along[0]) * np.sign(change)
+            differences += abs(change) - differences.mean()
+            doubt = disagreement(differences, variance, freedom)
+            confidence = min(confidence, 1 - min(0.5, 2 * PICKED * doubt))
+            error = max(error, standard_error(along[-1] - along[0]))
         return error, confidence
 
     def surely(self, weights: np.ndarray) -> bool:
@@ -337,6 +344,15 @@ class _Judged:
         if abs(total) <= CLEAR * np.linalg.norm(weights @ self.curve.value_root):
             return False
         return self.chains is None or disagreement(weights @ self.chains * np.sign(total)) <= 1 - CONFIDENT
+
+
+def _along(chains: np.ndarray, start: int, end: int) -> np.ndarray:
+    """λ̂ of each chain at both ends, and between them where there are points enough, shape (place, chain)."""
+    length = end - start
+    parts = 4 if length >= 12 else 2 if length >= 6 else 1
+    reach = min(1, (length - 1) // 2)
+    places = np.linspace(start, end, parts + 1).round().astype(int)
+    return np.array([chains[max(i - reach, 0) : i + reach + 1].mean(axis=0) for i in places])
 
 
 def _transition(
