@@ -7,9 +7,9 @@ Claims: with two layers, prefix matching goes from chance to above 0.3, the in-c
 transition of λ̂ comes with both: each of the three has made half of its change within a factor 1.3 of the others, in
 step. At least nine of ten seeds show that. One layer shows none of it.
 
-Measured: ten of ten, and none of ten. With two layers λ̂ goes from 135 to 151 before to 224 to 238 after, and has made half of
-that 1 to 7 % of the step before prefix matching and the in-context score have. With one layer no transition that starts
-after step 200 changes it by more than 15.
+Measured: ten of ten, and none of ten. With two layers λ̂ goes from 135 to 151 before to 224 to 238 after, and has made
+half of that 1 to 7 % of the step before prefix matching and the in-context score have. With one layer no transition
+that starts after step 200 changes it by more than 15.
 
 Costs about six minutes a seed of two layers and four of one, on one CPU core. The settings were fixed on seed 100.
 
