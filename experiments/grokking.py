@@ -12,9 +12,12 @@ Control: the same sums dealt out at random among the training pairs, which can o
 decay lowers λ̂ there too, so that kinds alone don't tell of a rule. λ̂ falls more than twice as far with a rule, as a
 share of its highest value, in at least nine of ten seeds (on seed 100, 40 % against 7 %).
 
-nβ is a seventh of the number of pairs, at which the chains see the weights that fit almost as well: λ̂ falls with nβ,
+Measured: ten of ten for each of these. λ̂ falls by 39 to 46 % with a rule and by 7 to 10 % without. Its fall starts
+before the test accuracy rises in ten of ten, and can't be told from the start of the rule in nine.
+
+nβ is an eleventh of the number of pairs, at which the chains see the weights that fit almost as well: λ̂ falls with nβ,
 and says in what order, not how large. Costs about 4 minutes a seed on one CPU core. The settings were fixed on seeds
-100 and 101, by `pw.calibrate` and by the verdicts, which were OK at all steps.
+100 and 101, by `pw.calibrate` and by the verdicts.
 
     python experiments/grokking.py [--seeds 10] [--jobs 2] [--quick] [--wandb]
 """
