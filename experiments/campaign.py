@@ -15,16 +15,14 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from phasewatch import Point, Probe, Sink, Snapshot, SnapshotFolder, Trajectory, Transition, WandbSink, replay
+from phasewatch import Point, Probe, Sink, Snapshot, SnapshotFolder, Trajectory, WandbSink, replay
 from phasewatch.callbacks.report import write_report
 from phasewatch.callbacks.schedule import Steps
 from phasewatch.monitor.files import write_atomically
-from phasewatch.monitor.smoothing import log_steps, smooth
 from phasewatch.monitor.snapshot import Snapshots
 
 RESULTS = Path(__file__).parent / "results"
@@ -151,7 +149,7 @@ def measured(experiment: str, runs: Sequence[Run], given: Options) -> dict[str, 
     else:
         if given.jobs > 1 and len(missing) > 1:
             with _pool(given.jobs) as pool:
-                trained = pool.map(partial(train, folder=given.runs, device=given.train_on), missing)
+                trained = pool.map(partial(_trained, given=given), missing)
                 list(tqdm(trained, desc="training", total=len(missing)))
         for run in missing:
             one(run, progress=True)
@@ -185,9 +183,13 @@ def train(run: Run, folder: Path, *, device: str = "cpu", progress: bool = False
     return snapshots
 
 
+def _trained(run: Run, given: Options, *, progress: bool = False) -> SnapshotFolder:
+    folder = given.folder(run.trained_by) if run.trained_by else given.runs
+    return train(run, folder, device=given.train_on, progress=progress)
+
+
 def _train_and_measure(run: Run, given: Options, experiment: str, *, progress: bool = False) -> None:
-    trained = given.folder(run.trained_by) if run.trained_by else given.runs
-    snapshots = Selection(train(run, trained, device=given.train_on, progress=progress), tuple(sorted(run.at.steps)))
+    snapshots = Selection(_trained(run, given, progress=progress), tuple(sorted(run.at.steps)))
     probe = run.make_probe(run.initial_model(), given.device)
     folder = given.runs / run.name
     sinks: list[Sink] = []
@@ -234,34 +236,15 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
 
 
-def halfway(trajectory: Trajectory, transition: Transition) -> float:
-    """The step at which the smoothed signal of a transition has made half of its change.
-
-    Args:
-        trajectory: whose transition it is.
-        transition: of any metric.
-
-    Returns:
-        A step between its start and its end.
-    """
-    usable = trajectory.usable(transition.metric)
-    x = log_steps(usable.steps)
-    inside = (usable.steps >= transition.start) & (usable.steps <= transition.end)
-    curve = smooth(x, usable.signal(transition.metric)).value[inside]
-    done = np.maximum.accumulate((curve - curve[0]) / (curve[-1] - curve[0]))
-    return float(np.interp(0.5, done, usable.steps[inside]))
-
-
-def keep_table(given: Options, experiment: str, title: str, lines: Sequence[str]) -> None:
+def keep_table(given: Options, experiment: str, lines: Sequence[str]) -> None:
     """Print an experiment's table, and keep it under results/.
 
     Args:
         given: by the command line.
         experiment: its name.
-        title: what was run.
         lines: of Markdown.
     """
-    text = "\n".join([f"# {title}", "", *lines]) + "\n"
+    text = "\n".join([f"# Output of `python experiments/{experiment}.py`", "", *lines]) + "\n"
     print(text)
     write_atomically(given.results / f"{experiment}.md", text)
 

@@ -89,7 +89,7 @@ def main() -> None:
     found = measured(EXPERIMENT, wanted, given)
     full = measured(FULL, full_runs(given), replace(given, runs=given.folder(FULL)))
     rows = [row(run, found[run.name], full[run.name]) for run in wanted]
-    keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", markdown(rows))
+    keep_table(given, EXPERIMENT, markdown(rows))
 
 
 if __name__ == "__main__":

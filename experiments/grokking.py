@@ -142,7 +142,7 @@ def main() -> None:
         "",
         *markdown([row(name, trajectory) for name, trajectory in found.items()]),
     ]
-    keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", lines)
+    keep_table(given, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from campaign import Options, Run, halfway, keep_table, markdown, measured, options
+from campaign import Options, Run, keep_table, markdown, measured, options
+from jumps import halfway
 from torch import Generator, nn
 
 from phasewatch import SGLD, Kind, Probe, Trajectory, Transition, find_transitions, log_spaced
@@ -115,7 +116,7 @@ def main() -> None:
     for layers in (2, 1):
         shown = [row["bump"] == "yes" for name, row in rows.items() if name.startswith(f"{layers}-")]
         lines += ["", f"{layers} layer{'s' * (layers > 1)}: the bump in {sum(shown)} of {len(shown)} seeds."]
-    keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", lines)
+    keep_table(given, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

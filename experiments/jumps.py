@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
-from campaign import halfway
+import numpy as np
 
 from phasewatch import Kind, Trajectory, Transition, coincide, find_transitions
 from phasewatch.monitor.coincide import Coincidence
+from phasewatch.monitor.smoothing import log_steps, smooth
 from phasewatch.monitor.transitions import Trend
 
 
@@ -49,6 +50,24 @@ def jumps(trajectory: Trajectory, metric: str, trend: Trend, *, least: float = 0
         for t in found
         if t.trend == trend and abs(t.after - t.before) >= enough
     ]
+
+
+def halfway(trajectory: Trajectory, transition: Transition) -> float:
+    """The step at which the smoothed signal of a transition has made half of its change.
+
+    Args:
+        trajectory: whose transition it is.
+        transition: of any metric.
+
+    Returns:
+        A step between its start and its end.
+    """
+    usable = trajectory.usable(transition.metric)
+    x = log_steps(usable.steps)
+    inside = (usable.steps >= transition.start) & (usable.steps <= transition.end)
+    curve = smooth(x, usable.signal(transition.metric)).value[inside]
+    done = np.maximum.accumulate((curve - curve[0]) / (curve[-1] - curve[0]))
+    return float(np.interp(0.5, done, usable.steps[inside]))
 
 
 def stretches(trajectory: Trajectory, metric: str = "llc") -> list[Transition]:

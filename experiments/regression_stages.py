@@ -87,7 +87,10 @@ def runs(given: Options) -> list[Run]:
 
 
 def train_together(wanted: Sequence[Run], given: Options) -> None:
-    """Train the runs that have no snapshots yet, all of them as one ensemble."""
+    """Train the runs that have no snapshots yet, all of them as one ensemble.
+
+    A run's batches depend on which others it is trained with.
+    """
     folders = {run.name: SnapshotFolder(given.runs / run.name / "snapshots") for run in wanted}
     missing = [run for run in wanted if not set(folders[run.name].steps) >= run.at.steps]
     kept = given.results / "points" / EXPERIMENT
@@ -100,12 +103,16 @@ def train_together(wanted: Sequence[Run], given: Options) -> None:
             folders[run.name].save(Snapshot.of(model, 0))
     ensemble = Ensemble([model.to(given.device) for model in models], regression.loss)
     last = max(missing[0].at.steps)
-    torch.set_float32_matmul_precision("high")
     training = regression.training(ensemble, DATA, seed=missing[0].seed, steps=STEPS)
-    for step in tqdm(islice(training, last), desc="training", total=last, mininterval=5):
-        if missing[0].at(step):
-            for index, run in enumerate(missing):
-                folders[run.name].save(Snapshot.of(ensemble.member(index), step))
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        for step in tqdm(islice(training, last), desc="training", total=last, mininterval=5):
+            if missing[0].at(step):
+                for index, run in enumerate(missing):
+                    folders[run.name].save(Snapshot.of(ensemble.member(index), step))
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def changes(trajectory: Trajectory, ends: Sequence[int]) -> list[float]:
@@ -147,7 +154,7 @@ def main() -> None:
             for name, trajectory in every.items()
         ]
         lines += ["", *markdown(between)]
-    keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", lines)
+    keep_table(given, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def main() -> None:
     known = [{"plateau": name, "loss": f"{loss:.5f}", "exact λ": llc} for name, (loss, llc) in polygons().items()]
     lines = [*summary(rows), "", *markdown(rows), "", *markdown([rates(list(found.values()), "loss", "down")])]
     lines += ["", *markdown(known)]
-    keep_table(given, EXPERIMENT, f"Output of `python experiments/{EXPERIMENT}.py`", lines)
+    keep_table(given, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """What the experiments share."""
 
-import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from phasewatch import SGLD, Estimate, Health, Point, Probe, SnapshotFolder, Trajectory, find_transitions, log_spaced
+from phasewatch import SGLD, Probe, SnapshotFolder, Trajectory, log_spaced
 
 
 def loss(model, batch):
@@ -48,6 +48,10 @@ def make_probe(model, device, taken=None):
 
     sampler = SGLD(step_size=1e-3, localization=7, nbeta=30, chains=2, draws=4, burn_in=2, batch_size=16)
     return Probe(make_model, loss, data(), sampler=sampler, metrics={"seen": seen}, threads=1, device=device)
+
+
+def on_the_cpu(model, device):
+    return make_probe(model, "cpu")
 
 
 def records(trajectory):
@@ -134,22 +138,16 @@ def test_only_the_runs_that_are_asked_for_are_made(campaign, given, run):
     assert list(campaign.measured("toy", [run("a-1"), run("b-1")], options)) == ["b-1"]
 
 
-@pytest.mark.parametrize("middle", [60, 300, 2500])
-@pytest.mark.parametrize("signal", ["llc", "loss", "score"])
-def test_half_of_a_logistic_in_log_step_is_done_at_its_middle(campaign, middle, signal):
-    generator = np.random.default_rng(11)
-    points = []
-    for step in sorted(log_spaced(1, 30_000, num=70, linear=10).steps):
-        curve = 1 / (1 + (middle / step) ** 3)  # logistic in log step
-        noise = 0.003 * generator.standard_normal(3)
-        estimate = Estimate(100 + 40 * (curve + noise[0]), 0.2, (), 30.0, 1.0, 100.0, 0.9, Health.OK)
-        points.append(Point(step, 3 - 2 * (curve + noise[1]), estimate, {"score": 0.1 + 0.7 * (curve + noise[2])}))
-    trajectory = Trajectory(points)
-    transition = max(find_transitions(trajectory, metric=signal), key=lambda t: abs(t.after - t.before))
-    assert transition.trend == ("down" if signal == "loss" else "up")
-    half = campaign.halfway(trajectory, transition)
-    assert transition.start < half < transition.end
-    assert abs(math.log(half / middle)) < 0.05
+@pytest.mark.parametrize("device", ["cpu", "elsewhere"])
+def test_another_experiment_s_snapshots_are_measured_and_not_trained_again(campaign, given, run, device, monkeypatch):
+    monkeypatch.setattr(campaign, "_pool", ThreadPoolExecutor)
+    names = ["a", "b"]
+    for name in names:
+        campaign.train(run(name), given().folder("others"))
+    again = [replace(run(name, killed_at=1), trained_by="others", make_probe=on_the_cpu) for name in names]
+    found = campaign.measured("toy", again, replace(given(), device=device, jobs=2))
+    assert [trajectory.steps.tolist() for trajectory in found.values()] == [sorted(run().at.steps)] * 2
+    assert not list(given().runs.rglob("*.safetensors"))
 
 
 def test_a_table_has_the_columns_that_any_row_has(campaign):
@@ -164,7 +162,7 @@ def test_a_table_has_the_columns_that_any_row_has(campaign):
 
 def test_a_table_is_printed_and_kept(campaign, given, capsys):
     given().results.mkdir(parents=True)
-    campaign.keep_table(given(), "toy", "A title", ["| a |", "| --- |", "| λ̂ |"])
-    text = "# A title\n\n| a |\n| --- |\n| λ̂ |\n"
+    campaign.keep_table(given(), "toy", ["| a |", "| --- |", "| λ̂ |"])
+    text = "# Output of `python experiments/toy.py`\n\n| a |\n| --- |\n| λ̂ |\n"
     assert (given().results / "toy.md").read_text("utf-8") == text
     assert capsys.readouterr().out == text + "\n"

@@ -107,3 +107,21 @@ def test_rates_count_every_run(jumps):
     assert row["of kind"] == "A 2"
     assert row["λ̂ starts first"] + row["the jump starts first"] + row["unclear"] == 2
     assert row["steps from λ̂'s half to the jump's, median"] == pytest.approx((400 - 500) / 2, abs=60)
+
+
+@pytest.mark.parametrize("middle", [60, 300, 2500])
+@pytest.mark.parametrize("signal", ["llc", "loss", "score"])
+def test_half_of_a_logistic_in_log_step_is_done_at_its_middle(jumps, middle, signal):
+    generator = np.random.default_rng(11)
+    points = []
+    for step in sorted(log_spaced(1, 30_000, num=70, linear=10).steps):
+        curve = 1 / (1 + (middle / step) ** 3)  # logistic in log step
+        noise = 0.003 * generator.standard_normal(3)
+        estimate = Estimate(100 + 40 * (curve + noise[0]), 0.2, (), 30.0, 1.0, 100.0, 0.9, Health.OK)
+        points.append(Point(step, 3 - 2 * (curve + noise[1]), estimate, {"score": 0.1 + 0.7 * (curve + noise[2])}))
+    trajectory = Trajectory(points)
+    transition = max(find_transitions(trajectory, metric=signal), key=lambda t: abs(t.after - t.before))
+    assert transition.trend == ("down" if signal == "loss" else "up")
+    half = jumps.halfway(trajectory, transition)
+    assert transition.start < half < transition.end
+    assert abs(math.log(half / middle)) < 0.05
