@@ -25,24 +25,27 @@ a CPU alone it is about 45 minutes a run.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 from campaign import Options, Run, keep_table, markdown, measured, options
 from induction_bump import LEAST
-from jumps import jumps, largest
+from jumps import Jump, jumps, largest
 from torch import Generator, nn
 
 from phasewatch import SGLD, Probe, Trajectory, difference, find_transitions, heads, log_spaced
+from phasewatch.callbacks.schedule import Steps
 from phasewatch.toy_tasks import attention_only, induction, markov_chains, text
 from phasewatch.toy_tasks.head_scores import prefix_matching_scores, previous_token_scores
 
 EXPERIMENT = "induction_substages"
+HEADS = "induction_substages_heads"
 SAMPLER = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=4, draws=20, burn_in=20, batch_size=32)
 QUICK = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=4, burn_in=2, batch_size=8)
+
+SCORES = ("previous_token", "prefix_matching")
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ def best_head(scores: Callable[[nn.Module, Any], Any], data: Any) -> Callable[[n
     return lambda model, batch: float(scores(model, data).argmax())
 
 
-def make_probe(model: nn.Module, device: str, *, setting: str, sampler: SGLD) -> Probe:
-    """λ̂ of the whole and of each head, and the scores."""
+def make_probe(model: nn.Module, device: str, *, setting: str, sampler: SGLD, of_heads: bool = False) -> Probe:
+    """λ̂ of the whole, and of each head if wanted, and the scores."""
     chosen = SETTINGS[setting]
     data = chosen.data
     return Probe(
@@ -96,13 +99,13 @@ def make_probe(model: nn.Module, device: str, *, setting: str, sampler: SGLD) ->
             "previous_token_head": best_head(previous_token_scores, data),
             "prefix_matching_head": best_head(prefix_matching_scores, data),
         },
-        weights=heads(model),
+        weights=heads(model) if of_heads else None,
         threads=1,
         device=device,
     )
 
 
-def runs(given: Options) -> list[Run]:
+def runs(given: Options, *, of_heads: bool = False) -> list[Run]:
     """Every setting, each seed."""
     names = ["triggers"] if given.quick else list(SETTINGS)
     return [
@@ -111,7 +114,7 @@ def runs(given: Options) -> list[Run]:
             seed=seed,
             make_model=partial(attention_only.make_model, seed, **SETTINGS[name].model),
             training=partial(attention_only.training, data=SETTINGS[name].data, seed=seed),
-            make_probe=partial(make_probe, setting=name, sampler=QUICK if given.quick else SAMPLER),
+            make_probe=partial(make_probe, setting=name, sampler=QUICK if given.quick else SAMPLER, of_heads=of_heads),
             at=log_spaced(1, 12, num=5) if given.quick else log_spaced(50, SETTINGS[name].steps, num=20, linear=16),
         )
         for name in names
@@ -119,45 +122,84 @@ def runs(given: Options) -> list[Run]:
     ]
 
 
-def row(name: str, trajectory: Trajectory) -> dict[str, object]:
+@dataclass(frozen=True)
+class Bump:
+    """Where a run's induction bump lies.
+
+    Attributes:
+        rises: the largest of each score, previous token and prefix matching.
+        first: the step at which the first of them begins.
+        last: the step at which the last of them ends.
+    """
+
+    rises: tuple[Jump, Jump]
+    first: int
+    last: int
+
+
+def bump_of(trajectory: Trajectory) -> Bump | None:
+    """The bump, if prefix matching rises above `induction_bump.LEAST`."""
+    rises = [largest(jumps(trajectory, metric, "up", least=0.0)) for metric in SCORES]
+    if trajectory.signal("prefix_matching").max() <= LEAST or rises[0] is None or rises[1] is None:
+        return None
+    both = [rise.transition for rise in rises if rise]
+    return Bump((rises[0], rises[1]), min(t.start for t in both), max(t.end for t in both))
+
+
+def runs_of_heads(given: Options, found: Mapping[str, Trajectory]) -> list[Run]:
+    """The two ends of each run's bump, or of the run where there is none, with the λ̂ of each head.
+
+    It takes nine times as long as the λ̂ of the whole, and is needed nowhere else.
+    """
+    chosen = []
+    for run in (run for run in runs(given, of_heads=True) if run.name in found):
+        bump, steps = bump_of(found[run.name]), found[run.name].steps
+        ends = (bump.first, bump.last) if bump else (int(steps[0]), int(steps[-1]))
+        chosen.append(replace(run, at=Steps(frozenset(ends)), trained_by=EXPERIMENT))
+    return chosen
+
+
+def row(name: str, trajectory: Trajectory, of_heads: Trajectory | None) -> dict[str, object]:
     """What a run shows, as a row of the table."""
     setting, _, seed = name.partition("-seed-")
-    scores = {metric: trajectory.signal(metric) for metric in ("previous_token", "prefix_matching")}
-    rises = [largest(jumps(trajectory, metric, "up", least=0.0)) for metric in scores]
+    bump = bump_of(trajectory)
+    shown: dict[str, object] = {"setting": setting, "seed": seed, "bump": "yes" if bump else "no"}
+    for metric in SCORES:
+        score = trajectory.signal(metric)
+        shown[metric.replace("_", " ")] = f"{score[0]:.2f} to {score.max():.2f}"
+    if bump:
+        shown |= sequence(trajectory, bump)
+    if of_heads:
+        shown |= {f"Δλ̂ of its head, {m.replace('_', ' ')}": change_of_head(of_heads, m) for m in SCORES}
+    return shown
+
+
+def sequence(trajectory: Trajectory, bump: Bump) -> dict[str, object]:
+    """What comes first in a bump, and what λ̂ does in it."""
+    first, second = (rise.transition for rise in bump.rises)
+    first_half, second_half = (rise.half for rise in bump.rises)
     shown: dict[str, object] = {
-        "setting": setting,
-        "seed": seed,
-        "bump": "yes" if scores["prefix_matching"].max() > LEAST and all(rises) else "no",
-        **{metric.replace("_", " "): f"{s[0]:.2f} to {s.max():.2f}" for metric, s in scores.items()},
-    }
-    if shown["bump"] == "no":
-        return shown
-    (first, first_half), (second, second_half) = ((jump.transition, jump.half) for jump in rises if jump)
-    shown |= {
         "from step": f"{first.start}, {second.start}",
         "half by step": f"{first_half:.0f}, {second_half:.0f}",
         "previous token first": "yes" if first_half < second_half else "no",
         "split": "yes" if first_half < second.start else "no",
     }
-    steps = trajectory.steps
-    at = [int(np.searchsorted(steps, step)) for step in (first.start, second.start, max(first.end, second.end))]
-    if at[0] < at[1]:
-        between = difference(trajectory[at[1]].llc, trajectory[at[0]].llc)
+    if first.start < second.start:
+        at = {point.step: point.llc for point in trajectory}
+        between = difference(at[second.start], at[first.start])
         trend = "flat" if abs(between.value) <= 2 * between.error else "up" if between.value > 0 else "down"
         shown["Δλ̂ between"] = f"{between.value:+.1f} ± {2 * between.error:.1f} ({trend})"
-    inside = [
-        t.kind.label for t in find_transitions(trajectory) if t.start < steps[at[2]] and t.end > steps[min(at[:2])]
-    ]
-    shown["kinds over the bump"] = " ".join(inside)
-    per_layer = len(trajectory[0].refined) // (1 + max(int(part[1]) for part in trajectory[0].refined))
-    for metric in scores:
-        layer, head = divmod(int(trajectory.signal(f"{metric}_head")[-1]), per_layer)
-        own = trajectory.of(f"L{layer}H{head}")
-        change = difference(own[at[2]].llc, own[min(at[:2])].llc)
-        shown[f"Δλ̂ of its head, {metric.replace('_', ' ')}"] = (
-            f"L{layer}H{head} {change.value:+.1f} ± {2 * change.error:.1f}"
-        )
-    return shown
+    inside = [t.kind.label for t in find_transitions(trajectory) if t.start < bump.last and t.end > bump.first]
+    return shown | {"kinds over the bump": " ".join(inside)}
+
+
+def change_of_head(ends: Trajectory, score: str) -> str:
+    """The head that has the best score at the end, and the change of its own λ̂."""
+    per_layer = len(ends[0].refined) // (1 + max(int(part[1]) for part in ends[0].refined))
+    layer, head = divmod(int(ends.signal(f"{score}_head")[-1]), per_layer)
+    own = ends.of(f"L{layer}H{head}")
+    change = difference(own[-1].llc, own[0].llc)
+    return f"L{layer}H{head} {change.value:+.1f} ± {2 * change.error:.1f}"
 
 
 def rates(rows: list[dict[str, object]], setting: str) -> dict[str, object]:
@@ -182,7 +224,8 @@ def main() -> None:
     """Train and measure what is missing, and print the tables."""
     given = options(__doc__, EXPERIMENT, seeds=4)
     found = measured(EXPERIMENT, runs(given), given)
-    rows = [row(name, trajectory) for name, trajectory in found.items()]
+    of_heads = measured(HEADS, runs_of_heads(given, found), replace(given, runs=given.folder(HEADS)))
+    rows = [row(name, trajectory, of_heads.get(name)) for name, trajectory in found.items()]
     groups = [(setting, list(group)) for setting, group in groupby(rows, key=lambda row: str(row["setting"]))]
     summary = [rates(group, setting) for setting, group in [*groups, ("all", rows)]]
     lines = [*markdown(summary), "", *markdown(rows)]
