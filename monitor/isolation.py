@@ -1,12 +1,15 @@
 """Measuring without a trace: random streams, threads and modes as they were before."""
 
 import random
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+
+_ALONE = threading.RLock()
 
 
 @contextmanager
@@ -36,6 +39,8 @@ def untouched_randomness(seed: int) -> Iterator[None]:
 def measuring(seed: int, device: torch.device, *, threads: int, precision: str | None) -> Iterator[None]:
     """The same arithmetic wherever a snapshot is measured: in a training loop, a worker or a replay.
 
+    What it sets belongs to the whole process, so a second thread that measures waits for the first.
+
     Args:
         seed: of the global random streams inside.
         device: where the measurement runs.
@@ -43,6 +48,7 @@ def measuring(seed: int, device: torch.device, *, threads: int, precision: str |
         precision: what `matmul_precision` returned when the probe was made; None leaves it as it is.
     """
     with ExitStack() as stack:
+        stack.enter_context(_ALONE)
         stack.enter_context(untouched_randomness(seed))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

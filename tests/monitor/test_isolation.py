@@ -1,6 +1,7 @@
 import random
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -64,6 +65,33 @@ def test_everything_is_back_after_an_exception():
 
     with pytest.raises(KeyError):
         fails()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()) == before[1:]
+
+
+def test_two_threads_take_turns_and_leave_everything_as_it_was():
+    before = torch.get_rng_state(), torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
+    inside, second_came, overlapping = [], threading.Event(), []
+
+    def measure(number):
+        if number:
+            second_came.set()
+        with measuring(number, CPU, threads=before[1] + 1 + number, precision=None):
+            inside.append(number)
+            second_came.wait(5)
+            for _ in range(100):
+                overlapping.append(inside != [number])
+                torch.rand(1000)
+            overlapping.append(torch.get_num_threads() != before[1] + 1 + number)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=measure, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(overlapping)
+    assert len(overlapping) == 202
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()) == before[1:]
 
