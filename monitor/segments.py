@@ -1,7 +1,7 @@
 """The monotone stages of a curve between its milestones, and where a milestone may lie. numpy alone."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +13,9 @@ SLOWED = 0.5
 
 PART = 0.03
 """... and each of them makes up at least this share of the change."""
+
+MAY_SLOW = 0.7
+"""A stage may be two, if its slope falls below this share: its intervals reach as far as there (measured)."""
 
 FLAT = 0.03
 """A plateau lasts while the mean slope to the milestone in it is below this share of the stage's mean slope."""
@@ -46,7 +49,7 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     Milestones are first the extrema of the curve. The smallest stage that does not hold is absorbed by its neighbours,
     until all hold. Then each stage is split where it slows down between two stretches that hold by themselves, and the
     plateaus at its two ends are cut off. The intervals come from doing the last again, for each milestone, on curves
-    drawn from the posterior.
+    drawn from the posterior; that of a stage that may be two reaches to where the other would begin.
 
     Args:
         curve: the smoothed series.
@@ -66,7 +69,7 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     z = UNKNOWN * np.random.default_rng(0).normal(size=(DRAWS, curve.value_root.shape[1]))
     z = np.concatenate([np.zeros((1, z.shape[1])), z])  # the first of the draws is the curve itself
     values, slopes = curve.value + z @ curve.value_root.T, curve.slope + z @ curve.slope_root.T
-    return [_segment(curve.x, values, slopes, parts, k) for k in range(len(parts))]
+    return [_that_may_be_two(_segment(curve.x, values, slopes, parts, k), curve) for k in range(len(parts))]
 
 
 def _monotone(value: np.ndarray, holds: Callable[[int, int], bool]) -> list[tuple[int, int]]:
@@ -91,20 +94,29 @@ def _monotone(value: np.ndarray, holds: Callable[[int, int], bool]) -> list[tupl
 def _split_at_slow_downs(
     curve: Curve, start: int, end: int, holds: Callable[[int, int], bool], surely: Callable[[np.ndarray], bool]
 ) -> Iterator[tuple[int, int]]:
-    speed = curve.slope[start : end + 1] * np.sign(curve.value[end] - curve.value[start])
-    before, after = np.maximum.accumulate(speed), np.maximum.accumulate(speed[::-1])[::-1]
-    dip = speed / np.minimum(before, after).clip(min=1e-9 * np.abs(speed).max())
+    speed, dip = _dips(curve, start, end)
     for i in np.argsort(dip):
         if dip[i] > SLOWED:
             break
         middle = start + int(i)
-        parts = np.abs(curve.value[[start, end]] - curve.value[middle])
-        large = parts.min() >= PART * abs(curve.value[end] - curve.value[start])
-        if large and _slows_down(curve, speed, start, int(i), surely) and holds(start, middle) and holds(middle, end):
+        if _slows_down(curve, speed, start, int(i), surely) and holds(start, middle) and holds(middle, end):
             yield from _split_at_slow_downs(curve, start, middle, holds, surely)
             yield from _split_at_slow_downs(curve, middle, end, holds, surely)
             return
     yield start, end
+
+
+def _dips(curve: Curve, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """The slope along a stage, in its direction, and as a share of the lower of the peaks before and after.
+
+    The share is infinite where too little of the stage's change lies to one side.
+    """
+    value = curve.value[start : end + 1]
+    speed = curve.slope[start : end + 1] * np.sign(value[-1] - value[0])
+    before, after = np.maximum.accumulate(speed), np.maximum.accumulate(speed[::-1])[::-1]
+    dip = speed / np.minimum(before, after).clip(min=1e-9 * np.abs(speed).max())
+    parts = np.minimum(np.abs(value - value[0]), np.abs(value - value[-1]))
+    return speed, np.where(parts >= PART * abs(value[-1] - value[0]), dip, np.inf)
 
 
 def _slows_down(curve: Curve, speed: np.ndarray, start: int, dip: int, surely: Callable[[np.ndarray], bool]) -> bool:
@@ -155,6 +167,19 @@ def _segment(x: np.ndarray, values: np.ndarray, slopes: np.ndarray, parts: list[
     start = int(starts[0])
     end = max(int(ends[0]), start + 1)
     return Segment(start, end, _interval(starts, n), _interval(ends, n))
+
+
+def _that_may_be_two(stage: Segment, curve: Curve) -> Segment:
+    """With intervals that reach to where it may slow down, if it does so too little or too unsurely to be split."""
+    slow = stage.start + np.flatnonzero(_dips(curve, stage.start, stage.end)[1] <= MAY_SLOW)
+    if not len(slow):
+        return stage
+    (first, latest), (earliest, last) = stage.start_interval, stage.end_interval
+    return replace(
+        stage,
+        start_interval=(first, max(latest, int(slow[-1]))),
+        end_interval=(min(earliest, int(slow[0])), last),
+    )
 
 
 def _milestone(values: np.ndarray, slopes: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:

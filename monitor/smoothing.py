@@ -1,7 +1,9 @@
 """A series without its noise: a spline against log step, and how well it is known. numpy and scipy alone."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -43,13 +45,20 @@ class Doubt:
     correlation: float
 
 
-UNKNOWN = 1.25
+class Doubts(NamedTuple):
+    """A series' doubt about its shape, and the larger one about the signs of its changes."""
+
+    shape: Doubt
+    signs: Doubt
+
+
+UNKNOWN = 1.5
 """Errors are so many times what the posterior says, which takes the noise and the bends for known (measured)."""
 
-ALONE = Doubt(0.25, 3.0)
+ALONE = Doubts(shape=Doubt(0.25, 3.0), signs=Doubt(0.25, 4.5))
 """For a series of which nothing else tells what is noise: a wander is noise if it may be."""
 
-WITNESSED = Doubt(0.0, 2.0)
+WITNESSED = Doubts(shape=Doubt(0.0, 2.0), signs=Doubt(0.05, 4.5))
 """For a series whose changes are judged by something else too."""
 
 
@@ -104,7 +113,7 @@ class Curve:
         return UNKNOWN * float(np.linalg.norm(self.value_root[end] - self.value_root[start]))
 
 
-def smooth(x: np.ndarray, y: np.ndarray, doubt: Doubt = ALONE) -> Curve:
+def smooth(x: np.ndarray, y: np.ndarray, doubt: Doubt = ALONE.shape) -> Curve:
     """The cubic smoothing spline of a series whose noise and whose bends differ along it.
 
     The spline minimises rᵀ C⁻¹ r + ρ·∫(f″ / b)², r = y − f, which is the posterior mean of f under a prior of
@@ -122,10 +131,15 @@ def smooth(x: np.ndarray, y: np.ndarray, doubt: Doubt = ALONE) -> Curve:
     Returns:
         The curve at the same positions.
     """
+    return smooth_with_each(x, y, [doubt])[0]
+
+
+def smooth_with_each(x: np.ndarray, y: np.ndarray, doubts: Sequence[Doubt]) -> list[Curve]:
+    """The curve of each of several doubts, in hardly more time than one; see `smooth`."""
     level, scale = float(np.median(y)), float(np.std(y))
     u = (y - level) / scale if scale > 0 else np.zeros(len(y))
     with _linear_algebra().limit(limits=1):  # threads wait for each other longer than matrices this small take
-        return _fitted(_Spline(x), x, u, level, scale, doubt)
+        return _fitted(_Spline(x), x, u, level, scale, doubts)
 
 
 @functools.cache
@@ -134,26 +148,34 @@ def _linear_algebra() -> ThreadpoolController:
     return ThreadpoolController().select(internal_api="openblas")
 
 
-def _fitted(spline: "_Spline", x: np.ndarray, u: np.ndarray, level: float, scale: float, doubt: Doubt) -> Curve:
+def _fitted(
+    spline: "_Spline", x: np.ndarray, u: np.ndarray, level: float, scale: float, doubts: Sequence[Doubt]
+) -> list[Curve]:
     noise, bends = _spikes(u), np.ones(len(spline.knots))
     for _ in range(ROUNDS):
-        fit = spline.fit(_Moments(spline.value, u, noise), bends, CORRELATIONS[1], 0.0)
+        fit = spline.fits(_Moments(spline.value, u, noise), bends, CORRELATIONS[1]).stiffest(0.0)
         noise = _local_noise(u - spline.value @ fit.mean, spline.value @ fit.root, fit.sigma * noise)
         bends = _local_bends(spline.bend @ fit.mean)
     moments = _Moments(spline.value, u, noise)
-    fits = [spline.fit(moments, bends, correlation, doubt.stiffness) for correlation in CORRELATIONS]
-    least = max(fit.evidence for fit in fits) - doubt.correlation
-    fit = [fit for fit in fits if fit.evidence >= least][-1]
-    return Curve(
-        x=x,
-        value=level + scale * spline.value @ fit.mean,
-        slope=scale * spline.slope @ fit.mean,
-        noise=scale * fit.sigma * noise,
-        correlation=fit.correlation,
-        freedom=fit.freedom,
-        value_root=scale * spline.value @ fit.root,
-        slope_root=scale * spline.slope @ fit.root,
-    )
+    every = [spline.fits(moments, bends, correlation) for correlation in CORRELATIONS]
+    curves = []
+    for doubt in doubts:
+        fits = [of_one.stiffest(doubt.stiffness) for of_one in every]
+        least = max(fit.evidence for fit in fits) - doubt.correlation
+        fit = [fit for fit in fits if fit.evidence >= least][-1]
+        curves.append(
+            Curve(
+                x=x,
+                value=level + scale * spline.value @ fit.mean,
+                slope=scale * spline.slope @ fit.mean,
+                noise=scale * fit.sigma * noise,
+                correlation=fit.correlation,
+                freedom=fit.freedom,
+                value_root=scale * spline.value @ fit.root,
+                slope_root=scale * spline.slope @ fit.root,
+            )
+        )
+    return curves
 
 
 @dataclass(frozen=True)
@@ -178,31 +200,42 @@ class _Spline:
         gaps = np.diff(self.knots)
         self.mass = np.diag(np.append(gaps, 0) + np.append(0, gaps)) / 3 + np.diag(gaps, 1) / 6 + np.diag(gaps, -1) / 6
 
-    def fit(self, moments: "_Moments", bends: np.ndarray, correlation: float, doubt: float) -> _Fit:
-        # In the basis that diagonalises both terms every ρ costs O(knots).
+    def fits(self, moments: "_Moments", bends: np.ndarray, correlation: float) -> "_Fits":
+        """Those of every stiffness, with one correlation of the noise."""
+        return _Fits(self.bend / bends[:, None], self.mass, moments, correlation)
+
+
+class _Fits:
+    """Posteriors of all stiffnesses ρ, each in O(knots), in the basis that diagonalises data and roughness both."""
+
+    def __init__(self, bend: np.ndarray, mass: np.ndarray, moments: "_Moments", correlation: float) -> None:
         n = moments.points
         precision, pull, squares = moments.whitened(correlation)
-        bend = self.bend / bends[:, None]
-        roughness, vectors = eigh(bend.T @ self.mass @ bend, precision)
+        roughness, self._vectors = eigh(bend.T @ mass @ bend, precision)
         roughness = roughness[2:].clip(
             min=max(1e-15 * roughness[-1], np.finfo(float).tiny)
         )  # the first two are the straight line's
-        z = vectors.T @ pull
+        self._z = z = self._vectors.T @ pull
         left_over = max(float(squares - z @ z), 0.0)
         rho = np.geomspace(1e-3 / roughness[-1], 1e3 / roughness[0], 100)[:, None]
-        kept_out = rho * roughness / (1 + rho * roughness)
-        variance = (left_over + kept_out @ z[2:] ** 2) / (n - 2)
-        evidence = (np.log(kept_out).sum(axis=1) - (n - 2) * np.log(variance + np.finfo(float).eps ** 2)) / 2
-        at = int(np.flatnonzero(evidence >= evidence.max() - doubt)[-1])
-        shrink = np.concatenate([[1.0, 1.0], 1 - kept_out[at]])
-        sigma = float(np.sqrt(variance[at]))
+        self._kept_out = rho * roughness / (1 + rho * roughness)
+        self._variance = (left_over + self._kept_out @ z[2:] ** 2) / (n - 2)
+        likelihood = np.log(self._kept_out).sum(axis=1) - (n - 2) * np.log(self._variance + np.finfo(float).eps ** 2)
+        self._correlation = correlation
+        self._evidence = (likelihood - (n - 1) * np.log(1 - correlation**2)) / 2
+
+    def stiffest(self, doubt: float) -> _Fit:
+        """The one of the largest ρ whose log likelihood is within `doubt` of the best."""
+        at = int(np.flatnonzero(self._evidence >= self._evidence.max() - doubt)[-1])
+        shrink = np.concatenate([[1.0, 1.0], 1 - self._kept_out[at]])
+        sigma = float(np.sqrt(self._variance[at]))
         return _Fit(
-            mean=vectors @ (shrink * z),
-            root=sigma * vectors * np.sqrt(shrink),
+            mean=self._vectors @ (shrink * self._z),
+            root=sigma * self._vectors * np.sqrt(shrink),
             sigma=sigma,
-            correlation=correlation,
+            correlation=self._correlation,
             freedom=float(shrink.sum()),
-            evidence=float(evidence[at] - (n - 1) / 2 * np.log(1 - correlation**2)),
+            evidence=float(self._evidence[at]),
         )
 
 

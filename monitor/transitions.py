@@ -15,7 +15,7 @@ from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimate import json_number
 from phasewatch.monitor.numerals import integer, percent
 from phasewatch.monitor.segments import Segment, stages
-from phasewatch.monitor.smoothing import ALONE, WITNESSED, Curve, Doubt, log_steps, smooth
+from phasewatch.monitor.smoothing import ALONE, WITNESSED, Curve, log_steps, smooth, smooth_with_each
 from phasewatch.monitor.trajectory import Point, Trajectory
 from phasewatch.monitor.uncertainty import standard_error
 
@@ -29,6 +29,9 @@ CONFIDENT = 0.95
 
 CLEAR = 1.5
 """Of how many standard errors a slow-down is at least."""
+
+FEWEST_FREEDOM = 2.5
+"""A curve that follows its points closely leaves its noise this many degrees of freedom (measured)."""
 
 PICKED = 16
 """Chains' p-values are multiplied by this, since the two ends of a stage were picked for being far apart (measured)."""
@@ -80,8 +83,8 @@ class Transition:
         llc_before: smoothed λ̂ at `start`.
         llc_after: smoothed λ̂ at `end`.
         llc_error: `llc_change ± 2 * llc_error` is to hold the true change in 95 % of cases (of simulated ones, 93 %):
-            the larger of what the paired
-            differences of the chains and the scatter of the points around the smoothed curve give.
+            the scatter of the points around the
+            smoothed curve and the paired differences of the chains together.
         loss_trend: "up", "flat" or "down".
         llc_trend: "up", "flat" or "down".
         confidence: probability that the sign of the signal's change is right, by the more doubtful of the same two.
@@ -258,9 +261,7 @@ def _judged_now(usable: Trajectory, metric: str, min_effect: float) -> list[Tran
     if len(usable) < FEWEST:
         return []
     x = log_steps(usable.steps)
-    chains = _usable_chains(usable) if metric == "llc" else None
-    doubt = WITNESSED if metric == "loss" or chains is not None else ALONE
-    judged = _Judged(smooth(x, usable.signal(metric), doubt), chains)
+    judged = _Judged.signal(x, usable, metric)
 
     def holds(start: int, end: int) -> bool:
         least = min_effect * judged.range_so_far[end]
@@ -273,19 +274,13 @@ def _judged_now(usable: Trajectory, metric: str, min_effect: float) -> list[Tran
     found = stages(judged.curve, holds, judged.surely)
     if not found:
         return []
-    loss = judged.curve if metric == "loss" else _known(x, usable.loss, WITNESSED)
-    llc = judged
-    if metric != "llc":
-        chains = _usable_chains(usable)
-        curve = _known(x, usable.llc, ALONE if chains is None else WITNESSED)
-        llc = None if curve is None else _Judged(curve, chains)
+    loss, llc = judged.curve if metric == "loss" else None, judged if metric == "llc" else None
+    if loss is None and np.isfinite(usable.loss).all():
+        loss = smooth(x, usable.loss, WITNESSED.shape)
+    if llc is None and np.isfinite(usable.llc).all():
+        llc = _Judged.signal(x, usable, "llc")
     transitions = (_transition(usable, judged, llc, loss, stage, metric) for stage in found)
     return [transition for transition in transitions if transition.confidence >= CONFIDENT]
-
-
-def _known(x: np.ndarray, values: np.ndarray, doubt: Doubt) -> Curve | None:
-    """The curve of a signal that every point carries."""
-    return smooth(x, values, doubt) if np.isfinite(values).all() else None
 
 
 def _usable_chains(usable: Trajectory) -> np.ndarray | None:
@@ -298,13 +293,28 @@ def _usable_chains(usable: Trajectory) -> np.ndarray | None:
 
 
 class _Judged:
-    """A signal's curve, and its chains if it has any: what it takes to judge a change between two indices."""
+    """A signal's curves, and its chains if it has any: what it takes to judge a change between two indices.
 
-    def __init__(self, curve: Curve, chains: np.ndarray | None) -> None:
+    Args:
+        curve: with its likeliest shape.
+        cautious: with more of it taken for noise that neighbours share, which has a say in what is sure.
+        chains: shape (point, chain).
+    """
+
+    def __init__(self, curve: Curve, cautious: Curve, chains: np.ndarray | None) -> None:
         self.curve = curve
+        self.cautious = cautious
         self.chains = chains
         highest, lowest = np.maximum.accumulate(curve.value), np.minimum.accumulate(curve.value)
         self.range_so_far = np.maximum(highest - lowest, 0.25 * np.maximum(highest, -lowest))
+
+    @classmethod
+    def signal(cls, x: np.ndarray, usable: Trajectory, metric: str) -> "_Judged":
+        """That of the points, at positions x."""
+        chains = _usable_chains(usable) if metric == "llc" else None
+        doubts = WITNESSED if metric == "loss" or chains is not None else ALONE
+        curve, cautious = smooth_with_each(x, usable.signal(metric), doubts)
+        return cls(curve, cautious, chains)
 
     def change(self, start: int, end: int) -> float:
         return float(self.curve.value[end] - self.curve.value[start])
@@ -312,31 +322,31 @@ class _Judged:
     def error_and_confidence(self, start: int, end: int) -> tuple[float, float]:
         """An error such that ± 2 of it hold the change in 95 % of cases, and the probability that its sign is right.
 
-        Two doubts, of which the larger counts. The scatter of the points around the curve holds each checkpoint's own
-        jitter, which all chains share. Its t has as many degrees of freedom as the curve leaves, at least two, and its
-        p-value is multiplied by the number of points, among which the two were picked for being far apart.
+        The scatter of the points around the curve holds each checkpoint's own jitter, which all chains share. Its t has
+        as many degrees of freedom as the curve leaves, and its p-value is multiplied by those that the curve has:
+        between so many places the two were picked for being far apart. How far neighbours share their noise is badly
+        known, so that the cautious curve is asked too whether there is a change of this sign.
 
-        The chains hold the sampling noise that neighbouring points share. They are averaged over three points at each
-        place. How far they disagree about the change is all that they tell: the jitter that they share is the curve's
-        to judge, so that the change itself is the curve's. That they agree is judged by Student's t and by Wilcoxon's
-        signed ranks, of which the surer counts: few chains have no small rank probability, and a single stray one
-        spoils a t. The p-value is multiplied by `PICKED`.
+        The chains hold the sampling noise that neighbouring points share, which no curve sees. They are averaged over
+        three points at each place. How far they disagree about the change is all that they tell: the change itself is
+        the curve's. That they agree is judged by Student's t and by Wilcoxon's signed ranks, of which the surer counts:
+        few chains have no small rank probability, and a single stray one spoils a t. The p-value is multiplied by
+        `PICKED`.
+
+        The largest doubt counts. The errors of curve and chains are independent, and add up as variances.
         """
-        change, n = self.change(start, end), len(self.curve.x)
-        error, confidence = self.curve.change_error(start, end), 1.0
-        if error > 0:
-            freedom = max(n - self.curve.freedom, 2.0)
-            confidence -= min(0.5, 2 * n * float(stdtr(freedom, -abs(change) / error)))
-            error *= float(stdtrit(freedom, 0.975)) / 2
+        change = self.change(start, end)
+        doubts = [2 * self.curve.freedom * _doubt(self.curve, start, end, change)]
+        doubts.append(_doubt(self.cautious, start, end, change))
+        error = self.curve.change_error(start, end) * float(stdtrit(_freedom(self.curve), 0.975)) / 2
         if self.chains is not None:
             along = _along(self.chains, start, end)
             variance, freedom = wander(along)
             differences = (along[-1] - along[0]) * np.sign(change)
             differences += abs(change) - differences.mean()
-            doubt = disagreement(differences, variance, freedom)
-            confidence = min(confidence, 1 - min(0.5, 2 * PICKED * doubt))
-            error = max(error, standard_error(along[-1] - along[0]))
-        return error, confidence
+            doubts.append(2 * PICKED * disagreement(differences, variance, freedom))
+            error = math.hypot(error, standard_error(along[-1] - along[0]))
+        return error, 1 - min(0.5, max(doubts))
 
     def surely(self, weights: np.ndarray) -> bool:
         """Whether a weighted sum of the series is not zero, by the curve and by the chains."""
@@ -344,6 +354,18 @@ class _Judged:
         if abs(total) <= CLEAR * np.linalg.norm(weights @ self.curve.value_root):
             return False
         return self.chains is None or disagreement(weights @ self.chains * np.sign(total)) <= 1 - CONFIDENT
+
+
+def _freedom(curve: Curve) -> float:
+    """The degrees of freedom with which the noise around a curve is known."""
+    return max(len(curve.x) - curve.freedom, FEWEST_FREEDOM)
+
+
+def _doubt(curve: Curve, start: int, end: int, change: float) -> float:
+    """The probability that noise alone would make a curve change so much in the direction of `change`."""
+    error = curve.change_error(start, end)
+    moved = float(curve.value[end] - curve.value[start]) * math.copysign(1, change)
+    return float(stdtr(_freedom(curve), -moved / error)) if error > 0 else 0.0
 
 
 def _along(chains: np.ndarray, start: int, end: int) -> np.ndarray:

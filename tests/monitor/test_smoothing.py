@@ -24,14 +24,14 @@ def test_noise_and_error_of_a_change_are_those_of_repeated_draws(n):
     a, b = n // 5, 4 * n // 5
     changes, errors, noises = [], [], []
     for seed in range(200):
-        curve = smooth(x, truth + np.random.default_rng(seed).normal(0, 0.7, n), WITNESSED)
+        curve = smooth(x, truth + np.random.default_rng(seed).normal(0, 0.7, n), WITNESSED.shape)
         changes.append(curve.value[b] - curve.value[a])
         errors.append(curve.change_error(a, b))
         noises.append(np.median(curve.noise))
     assert np.median(noises) == pytest.approx(0.7, rel=0.1)
     assert np.mean(changes) == pytest.approx(truth[b] - truth[a], abs=0.5 * np.std(changes))
     assert np.std(changes) < 0.6
-    assert 0.9 < np.median(errors) / np.std(changes) < 1.5  # rather too large than too small: `UNKNOWN`
+    assert 0.9 < np.median(errors) / np.std(changes) < 1.7  # rather too large than too small: `UNKNOWN`
 
 
 def test_covariances_are_those_of_the_spline_as_a_posterior_mean():
@@ -114,5 +114,5 @@ def test_the_noise_of_neighbours_is_told_from_the_curve(correlation):
         noise = np.random.default_rng(seed).normal(size=200)
         for i in range(1, 200):
             noise[i] = correlation * noise[i - 1] + np.sqrt(1 - correlation**2) * noise[i]
-        seen.append(smooth(x, 30 * np.tanh(3 * (x - 4)) + noise, WITNESSED).correlation)
+        seen.append(smooth(x, 30 * np.tanh(3 * (x - 4)) + noise, WITNESSED.shape).correlation)
     assert np.median(seen) == pytest.approx(correlation, abs=0.2)
