@@ -209,8 +209,8 @@ def _shade_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
 def _label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: float) -> None:
     """Above each stage a bar from start to end, whiskers over the intervals of both, and its kind.
 
-    Bars whose whiskers meet lie in two rows. A kind that would touch that of a longer stage is left out; `letter` is
-    the width of one as a share of the axis.
+    Bars whose whiskers meet lie in different rows, of which there are three. A kind that would touch that of a longer
+    stage is left out; `letter` is the width of one as a share of the axis.
     """
     to_axis = panel.xaxis.get_transform()
     low, high = to_axis.transform(np.array(panel.get_xlim()))
@@ -219,10 +219,10 @@ def _label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: flo
         """Steps as shares of the axis."""
         return (np.clip(to_axis.transform(np.array(steps, dtype=float)), low, high) - low) / (high - low)
 
-    reach, rows = [-1.0, -1.0], []
+    reach, rows = [-1.0, -1.0, -1.0], []
     for stage in transitions:
         first, last = across(min(stage.start, stage.start_interval[0]), max(stage.end, stage.end_interval[1]))
-        row = 0 if first > reach[0] + 0.01 or reach[0] >= reach[1] > first else 1
+        row = next((i for i, end in enumerate(reach) if first > end + 0.01), int(np.argmin(reach)))
         reach[row] = last
         rows.append(row)
     for stage, row in zip(transitions, rows, strict=True):

@@ -58,7 +58,7 @@ UNKNOWN = 1.5
 ALONE = Doubts(shape=Doubt(0.25, 3.0), signs=Doubt(0.25, 4.5))
 """For a series of which nothing else tells what is noise: a wander is noise if it may be."""
 
-WITNESSED = Doubts(shape=Doubt(0.0, 2.0), signs=Doubt(0.05, 4.5))
+WITNESSED = Doubts(shape=Doubt(0.0, 2.0), signs=Doubt(0.1, 4.5))
 """For a series whose changes are judged by something else too."""
 
 
