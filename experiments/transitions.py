@@ -11,7 +11,7 @@ wrong sign, or more than one.
 
 experiments/results/transitions.md has the tables.
 
-    python experiments/transitions.py [--quick] [--first-seed 30000]
+    python experiments/transitions.py [--quick] [--first-seed 50000]
 """
 
 import argparse
@@ -40,7 +40,7 @@ from scenarios import Scenario  # noqa: E402  # pyright: ignore[reportMissingImp
 TUNING = 10_000
 """The first seed of the trajectories that the alternatives are tuned on."""
 
-FRESH = 30_000
+FRESH = 50_000
 """The first seed of the trajectories that all are judged on, which nothing was tuned on."""
 
 
@@ -186,7 +186,7 @@ def table(trials: Sequence[Scenario], tuning: Sequence[Scenario]) -> None:
               f"{s.late_error:.2f} |", flush=True)  # fmt: skip
 
 
-def doubt(trials: Sequence[Scenario]) -> None:
+def doubt(trials: Sequence[Scenario], name: str) -> None:
     """Whether confidence, error and intervals mean what they say."""
     signs: list[tuple[float, bool]] = []
     changes, boundaries = [], []
@@ -203,7 +203,7 @@ def doubt(trials: Sequence[Scenario]) -> None:
             for interval, at in [(t.start_interval, stage.start), (t.end_interval, stage.end)]:
                 if interval is not None:
                     boundaries.append(interval[0] - 1 <= at <= interval[1] + 1)
-    print(f"\n## Doubt, on the same {len(trials)}\n")
+    print(f"\n## Doubt, {len(trials)} trajectories, {name}\n")
     for low, high in [(0.95, 0.99), (0.99, 0.999), (0.999, 1.01)]:
         right = [ok for confidence, ok in signs if low <= confidence < high]
         if right:
@@ -259,7 +259,8 @@ def main() -> None:
     quick, first = options.quick, options.first_seed
     trials = [scenarios.staged(first + seed) for seed in range(12 if quick else 300)]
     speed()
-    doubt(trials)
+    doubt(trials, "no chains")
+    doubt([scenarios.staged(first + seed, chains=6) for seed in range(len(trials))], "6 chains")
     false_alarms(first, 4 if quick else 112)
     table(trials[:100], [scenarios.staged(TUNING + seed) for seed in range(6 if quick else 25)])
 

@@ -82,15 +82,15 @@ class Transition:
         loss_after: smoothed loss at `end`.
         llc_before: smoothed λ̂ at `start`.
         llc_after: smoothed λ̂ at `end`.
-        llc_error: `llc_change ± 2 * llc_error` is to hold the true change in 95 % of cases (of simulated ones, 93 %):
-            the scatter of the points around the
-            smoothed curve and the paired differences of the chains together.
+        llc_error: `llc_change ± 2 * llc_error` is to hold the true change in 95 % of cases (of simulated ones, 95.1 %):
+            the scatter of the points around the smoothed curve, and the paired differences of the chains, together.
         loss_trend: "up", "flat" or "down".
         llc_trend: "up", "flat" or "down".
-        confidence: probability that the sign of the signal's change is right, by the more doubtful of the same two.
+        confidence: probability that the sign of the signal's change is right, by the most doubtful of the curve, of one
+            that takes more of the points' scatter for noise that neighbours share, and of the chains.
         provisional: True while later points may still move it or take it back.
-        start_interval: a 95 % interval of `start` in training steps; such intervals held 91 % of simulated boundaries
-            (experiments/transitions.py).
+        start_interval: a 95 % interval of `start` in training steps; such intervals held 94.6 % of simulated boundaries
+            (experiments/transitions.py). It reaches far into a stage that may be two.
         end_interval: the same of `end`.
         metric: the signal whose stage this is: "llc", "loss" or the name of a metric. The other changes are those over
             the same stretch.
