@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scenarios import correlated
 from scipy.interpolate import CubicSpline
 
-from phasewatch.monitor.smoothing import UNKNOWN, WITNESSED, log_steps, smooth
+from phasewatch.monitor.smoothing import ALONE, UNKNOWN, WITNESSED, log_steps, smooth, smooth_with_each
 
 
 def test_step_zero_lies_one_gap_before_the_first():
@@ -116,3 +117,23 @@ def test_the_noise_of_neighbours_is_told_from_the_curve(correlation):
             noise[i] = correlation * noise[i - 1] + np.sqrt(1 - correlation**2) * noise[i]
         seen.append(smooth(x, 30 * np.tanh(3 * (x - 4)) + noise, WITNESSED.shape).correlation)
     assert np.median(seen) == pytest.approx(correlation, abs=0.2)
+
+
+def test_the_curve_of_each_doubt_is_the_one_that_it_has_by_itself():
+    x = np.linspace(0, 8, 60)
+    noise = correlated(np.random.default_rng(3), 60, 0.6)[:, 0]
+    doubts = [*ALONE, *WITNESSED]
+    for curve, doubt in zip(smooth_with_each(x, 5 * np.tanh(x - 4) + noise, doubts), doubts, strict=True):
+        alone = smooth(x, 5 * np.tanh(x - 4) + noise, doubt)
+        np.testing.assert_array_equal(curve.value, alone.value)
+        np.testing.assert_array_equal(curve.value_root, alone.value_root)
+
+
+def test_more_doubt_takes_more_for_noise_that_neighbours_share():
+    x = np.linspace(0, 8, 60)
+    changes = []
+    for seed in range(40):
+        wander = correlated(np.random.default_rng(seed), 60, 0.9)[:, 0]
+        changes.append([np.ptp(curve.value) for curve in smooth_with_each(x, wander, WITNESSED)])
+    by_shape, by_signs = np.mean(changes, axis=0)
+    assert by_signs < 0.9 * by_shape
