@@ -170,15 +170,20 @@ def _segment(x: np.ndarray, values: np.ndarray, slopes: np.ndarray, parts: list[
 
 
 def _that_may_be_two(stage: Segment, curve: Curve) -> Segment:
-    """With intervals that reach to where it may slow down, if it does so too little or too unsurely to be split."""
-    slow = stage.start + np.flatnonzero(_dips(curve, stage.start, stage.end)[1] <= MAY_SLOW)
-    if not len(slow):
-        return stage
+    """With intervals that reach to where it may slow down, if it does so too little or too unsurely to be split.
+
+    The larger of the two parts is taken for the stage, so that what may be a part by itself moves its start, or its
+    end.
+    """
+    value = curve.value[stage.start : stage.end + 1]
+    slow = np.flatnonzero(_dips(curve, stage.start, stage.end)[1] <= MAY_SLOW)
+    early = np.abs(value[slow] - value[0]) < np.abs(value[slow] - value[-1])
+    starts, ends = stage.start + slow[early], stage.start + slow[~early]
     (first, latest), (earliest, last) = stage.start_interval, stage.end_interval
     return replace(
         stage,
-        start_interval=(first, max(latest, int(slow[-1]))),
-        end_interval=(min(earliest, int(slow[0])), last),
+        start_interval=(first, int(max([latest, *starts]))),
+        end_interval=(int(min([earliest, *ends])), last),
     )
 
 
