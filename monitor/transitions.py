@@ -89,8 +89,8 @@ class Transition:
         confidence: probability that the sign of the signal's change is right, by the most doubtful of the curve, of one
             that takes more of the points' scatter for noise that neighbours share, and of the chains.
         provisional: True while later points may still move it or take it back.
-        start_interval: a 95 % interval of `start` in training steps; such intervals held 93 % of simulated boundaries, and 91 %
-            where chains wander (experiments/transitions.py). It reaches far into a stage that may be two.
+        start_interval: a 95 % interval of `start` in training steps. Such intervals held 93 % of simulated boundaries,
+            and 91 % where chains wander (experiments/transitions.py). It reaches far into a stage that may be two.
         end_interval: the same of `end`.
         metric: the signal whose stage this is: "llc", "loss" or the name of a metric. The other changes are those over
             the same stretch.
