@@ -145,6 +145,16 @@ def test_the_same_kinds_from_25_of_the_published_points(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_kinds_without_a_fifth_of_the_points(seed):
+    trajectory, found = published(seed), []
+    for trial in range(10):
+        kept = np.random.default_rng(trial).random(len(trajectory)) < 0.8
+        found.append(merged(find_transitions(Trajectory(p for p, keep in zip(trajectory, kept, strict=True) if keep))))
+    assert found.count("ABA") >= 9
+    assert set(found) <= {"ABA", "AB"}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_same_kinds_with_more_noise(seed):
     trajectory = published(seed)
     found = []
