@@ -4,7 +4,7 @@ Simulated trajectories come from tests/scenarios.py: one to five stages of rando
 slow-downs, correlated noise that differs along the curve, outliers. A stage counts as found when a transition of its
 sign shares more than half of the shorter one's length in log steps with it, each with one at most. The alternatives
 have two free numbers each, tuned for the best F1 on other trajectories of the same kind; `find_transitions` has its
-defaults. None of the seeds that are reported was looked at before.
+defaults. Nothing was chosen on the seeds that are reported.
 
 A false alarm is a trajectory with a transition that isn't there: any on a flat one; on a monotone one, any of the
 wrong sign, or more than one.
