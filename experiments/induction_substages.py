@@ -20,7 +20,7 @@ and all with 16 triggers among them. Where previous token begins first, λ̂ ris
 the previous-token head rises by 2 to 83, that of the induction head changes by -11 to +9. In 10,000 steps of text no
 induction head formed (prefix matching 0.04).
 
-Costs 6 to 15 minutes a run on one CPU core, text an hour. The fourteen runs of "triggers", "4-triggers", "markov" and
+Costs 6 to 15 minutes a run on one CPU core, text more. The fourteen runs of "triggers", "4-triggers", "markov" and
 "text" were measured on a GPU, with the λ̂ of each head at every point.
 
     python experiments/induction_substages.py [--seeds 4] [--jobs 2] [--only wide] [--device cuda --train-on cuda]

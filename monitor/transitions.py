@@ -336,8 +336,10 @@ class _Judged:
         The largest doubt counts. The errors of curve and chains are independent, and add up as variances.
         """
         change = self.change(start, end)
-        doubts = [2 * self.curve.freedom * _doubt(self.curve, start, end, change)]
-        doubts.append(_doubt(self.cautious, start, end, change))
+        doubts = [
+            2 * self.curve.freedom * _doubt(self.curve, start, end, change),
+            _doubt(self.cautious, start, end, change),
+        ]
         error = self.curve.change_error(start, end) * float(stdtrit(_freedom(self.curve), 0.975)) / 2
         if self.chains is not None:
             along = _along(self.chains, start, end)

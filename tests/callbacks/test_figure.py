@@ -114,6 +114,16 @@ def test_bars_and_whiskers_stand_at_the_stages_and_their_intervals(steps):
     assert [round(whisker[2]) for whisker in whiskers] == [low, low, high, high, low, low]
 
 
+def test_bars_whose_whiskers_all_meet_lie_in_three_rows():
+    stages = [
+        a_transition(Kind.A, 3, 30, starts=(1, 5), ends=(20, 120)),
+        a_transition(Kind.A, 35, 200, starts=(20, 90), ends=(150, 600)),
+        a_transition(Kind.A, 210, 900, starts=(100, 600), ends=(800, 1000)),
+    ]
+    bars = above_the_stages(draw_trajectory(a_curve((1, 3, 10, 30, 100, 300, 1000)), stages), "None")
+    assert len({round(bar[2]) for bar in bars}) == 3
+
+
 def test_a_provisional_bar_is_hollow():
     solid, hollow = (draw_trajectory(a_curve(), [a_transition(provisional=p)]) for p in (False, True))
     assert len(above_the_stages(solid, "None")) == 1

@@ -287,6 +287,13 @@ def test_the_error_is_that_of_the_curve_and_that_of_paired_differences_together(
     assert both == pytest.approx(np.hypot(of_the_curve, standard_error(moved)), rel=0.05)
 
 
+def test_the_cautious_curve_has_a_say_in_what_is_sure(monkeypatch):
+    assert kinds(find_transitions(rise_and_fall())) == "AB"
+    all_noise = smoothing.ALONE._replace(signs=smoothing.Doubt(np.inf, np.inf))  # a straight line, which rises
+    monkeypatch.setattr(transitions, "ALONE", all_noise)
+    assert "B" not in kinds(find_transitions(rise_and_fall()[:-1]))
+
+
 def test_chains_that_disagree_about_a_change_veto_it():
     points = rise_and_fall()
     scatter = np.array([-1.0, 1.0, -0.5, 0.5])
