@@ -33,7 +33,6 @@ from itertools import groupby
 from typing import Any
 
 from campaign import Options, Run, keep_table, markdown, measured, options
-from induction_bump import LEAST
 from jumps import Jump, jumps, largest
 from torch import Generator, nn
 
@@ -48,6 +47,8 @@ SAMPLER = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=4, draws=20, 
 QUICK = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=4, burn_in=2, batch_size=8)
 
 SCORES = ("previous_token", "prefix_matching")
+LEAST_RISE = 0.1
+"""Of prefix matching, for there to be a bump. On random tokens text has lower scores than the tasks made for it."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ SETTINGS = {
         markov_chains.MarkovData(), {"heads": 2, "width": 32, "vocabulary": 8, "context": 100}, steps=2000
     ),
     "text": Setting(text.TextData(context=128), {"width": 128, "vocabulary": 512, "context": 128}, steps=10_000),
+    "installed": Setting(
+        text.TextData(vocabulary=4096, context=256, installed=True),
+        {"heads": 8, "width": 256, "vocabulary": 4096, "context": 256},
+        steps=6000,
+    ),
 }
 
 
@@ -140,9 +146,10 @@ class Bump:
 
 
 def bump_of(trajectory: Trajectory) -> Bump | None:
-    """The bump, if prefix matching rises above `induction_bump.LEAST`."""
+    """The bump, if prefix matching rises by more than `LEAST_RISE` and both scores' rises are found."""
     rises = [largest(jumps(trajectory, metric, "up", least=0.0)) for metric in SCORES]
-    if trajectory.signal("prefix_matching").max() <= LEAST or rises[0] is None or rises[1] is None:
+    scores = trajectory.signal("prefix_matching")
+    if scores.max() - scores[0] <= LEAST_RISE or rises[0] is None or rises[1] is None:
         return None
     both = [rise.transition for rise in rises if rise]
     return Bump((rises[0], rises[1]), min(t.start for t in both), max(t.end for t in both))

@@ -32,8 +32,19 @@ def test_the_tokens_are_the_text_and_no_more_than_the_vocabulary(data):
 
 def test_a_python_without_its_source_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"TextData\(\.\.\.\): there is no source of Python's standard library"):
+    with pytest.raises(FileNotFoundError, match=r"TextData\(installed=False\): there is no Python source in .*"):
         TextData().tokens  # noqa: B018
+
+
+def test_installed_packages_are_a_text_of_their_own(monkeypatch, tmp_path):
+    (tmp_path / "package" / "inner").mkdir(parents=True)
+    (tmp_path / "package" / "__init__.py").write_text("first = 1\n")
+    (tmp_path / "package" / "inner" / "latin.py").write_bytes("name = 'café'\n".encode("latin-1"))
+    (tmp_path / "package" / "notes.txt").write_text("not source")
+    (tmp_path / "standard.py").write_text("second = 2\n")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "package" if name == "purelib" else tmp_path))
+    assert TextData(installed=True).documents == ["first = 1\n", "name = 'caf\ufffd'\n"]
+    assert TextData().documents == ["second = 2\n"]
 
 
 def test_the_same_text_gives_the_same_tokens(data):
