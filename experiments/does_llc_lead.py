@@ -15,7 +15,7 @@ control runs in which nothing jumps.
 
 Claim: none; the distribution is the result.
 
-Costs a few minutes on one CPU core, given the trajectories under results/points/.
+Costs ten minutes on one CPU core, given the trajectories under results/points/.
 
     python experiments/does_llc_lead.py [--points FOLDER] [--quick]
 """
