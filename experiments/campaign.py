@@ -7,12 +7,13 @@ the tables can be made again in seconds. To train it again, give another --resul
 
 import argparse
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -233,7 +234,20 @@ class Selection:
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     """Processes of one thread each, since these models are too small for more."""
-    return ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    return ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start)
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Or a process whose parent was killed would train on for hours, into the folder that the next one goes on in."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def keep_table(given: Options, experiment: str, lines: Sequence[str]) -> None:

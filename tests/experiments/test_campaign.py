@@ -1,8 +1,12 @@
 """What the experiments share."""
 
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,3 +170,48 @@ def test_a_table_is_printed_and_kept(campaign, given, capsys):
     text = "# Output of `python experiments/toy.py`\n\n| a |\n| --- |\n| λ̂ |\n"
     assert (given().results / "toy.md").read_text("utf-8") == text
     assert capsys.readouterr().out == text + "\n"
+
+
+ENDLESS = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from campaign import _pool
+
+def work(folder):
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with _pool(2) as pool:
+        list(pool.map(work, [sys.argv[2]] * 2))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+def test_processes_end_when_their_parent_is_killed(campaign, tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    (seen := tmp_path / "seen").mkdir()
+    experiments = str(Path(campaign.__file__).parent)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "endless.py"), experiments, str(seen)])
+    try:
+        assert wait_until(lambda: len(list(seen.iterdir())) == 2, seconds=120)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert wait_until(lambda: not any(is_running(process.name) for process in seen.iterdir()), seconds=30)
+
+
+def is_running(number):
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
