@@ -46,14 +46,16 @@ from campaign import Options, Run, keep_table, markdown, measured, options
 from jumps import Jump, jumps, largest
 from torch import Generator, nn
 
-from phasewatch import SGLD, Probe, Trajectory, difference, find_transitions, heads, log_spaced
+from phasewatch import SGLD, Health, Probe, Trajectory, difference, find_transitions, heads, log_spaced
 from phasewatch.callbacks.schedule import Steps
 from phasewatch.toy_tasks import attention_only, induction, markov_chains, text
 from phasewatch.toy_tasks.head_scores import prefix_matching_scores, previous_token_scores
 
 EXPERIMENT = "induction_substages"
 HEADS = "induction_substages_heads"
+LONGER = "induction_substages_longer"
 SAMPLER = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=4, draws=20, burn_in=20, batch_size=32)
+SETTLED = replace(SAMPLER, burn_in=200)
 QUICK = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=4, burn_in=2, batch_size=8)
 
 SCORES = ("previous_token", "prefix_matching")
@@ -178,6 +180,19 @@ def runs_of_heads(given: Options, found: Mapping[str, Trajectory]) -> list[Run]:
     return chosen
 
 
+def runs_with_longer_chains(given: Options, found: Mapping[str, Trajectory]) -> list[Run]:
+    """Every second point, and the bump's two ends, of a narrow and a wide model, by chains with time to settle."""
+    chosen = []
+    for name in ("narrow", "wide"):
+        for run in (run for run in runs(given) if run.name == f"{name}-seed-0" and run.name in found):
+            bump = bump_of(found[run.name])
+            ends = {bump.first, bump.last} if bump else set()
+            probe = partial(make_probe, setting=name, sampler=SETTLED)
+            at = Steps(frozenset({*sorted(run.at.steps)[::2], *ends}))
+            chosen.append(replace(run, at=at, make_probe=probe, trained_by=EXPERIMENT))
+    return chosen
+
+
 def row(name: str, trajectory: Trajectory, of_heads: Trajectory | None) -> dict[str, object]:
     """What a run shows, as a row of the table."""
     setting, _, seed = name.partition("-seed-")
@@ -208,8 +223,12 @@ def sequence(trajectory: Trajectory, bump: Bump) -> dict[str, object]:
         between = difference(at[second.start], at[first.start])
         trend = "flat" if abs(between.value) <= 2 * between.error else "up" if between.value > 0 else "down"
         shown["Δλ̂ between"] = f"{between.value:+.1f} ± {2 * between.error:.1f} ({trend})"
-    inside = [t.kind.label for t in find_transitions(trajectory) if t.start < bump.last and t.end > bump.first]
-    return shown | {"kinds over the bump": " ".join(inside)}
+    return shown | {"kinds over the bump": kinds_over(trajectory, bump)}
+
+
+def kinds_over(trajectory: Trajectory, bump: Bump) -> str:
+    """The kinds of λ̂'s transitions that share steps with a bump."""
+    return " ".join(t.kind.label for t in find_transitions(trajectory) if t.start < bump.last and t.end > bump.first)
 
 
 def change_of_head(ends: Trajectory, score: str) -> str:
@@ -219,6 +238,27 @@ def change_of_head(ends: Trajectory, score: str) -> str:
     own = ends.of(f"L{layer}H{head}")
     change = difference(own[-1].llc, own[0].llc)
     return f"L{layer}H{head} {change.value:+.1f} ± {2 * change.error:.1f}"
+
+
+def settled_rows(name: str, short: Trajectory, longer: Trajectory) -> list[dict[str, object]]:
+    """What chains of two lengths say of the same points of a run with a bump, as rows of their comparison."""
+    bump, steps = bump_of(short), set(longer.steps.tolist())
+    assert bump is not None
+    rows: list[dict[str, object]] = []
+    for sampler, points in ((SAMPLER, [point for point in short if point.step in steps]), (SETTLED, list(longer))):
+        at = {point.step: point.llc for point in points}
+        change = difference(at[bump.last], at[bump.first])
+        drifting = sum(estimate.health is Health.DRIFTING for estimate in at.values())
+        rows.append(
+            {
+                "run": name,
+                "burn-in": sampler.burn_in,
+                "drifting": f"{drifting} of {len(at)} points",
+                "Δλ̂ over the bump": f"{change.value:+.1f} ± {2 * change.error:.1f}",
+                "kinds over the bump": kinds_over(Trajectory(points), bump),
+            }
+        )
+    return rows
 
 
 def rates(rows: list[dict[str, object]], setting: str) -> dict[str, object]:
@@ -244,10 +284,14 @@ def main() -> None:
     given = options(__doc__, EXPERIMENT, seeds=4)
     found = measured(EXPERIMENT, runs(given), given)
     of_heads = measured(HEADS, runs_of_heads(given, found), replace(given, runs=given.folder(HEADS)))
+    longer = measured(LONGER, runs_with_longer_chains(given, found), replace(given, runs=given.folder(LONGER)))
     rows = [row(name, trajectory, of_heads.get(name)) for name, trajectory in found.items()]
     groups = [(setting, list(group)) for setting, group in groupby(rows, key=lambda row: str(row["setting"]))]
     summary = [rates(group, setting) for setting, group in [*groups, ("all", rows)]]
+    settled = [line for name in longer for line in settled_rows(name, found[name], longer[name])]
     lines = [*markdown(summary), "", *markdown(rows)]
+    if settled:
+        lines += ["", *markdown(settled)]
     keep_table(given, EXPERIMENT, lines)
 
 
