@@ -182,19 +182,19 @@ def work(folder):
     time.sleep(600)
 
 if __name__ == "__main__":
-    with _pool(2) as pool:
-        list(pool.map(work, [sys.argv[2]] * 2))
+    with _pool(1) as pool:
+        list(pool.map(work, [sys.argv[2]]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
-def test_processes_end_when_their_parent_is_killed(campaign, tmp_path):
+def test_a_process_ends_when_its_parent_is_killed(campaign, tmp_path):
     (tmp_path / "endless.py").write_text(ENDLESS)
     (seen := tmp_path / "seen").mkdir()
     experiments = str(Path(campaign.__file__).parent)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "endless.py"), experiments, str(seen)])
     try:
-        assert wait_until(lambda: len(list(seen.iterdir())) == 2, seconds=120)
+        assert wait_until(lambda: any(seen.iterdir()), seconds=120)
     finally:
         parent.kill()
         parent.wait()
