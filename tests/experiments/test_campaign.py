@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import alive, gone, reads_proc
 from torch import nn
 from torch.nn import functional as F
 
@@ -177,41 +177,22 @@ import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from campaign import _pool
 
-def work(folder):
-    open(os.path.join(folder, str(os.getpid())), "w").close()
+def work(_):
+    print(os.getpid(), flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
     with _pool(1) as pool:
-        list(pool.map(work, [sys.argv[2]]))
+        list(pool.map(work, [None]))
 """
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+@reads_proc
 def test_a_process_ends_when_its_parent_is_killed(campaign, tmp_path):
     (tmp_path / "endless.py").write_text(ENDLESS)
-    (seen := tmp_path / "seen").mkdir()
-    experiments = str(Path(campaign.__file__).parent)
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "endless.py"), experiments, str(seen)])
-    try:
-        assert wait_until(lambda: any(seen.iterdir()), seconds=120)
-    finally:
+    arguments = [sys.executable, str(tmp_path / "endless.py"), str(Path(campaign.__file__).parent)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as parent:
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
         parent.kill()
-        parent.wait()
-    assert wait_until(lambda: not any(is_running(process.name) for process in seen.iterdir()), seconds=30)
-
-
-def is_running(number):
-    try:
-        return "Z" not in Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
+        assert gone([pid], 5)

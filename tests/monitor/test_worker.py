@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from pathlib import Path
 
 import pytest
 import torch
 from law_models import Perceptron, classify, labelled
+from processes import alive, gone, reads_proc
 
 import phasewatch as pw
 from phasewatch.monitor import replay as replay_module
@@ -151,21 +151,6 @@ def test_workers_that_cant_start_are_errors_and_not_a_hang(series, monkeypatch):
     assert "Cannot allocate memory" in said[0]
 
 
-def alive(pid):
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return status != "Z"
-
-
-def gone(pids, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and any(map(alive, pids)):
-        time.sleep(0.05)
-    return not any(map(alive, pids))
-
-
 @pytest.fixture
 def started(monkeypatch):
     pids = []
@@ -190,7 +175,7 @@ def test_an_abandoned_replay_ends_its_workers(series, started):
     gc.collect()
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@reads_proc
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, busy):
     script = tmp_path / "parent.py"

@@ -1,0 +1,24 @@
+"""Whether processes still run, by /proc."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+reads_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+def alive(pid):
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status != "Z"
+
+
+def gone(pids, seconds):
+    """Whether all have ended, at the latest after so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and any(map(alive, pids)):
+        time.sleep(0.05)
+    return not any(map(alive, pids))
