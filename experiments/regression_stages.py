@@ -22,6 +22,7 @@ training alone takes hours.
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -32,18 +33,20 @@ from campaign import Options, Run, keep_table, markdown, measured, options
 from torch import nn
 from tqdm import tqdm
 
-from phasewatch import SGLD, Probe, Snapshot, SnapshotFolder, Trajectory, find_transitions, log_spaced
+from phasewatch import SGLD, Probe, Snapshot, SnapshotFolder, Trajectory, difference, find_transitions, log_spaced
 from phasewatch.callbacks.schedule import Steps
 from phasewatch.monitor.smoothing import log_steps, smooth
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks.ensemble import Ensemble
 
 EXPERIMENT = "regression_stages"
+AT_ENDS = "regression_stages_ends"
 STEPS = 500_000
 DATA = regression.RegressionData()
 SAMPLER = SGLD(
-    step_size=3e-4, localization=6.67, nbeta=66.7, chains=5, draws=300, burn_in=500, batch_size=1024, method="sgld"
+    step_size=3e-4, localization=6.67, nbeta=66.7, chains=5, draws=600, burn_in=500, batch_size=1024, method="sgld"
 )
+AS_PUBLISHED = replace(SAMPLER, chains=10, draws=5_000, burn_in=1_000)
 QUICK = SGLD(step_size=3e-4, localization=6.67, nbeta=66.7, chains=2, draws=4, burn_in=2, batch_size=16, method="sgld")
 
 PUBLISHED = Path(__file__).parents[1] / "tests" / "data" / "published"
@@ -71,48 +74,71 @@ def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
     )
 
 
+def run_of(seed: int, given: Options) -> Run:
+    """The published run with a seed."""
+    return Run(
+        name=f"seed-{seed}",
+        seed=seed,
+        make_model=regression.RegressionTransformer,
+        training=partial(regression.training, data=DATA, seed=seed, steps=12 if given.quick else STEPS),
+        make_probe=partial(make_probe, sampler=QUICK if given.quick else SAMPLER),
+        at=log_spaced(1, 12, num=6) if given.quick else Steps(published_steps()),
+    )
+
+
 def runs(given: Options) -> list[Run]:
     """The published run, each seed."""
-    return [
-        Run(
-            name=f"seed-{seed}",
-            seed=seed,
-            make_model=regression.RegressionTransformer,
-            training=partial(regression.training, data=DATA, seed=seed, steps=12 if given.quick else STEPS),
-            make_probe=partial(make_probe, sampler=QUICK if given.quick else SAMPLER),
-            at=log_spaced(1, 12, num=6) if given.quick else Steps(published_steps()),
-        )
-        for seed in given.seeds
-    ]
+    return [run_of(seed, given) for seed in given.seeds]
 
 
-def train_together(wanted: Sequence[Run], given: Options) -> None:
-    """Train the runs that have no snapshots yet, all of them as one ensemble.
+def runs_at_ends(given: Options) -> list[Run]:
+    """The first snapshot and those nearest to the published ends of stages, by chains as many and as long as there."""
+    steps = sorted(published_steps())
+    nearest = {min(steps, key=lambda step: abs(step - end)) for end in (0, *ENDS)}
+    probe = partial(make_probe, sampler=AS_PUBLISHED)
+    return [replace(run, at=Steps(frozenset(nearest)), make_probe=probe, trained_by=EXPERIMENT) for run in runs(given)]
 
-    A run's batches depend on which others it is trained with.
+
+def train_in_pairs(wanted: Sequence[Run], given: Options) -> None:
+    """Train the runs that have no snapshots yet, each with the other of its pair: seeds 0 and 1, 2 and 3.
+
+    A run's batches depend on which other it is trained with.
     """
-    folders = {run.name: SnapshotFolder(given.runs / run.name / "snapshots") for run in wanted}
-    missing = [run for run in wanted if not set(folders[run.name].steps) >= run.at.steps]
     kept = given.results / "points" / EXPERIMENT
-    missing = [run for run in missing if not (kept / f"{run.name}.jsonl").exists()]
-    if not missing:
-        return
-    models = [run.initial_model() for run in missing]
-    for run, model in zip(missing, models, strict=True):
-        if 0 in run.at.steps:
-            folders[run.name].save(Snapshot.of(model, 0))
+    missing = [
+        run
+        for run in wanted
+        if run.name.startswith(given.only)
+        and not (kept / f"{run.name}.jsonl").exists()
+        and not set(snapshots_of(run, given).steps) >= run.at.steps
+    ]
+    for first in sorted({run.seed // 2 * 2 for run in missing}):
+        train_together([run_of(first, given), run_of(first + 1, given)], given)
+
+
+def train_together(pair: Sequence[Run], given: Options) -> None:
+    """Train runs as one ensemble."""
+    models = [run.initial_model() for run in pair]
+    for run, model in zip(pair, models, strict=True):
+        snapshots_of(run, given).save(Snapshot.of(model, 0))
     ensemble = Ensemble([model.to(given.device) for model in models], regression.loss)
-    last = max(missing[0].at.steps)
-    training = regression.training(ensemble, DATA, seed=missing[0].seed, steps=STEPS)
+    at = pair[0].at
+    last = max(at.steps)
+    training = regression.training(ensemble, DATA, seed=pair[0].seed, steps=STEPS)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         for step in tqdm(islice(training, last), desc="training", total=last, mininterval=5):
-            if missing[0].at(step):
-                for index, run in enumerate(missing):
-                    folders[run.name].save(Snapshot.of(ensemble.member(index), step))
+            if at(step):
+                for index, run in enumerate(pair):
+                    snapshots_of(run, given).save(Snapshot.of(ensemble.member(index), step))
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def snapshots_of(run: Run, given: Options) -> SnapshotFolder:
+    """Where a run's snapshots lie."""
+    return SnapshotFolder(given.runs / run.name / "snapshots")
 
 
 def changes(trajectory: Trajectory, ends: Sequence[int]) -> list[float]:
@@ -137,12 +163,21 @@ def row(name: str, trajectory: Trajectory) -> dict[str, object]:
     }
 
 
+def row_at_ends(name: str, trajectory: Trajectory) -> dict[str, object]:
+    """How λ̂ changes from each end of a published stage to the next, by the published chains."""
+    row: dict[str, object] = {"by the published chains": name}
+    for before, after in pairwise(trajectory):
+        change = difference(after.llc, before.llc)
+        row[f"to step {after.step}"] = f"{change.value:+.1f} ± {2 * change.error:.1f}"
+    return row
+
+
 def main() -> None:
     """Train and measure what is missing, and print the tables."""
     given = options(__doc__, EXPERIMENT, seeds=2)
     wanted = runs(given)
     if given.device.startswith("cuda"):
-        train_together(wanted, given)
+        train_in_pairs(wanted, given)
     found: Mapping[str, Trajectory] = measured(EXPERIMENT, wanted, given)
     published = {f"published, seed {seed}": Trajectory.read(PUBLISHED / f"lr_seed{seed}.csv") for seed in (1, 0)}
     every = {**published, **found}
@@ -154,6 +189,8 @@ def main() -> None:
             for name, trajectory in every.items()
         ]
         lines += ["", *markdown(between)]
+        ends = measured(AT_ENDS, runs_at_ends(given), replace(given, runs=given.folder(AT_ENDS)))
+        lines += ["", *markdown([row_at_ends(name, trajectory) for name, trajectory in ends.items()])]
     keep_table(given, EXPERIMENT, lines)
 
 
