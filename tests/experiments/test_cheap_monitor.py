@@ -1,0 +1,44 @@
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from phasewatch import Kind
+
+
+@pytest.fixture
+def cheap(script):
+    return script("cheap_monitor")
+
+
+def test_points_are_a_tenth_of_the_step_apart_or_nine_thousand(cheap, script):
+    every = script("regression_stages").published_steps()
+    taken = sorted(cheap.thinned(every))
+    assert set(taken) < every
+    assert taken[0] == 0
+    for before, after in pairwise(taken):
+        assert after >= 1.1 * before or after - before >= 9_000
+        assert all(step < 1.1 * before and step - before < 9_000 for step in every if before < step < after)
+
+
+def test_it_stays_within_a_tenth_of_training(cheap):
+    given = cheap.options("", cheap.EXPERIMENT, seeds=1, arguments=[])
+    (run,) = cheap.runs(given)
+    own = cheap.SAMPLER.chains * (cheap.SAMPLER.burn_in + cheap.SAMPLER.draws) * cheap.SAMPLER.batch_size
+    least = len(run.at.steps) * own / (500_000 * 256)
+    assert least < cheap.share_of_training(run) < 0.1
+
+
+def test_equal_neighbours_are_one(cheap):
+    stages = [(Kind.A, 1, 10), (Kind.A, 10, 100), (Kind.B, 120, 200), (Kind.A, 200, 300)]
+    found = [SimpleNamespace(kind=kind, start=start, end=end) for kind, start, end in stages]
+    assert cheap.as_one(found) == [("A", 1, 100), ("B", 120, 200), ("A", 200, 300)]
+
+
+def test_how_far_boundaries_are_apart(cheap):
+    expected = [("A", 1, 100), ("B", 120, 200)]
+    assert cheap.factor_apart([("A", 50, 110), ("B", 60, 900)], expected) == pytest.approx(2)
+    assert cheap.factor_apart(expected, expected) == 1
+    assert math.isnan(cheap.factor_apart([("B", 1, 100), ("A", 120, 200)], expected))
+    assert math.isnan(cheap.factor_apart(expected[:1], expected))
