@@ -7,7 +7,7 @@ demo: .venv/installed
 	$(BIN)/phasewatch demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from phasewatch.monitor.run_folder import RunFolder
 from phasewatch.monitor.trajectory import Trajectory
 
 TESTS = Path(__file__).parents[1]
-STEPS = 40
+STEPS = 24
 KILLS = 50
 NEVER = 10**9
 

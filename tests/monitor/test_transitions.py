@@ -186,7 +186,7 @@ def test_short_runs_have_one_rise_and_one_fall(shared):
 @pytest.mark.parametrize("n", [15, 40, 200])
 @pytest.mark.parametrize("chains", [0, 4])
 def test_noise_alone_seldom_has_transitions(n, chains):
-    trials = 200 if n < 200 else 60
+    trials = 100 if n < 200 else 40
     assert sum(bool(find_transitions(noise_only(seed, n, chains))) for seed in range(trials)) <= trials // 20
 
 
@@ -312,7 +312,7 @@ def test_what_is_confirmed_stays_whatever_follows():
     trajectories = [published(0), published(1), published(1)[::8], *(Trajectory(short_run(seed)) for seed in range(5))]
     for points in [*trajectories, *(Trajectory(of(staged(seed, 60))) for seed in range(16))]:
         standing = []
-        for n in range(5, len(points) + 1, 1 if len(points) < 100 else 4):
+        for n in range(5, len(points) + 1, 2 if len(points) < 100 else 5):
             found = find_transitions(points[:n])
             for old in standing:
                 assert any(t.trend == old.trend and t.start < old.end and old.start < t.end for t in found), old
