@@ -8,8 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from phasewatch.toy_tasks import induction
-
 
 @dataclass(frozen=True)
 class Case:
@@ -70,6 +68,8 @@ def sequences() -> torch.Tensor:
 
 
 def make_bridge() -> nn.Module:
+    from phasewatch.toy_tasks import induction  # with TransformerLens, which takes seconds
+
     return induction.make_model(3, heads=2, width=8, vocabulary=7, context=8)
 
 
