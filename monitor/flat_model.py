@@ -19,6 +19,9 @@ Loss = Callable[[nn.Module, Any], Tensor]
 LARGEST_VECTORISED_ROW = 8 * 2**20
 """Bytes that a chain takes from which a CPU is faster with one chain after another, which stays in its caches."""
 
+AS_NEAR = 1.5
+"""How far from full precision one mixed-precision gradient may be, in units of how far another is (0.8 to 1.3 seen)."""
+
 
 class FlatMasks(Sequence[Tensor | None]):
     """Masks of parts over a flat vector, each made when it is asked for: those of every head weigh more than a model.
@@ -269,7 +272,7 @@ class FlatModel:
         except Exception as error:
             reason = _first_line(error)
         else:
-            if all(_close(a, b, self._tolerance) for a, b in zip(plain, vectorised, strict=True)):
+            if self._agree(plain, vectorised, self._tolerance, weights, batches):
                 in_cache = self.device.type != "cpu" or self.bytes_of_a_row(batches[0]) < LARGEST_VECTORISED_ROW
                 self.vectorised = in_cache
                 return
@@ -308,7 +311,7 @@ class FlatModel:
         else:
             exact = torch.get_float32_matmul_precision() == "highest"
             tolerance = self._tolerance if exact else max(self._tolerance, 0.05)
-            if all(_close(a, b, tolerance) for a, b in zip(expected, found, strict=True)):
+            if self._agree(expected, found, tolerance, weights, batches):
                 return
             reason = "its compiled loss differs from its plain one"
         self._compiled[rows] = plain
@@ -316,6 +319,31 @@ class FlatModel:
             f"The chains run uncompiled, which is slower: {type(self.model).__name__} can't be compiled ({reason}).",
             "compiled",
         )
+
+    def _agree(
+        self, expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float, weights: Tensor, batches: Batches
+    ) -> bool:
+        """Whether losses, gradients, and losses once more if there are, are the expected ones but for rounding.
+
+        At a minimum a gradient in mixed precision is a good part rounding, another on each path. There it must be as
+        near to the one in full precision as the expected gradient is.
+        """
+        close = [_close(a, b, tolerance) for a, b in zip(expected, found, strict=True)]
+        if not all(close[:1] + close[2:]):
+            return False
+        if close[1] or not hasattr(self.loss, "in_full_precision"):
+            return close[1]
+        exact = self._grads_in_full_precision(weights, batches)
+        return bool((found[1] - exact).norm() <= AS_NEAR * (expected[1] - exact).norm())
+
+    def _grads_in_full_precision(self, weights: Tensor, batches: Batches) -> Tensor:
+        own, mixed, vectorised = self.weights(), self.loss, self.vectorised
+        self.loss, self.vectorised = mixed.in_full_precision, False  # pyright: ignore[reportFunctionMemberAccess]
+        try:
+            return self.losses_and_grads(weights, batches)[1]
+        finally:
+            self.loss, self.vectorised = mixed, vectorised
+            self._load_flat(own)
 
     def _nearby(self, rows: int) -> Tensor:
         """Weights close to its own, and no two rows alike; shape (row, parameter)."""
@@ -380,7 +408,7 @@ def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
         dtype: such as torch.bfloat16.
 
     Returns:
-        The same under `torch.autocast`, with the type as its attribute `autocast`.
+        The same under `torch.autocast`, with the type as its attribute `autocast`, and the loss as `in_full_precision`.
     """
 
     @wraps(loss)
@@ -389,6 +417,7 @@ def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
             return loss(model, batch)
 
     taken.autocast = dtype  # pyright: ignore[reportAttributeAccessIssue]
+    taken.in_full_precision = loss  # pyright: ignore[reportAttributeAccessIssue]
     return taken
 
 
@@ -496,7 +525,7 @@ def _first_line(error: Exception) -> str:
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(
-        a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().max().item() or 1.0), equal_nan=True
+        a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().nan_to_num().max().item() or 1.0), equal_nan=True
     )
 
 

@@ -1,3 +1,4 @@
+import copy
 import functools
 import sys
 import threading
@@ -7,11 +8,12 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from phasewatch.monitor.batches import Batches
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
-from phasewatch.monitor.flat_model import FlatModel, own_copy
+from phasewatch.monitor.flat_model import FlatModel, own_copy, under_autocast
 from phasewatch.monitor.isolation import measuring
 from phasewatch.monitor.snapshot import Snapshot
 
@@ -201,6 +203,65 @@ def test_a_loss_that_differs_when_vectorised_is_caught():
     with pytest.warns(PhasewatchWarning, match="its vectorised loss differs from its plain one"):
         model.choose_path(Batches([batch.double() for batch in BATCHES]))
     assert not model.vectorised
+
+
+@pytest.fixture(scope="module")
+def at_minimum():
+    """A perceptron fitted to noisy samples, where what they pull it by cancels, and the samples as two minibatches."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1024, 6, generator=generator)
+    y = x.sin().sum(-1, keepdim=True) + torch.randn(1024, 1, generator=generator)
+    with measuring(0, torch.device("cpu"), threads=1, precision=None):
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200)
+
+        def again():
+            optimizer.zero_grad()
+            value = squared_error(model, (x, y))
+            value.backward()
+            return value
+
+        optimizer.step(again)
+    return model, Batches([(x, y), (x, y)])
+
+
+def squared_error(model, batch):
+    return F.mse_loss(model(batch[0]).float(), batch[1])
+
+
+def test_rounding_at_a_minimum_is_no_reason_to_run_chain_after_chain(at_minimum):
+    trained, batches = at_minimum
+    model = FlatModel(copy.deepcopy(trained), under_autocast(squared_error, "cpu", torch.bfloat16))
+    w, own = model._nearby(2), model.weights()
+    _, vectorised = model.losses_and_grads(w, batches)
+    model.vectorised = False
+    _, plain = model.losses_and_grads(w, batches)
+    assert (plain - vectorised).abs().max() > 0.1 * plain.abs().max()
+    model._load_flat(own)
+    model.choose_path(batches)
+    assert model.vectorised
+    assert torch.equal(model.weights(), own)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 2.0])
+def test_a_gradient_that_differs_when_vectorised_is_caught_at_a_minimum(at_minimum, factor):
+    def peculiar(model, batch):
+        value = squared_error(model, batch)
+        vectorised = type(model[0].weight) is not nn.Parameter
+        return value.detach() + factor * (value - value.detach()) if vectorised else value
+
+    trained, batches = at_minimum
+    model = FlatModel(copy.deepcopy(trained), under_autocast(peculiar, "cpu", torch.bfloat16))
+    with pytest.warns(PhasewatchWarning, match="its vectorised loss differs from its plain one"):
+        model.choose_path(batches)
+    assert not model.vectorised
+
+
+def test_weights_that_are_not_numbers_are_vectorised_all_the_same():
+    model = FlatModel(Tied(), loss)
+    model._load_flat(torch.full_like(model.weights(), torch.nan))
+    model.choose_path(Batches(BATCHES))
+    assert model.vectorised
 
 
 def test_minibatches_of_different_lengths_run_one_after_another():
