@@ -118,7 +118,7 @@ def main() -> None:
     wanted = runs(given)
     found = measured(EXPERIMENT, wanted, given)
     full = measured(FULL, full_runs(given), replace(given, runs=given.folder(FULL)))
-    rows = [row(run, found[run.name], full[run.name]) for run in wanted]
+    rows = [row(run, found[run.name], full[run.name]) for run in wanted if run.name in found and run.name in full]
     keep_table(given, EXPERIMENT, markdown(rows))
 
 

@@ -52,3 +52,12 @@ def test_it_ends_with_a_table_of_runs_that_can_be_opened_and_makes_none_of_them_
     quick(script, name, tmp_path, monkeypatch)
     assert capsys.readouterr().out == printed
     assert {file: file.stat().st_mtime_ns for file in made} == made
+
+
+@pytest.mark.parametrize("name", WITH_RUNS)
+def test_a_table_can_be_made_before_anything_is_measured(name, script, monkeypatch, tmp_path, capsys):
+    none = ["--only", "none", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *none])
+    script(name).main()
+    assert capsys.readouterr().out.startswith(f"# Output of `python experiments/{name}.py`")
+    assert not list(tmp_path.rglob("*.safetensors"))
