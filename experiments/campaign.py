@@ -169,7 +169,7 @@ def train(run: Run, folder: Path, *, device: str = "cpu", progress: bool = False
     Returns:
         The snapshots.
     """
-    snapshots = SnapshotFolder(folder / run.name / "snapshots")
+    snapshots = snapshots_of(run, folder)
     if set(snapshots.steps) >= run.at.steps:
         return snapshots
     model = run.initial_model()
@@ -182,6 +182,11 @@ def train(run: Run, folder: Path, *, device: str = "cpu", progress: bool = False
         if run.at(step):
             snapshots.save(Snapshot.of(model, step))
     return snapshots
+
+
+def snapshots_of(run: Run, folder: Path) -> SnapshotFolder:
+    """Where a run's snapshots lie in the folder of its experiment's runs."""
+    return SnapshotFolder(folder / run.name / "snapshots")
 
 
 def _trained(run: Run, given: Options, *, progress: bool = False) -> SnapshotFolder:

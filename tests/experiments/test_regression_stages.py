@@ -35,6 +35,13 @@ def test_a_seed_is_trained_in_its_pair_whichever_is_wanted(stages, tmp_path):
     assert len({both[key][name].sum().item() for key in both}) == len(both)
 
 
+def test_pairs_are_the_same_however_many_are_wanted(stages, tmp_path, monkeypatch):
+    pairs = []
+    monkeypatch.setattr(stages, "train_together", lambda pair, given: pairs.append([run.seed for run in pair]))
+    trained(stages, tmp_path, "--first-seed", "1", "--seeds", "4")
+    assert pairs == [[0, 1], [2, 3], [4, 5]]
+
+
 def test_what_is_trained_or_measured_is_not_trained_again(stages, tmp_path, monkeypatch):
     trained(stages, tmp_path, "--only", "seed-0")
     monkeypatch.setattr(stages, "train_together", lambda pair, given: pytest.fail("trained again"))

@@ -257,6 +257,18 @@ def test_a_gradient_that_differs_when_vectorised_is_caught_at_a_minimum(at_minim
     assert not model.vectorised
 
 
+def test_a_loss_that_needs_autocast_is_judged_without_full_precision(at_minimum):
+    trained, batches = at_minimum
+    halved = Batches([(batches[i][0].bfloat16(), batches[i][1]) for i in range(2)])
+    with pytest.raises(RuntimeError, match="dtype"):
+        squared_error(trained, halved[0])
+    model = FlatModel(copy.deepcopy(trained), under_autocast(squared_error, "cpu", torch.bfloat16))
+    own = model.weights()
+    with pytest.warns(PhasewatchWarning, match="its vectorised loss differs from its plain one"):
+        model.choose_path(halved)
+    assert torch.equal(model.weights(), own)
+
+
 def test_weights_that_are_not_numbers_are_vectorised_all_the_same():
     model = FlatModel(Tied(), loss)
     model._load_flat(torch.full_like(model.weights(), torch.nan))

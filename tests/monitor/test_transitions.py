@@ -119,6 +119,14 @@ def test_the_published_stages_in_a_run_of_our_own(seed):
     assert -45 * 1.2 < deeper.llc_change < -35 / 2
 
 
+def test_the_published_fall_on_average_over_runs_of_our_own():
+    falls = []
+    for seed in range(4):
+        found = find_transitions(Trajectory.read(MEASURED / "regression_stages" / f"seed-{seed}.jsonl"))
+        falls.append(sum(t.llc_change for t in found if t.kind is Kind.B))
+    assert np.mean(falls) == pytest.approx(-50, rel=0.2)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_large_type_a_comes_with_induction_heads_alone(seed):
     two, one = (Trajectory.read(MEASURED / "induction_bump" / f"{n}-layers-seed-{seed}.jsonl") for n in (2, 1))
@@ -186,7 +194,7 @@ def test_short_runs_have_one_rise_and_one_fall(shared):
 @pytest.mark.parametrize("n", [15, 40, 200])
 @pytest.mark.parametrize("chains", [0, 4])
 def test_noise_alone_seldom_has_transitions(n, chains):
-    trials = 100 if n < 200 else 40
+    trials = 200 if n < 200 else 60
     assert sum(bool(find_transitions(noise_only(seed, n, chains))) for seed in range(trials)) <= trials // 20
 
 
@@ -312,7 +320,7 @@ def test_what_is_confirmed_stays_whatever_follows():
     trajectories = [published(0), published(1), published(1)[::8], *(Trajectory(short_run(seed)) for seed in range(5))]
     for points in [*trajectories, *(Trajectory(of(staged(seed, 60))) for seed in range(16))]:
         standing = []
-        for n in range(5, len(points) + 1, 2 if len(points) < 100 else 5):
+        for n in range(5, len(points) + 1, 1 if len(points) < 100 else 4):
             found = find_transitions(points[:n])
             for old in standing:
                 assert any(t.trend == old.trend and t.start < old.end and old.start < t.end for t in found), old
