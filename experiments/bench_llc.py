@@ -43,10 +43,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from phasewatch.monitor.batches import Batches
-from phasewatch.monitor.chains import run_chains
-from phasewatch.monitor.flat_model import FlatModel, LossOnBatches, under_autocast
-from phasewatch.monitor.sgld import SGLD
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import FlatModel, LossOnBatches, under_autocast
+from phasewatch.monitor.sampling.chains import run_chains
+from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks import induction
 
@@ -92,8 +92,8 @@ def on_cpu(quick: bool) -> Iterator[Row]:
     from datasets import Dataset, disable_progress_bars
     from devinterp.slt.llc import llc
 
-    from phasewatch.monitor.flat_model import own_copy
-    from phasewatch.monitor.isolation import untouched_randomness
+    from phasewatch.monitor.model.isolation import untouched_randomness
+    from phasewatch.monitor.model.weights import own_copy
 
     disable_progress_bars()
     steps, chains, batches = (20, 4, 8) if quick else (40, 4, 32)

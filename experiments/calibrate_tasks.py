@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from phasewatch import SGLD, PhasewatchError, PhasewatchWarning, Probe, Snapshot, calibrate
-from phasewatch.monitor.calibration import Calibration
-from phasewatch.monitor.numerals import integer, value_and_error
+from phasewatch.monitor.formatting import integer, value_and_error
+from phasewatch.monitor.probing.calibration import Calibration
 from phasewatch.toy_tasks import deep_linear, in_context_regression, induction
 
 

@@ -21,10 +21,10 @@ from torch import nn
 from tqdm import tqdm
 
 from phasewatch import Point, Probe, Sink, Snapshot, SnapshotFolder, Trajectory, WandbSink, replay
-from phasewatch.callbacks.report import write_report
-from phasewatch.callbacks.schedule import Steps
+from phasewatch.callbacks.sinks.report import write_report
+from phasewatch.callbacks.trainers.schedule import Steps
 from phasewatch.monitor.files import write_atomically
-from phasewatch.monitor.snapshot import Snapshots
+from phasewatch.monitor.snapshots.snapshot import Snapshots
 
 RESULTS = Path(__file__).parent / "results"
 

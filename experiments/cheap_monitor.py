@@ -35,8 +35,8 @@ from regression_stages import QUICK, STEPS, make_probe
 from regression_stages import runs as full_runs
 
 from phasewatch import SGLD, Trajectory, Transition, coincide, find_transitions
-from phasewatch.callbacks.schedule import Steps
-from phasewatch.monitor.chains import cost_of_a_point
+from phasewatch.callbacks.trainers.schedule import Steps
+from phasewatch.monitor.sampling.chains import cost_of_a_point
 
 EXPERIMENT = "cheap_monitor"
 SAMPLER = SGLD(

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from phasewatch import Trajectory, Transition, coincide, find_transitions
 from phasewatch.monitor.files import write_atomically
-from phasewatch.monitor.transitions import Trend
+from phasewatch.monitor.trajectories.transitions import Trend
 
 EXPERIMENT = "does_llc_lead"
 

@@ -27,7 +27,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from phasewatch import SGLD, Estimate, Probe, Snapshot
-from phasewatch.monitor.sgld import Method
+from phasewatch.monitor.sampling.settings import Method
 from phasewatch.toy_tasks import deep_linear
 
 

@@ -53,7 +53,7 @@ from jumps import Jump, jumps, largest
 from torch import Generator, nn
 
 from phasewatch import SGLD, Health, Probe, Trajectory, Transition, difference, find_transitions, heads, log_spaced
-from phasewatch.callbacks.schedule import Steps
+from phasewatch.callbacks.trainers.schedule import Steps
 from phasewatch.toy_tasks import attention_only, induction, markov_chains, text
 from phasewatch.toy_tasks.head_scores import prefix_matching_scores, previous_token_scores
 

@@ -8,9 +8,9 @@ from statistics import median
 import numpy as np
 
 from phasewatch import Kind, Trajectory, Transition, coincide, find_transitions
-from phasewatch.monitor.coincide import Coincidence
-from phasewatch.monitor.smoothing import log_steps, smooth
-from phasewatch.monitor.transitions import Trend
+from phasewatch.monitor.trajectories.coincide import Coincidence
+from phasewatch.monitor.trajectories.smoothing import log_steps, smooth
+from phasewatch.monitor.trajectories.transitions import Trend
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from jumps import beside, jumps, largest, rates, without_small
 from torch import Generator, nn
 
 from phasewatch import SGLD, Kind, Probe, Trajectory, find_transitions, log_spaced
-from phasewatch.monitor.transitions import Trend
+from phasewatch.monitor.trajectories.transitions import Trend
 from phasewatch.toy_tasks import sparse_parity
 
 EXPERIMENT = "parity"

@@ -44,8 +44,8 @@ from torch import nn
 from tqdm import tqdm
 
 from phasewatch import SGLD, Probe, Snapshot, Trajectory, difference, find_transitions, log_spaced
-from phasewatch.callbacks.schedule import Steps
-from phasewatch.monitor.smoothing import log_steps, smooth
+from phasewatch.callbacks.trainers.schedule import Steps
+from phasewatch.monitor.trajectories.smoothing import log_steps, smooth
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks.ensemble import Ensemble
 

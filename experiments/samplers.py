@@ -40,7 +40,7 @@ from arviz_stats.base.array import array_stats
 from tables import keep
 from torch import Generator, Tensor
 
-from phasewatch.monitor.sgld import metropolis_acceptance, sgld_step
+from phasewatch.monitor.sampling.settings import metropolis_acceptance, sgld_step
 from phasewatch.toy_tasks import deep_linear
 
 Loss = Callable[..., tuple[Tensor, Tensor]]

@@ -32,12 +32,12 @@ from devinterp.optim import SGMCMC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phasewatch.monitor.batches import Batches
-from phasewatch.monitor.chains import Chains, orders, run_chains
-from phasewatch.monitor.flat_model import FlatModel, LossOnBatches, own_copy
-from phasewatch.monitor.isolation import untouched_randomness
-from phasewatch.monitor.second_opinion import run_devinterp_chains
-from phasewatch.monitor.sgld import SGLD
+from phasewatch.monitor.model.isolation import untouched_randomness
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import FlatModel, LossOnBatches, own_copy
+from phasewatch.monitor.probing.second_opinion import run_devinterp_chains
+from phasewatch.monitor.sampling.chains import Chains, orders, run_chains
+from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.toy_tasks.induction import make_model, token_losses
 
 

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import phasewatch as pw
-from phasewatch.monitor.averaging import RunningAverage
+from phasewatch.monitor.snapshots.averaging import RunningAverage
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks import induction
 

@@ -30,7 +30,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from phasewatch import Point, Trajectory, find_transitions
-from phasewatch.monitor.estimate import Estimate, Health
+from phasewatch.monitor.estimates.estimate import Estimate, Health
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phasewatch.monitor.chains import Chains
+from phasewatch.monitor.sampling.chains import Chains
 
 
 @dataclass

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from phasewatch import cli
-from phasewatch.monitor.estimate import Health
-from phasewatch.monitor.trajectory import Trajectory
-from phasewatch.monitor.transitions import find_transitions
+from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
 
 PUBLISHED = sorted((Path(__file__).parent / "data" / "published").glob("*.csv"))
 STEPS = (1, 20, 300, 4000, 50000)
@@ -32,8 +32,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from phasewatch.monitor.probe import Probe
-from phasewatch.monitor.sgld import SGLD
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.sampling.settings import SGLD
 
 HERE = Path(__file__).parent
 

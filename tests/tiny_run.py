@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from phasewatch.callbacks.loop import PhaseMonitor
-from phasewatch.callbacks.schedule import every
+from phasewatch.callbacks.trainers.loop import PhaseMonitor
+from phasewatch.callbacks.trainers.schedule import every
 from phasewatch.monitor.errors import PhasewatchWarning
-from phasewatch.monitor.estimate import Estimate, Health
-from phasewatch.monitor.probe import Probe
-from phasewatch.monitor.sgld import SGLD
-from phasewatch.monitor.snapshot import Snapshot
-from phasewatch.monitor.trajectory import Point
+from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+from phasewatch.monitor.trajectories.trajectory import Point
 
 
 def make_model(seed=0):

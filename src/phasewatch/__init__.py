@@ -9,59 +9,59 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phasewatch.callbacks.loop import PhaseMonitor
-    from phasewatch.callbacks.report import write_report
-    from phasewatch.callbacks.schedule import Budget, every, log_spaced
-    from phasewatch.callbacks.weights_and_biases import WandbSink
-    from phasewatch.monitor.averaging import averaged
-    from phasewatch.monitor.calibrate import calibrate
-    from phasewatch.monitor.coincide import Coincidence, Coincidences, coincide
+    from phasewatch.callbacks.sinks.report import write_report
+    from phasewatch.callbacks.sinks.wandb import WandbSink
+    from phasewatch.callbacks.trainers.loop import PhaseMonitor
+    from phasewatch.callbacks.trainers.schedule import Budget, every, log_spaced
     from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
-    from phasewatch.monitor.estimate import Estimate, Health
-    from phasewatch.monitor.heads import heads
-    from phasewatch.monitor.llc import estimate_llc
-    from phasewatch.monitor.probe import Probe
-    from phasewatch.monitor.publish import Sink
-    from phasewatch.monitor.replay import replay
-    from phasewatch.monitor.series import open_series
-    from phasewatch.monitor.sgld import SGLD
-    from phasewatch.monitor.snapshot import Snapshot, SnapshotFolder
-    from phasewatch.monitor.trajectory import Point, Trajectory
-    from phasewatch.monitor.transitions import Kind, Transition, find_transitions
-    from phasewatch.monitor.uncertainty import Difference, difference
+    from phasewatch.monitor.estimates.estimate import Estimate, Health
+    from phasewatch.monitor.estimates.uncertainty import Difference, difference
+    from phasewatch.monitor.model.heads import heads
+    from phasewatch.monitor.probing.calibrate import calibrate
+    from phasewatch.monitor.probing.llc import estimate_llc
+    from phasewatch.monitor.probing.probe import Probe
+    from phasewatch.monitor.runs.publish import Sink
+    from phasewatch.monitor.runs.replay import replay
+    from phasewatch.monitor.sampling.settings import SGLD
+    from phasewatch.monitor.snapshots.averaging import averaged
+    from phasewatch.monitor.snapshots.series import open_series
+    from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder
+    from phasewatch.monitor.trajectories.coincide import Coincidence, Coincidences, coincide
+    from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
+    from phasewatch.monitor.trajectories.transitions import Kind, Transition, find_transitions
 
 _HOME = {
-    "Budget": "callbacks.schedule",
-    "Coincidence": "monitor.coincide",
-    "Coincidences": "monitor.coincide",
-    "Difference": "monitor.uncertainty",
-    "Estimate": "monitor.estimate",
-    "Health": "monitor.estimate",
-    "Kind": "monitor.transitions",
-    "PhaseMonitor": "callbacks.loop",
+    "Budget": "callbacks.trainers.schedule",
+    "Coincidence": "monitor.trajectories.coincide",
+    "Coincidences": "monitor.trajectories.coincide",
+    "Difference": "monitor.estimates.uncertainty",
+    "Estimate": "monitor.estimates.estimate",
+    "Health": "monitor.estimates.estimate",
+    "Kind": "monitor.trajectories.transitions",
+    "PhaseMonitor": "callbacks.trainers.loop",
     "PhasewatchError": "monitor.errors",
     "PhasewatchWarning": "monitor.errors",
-    "Point": "monitor.trajectory",
-    "Probe": "monitor.probe",
-    "SGLD": "monitor.sgld",
-    "Sink": "monitor.publish",
-    "Snapshot": "monitor.snapshot",
-    "SnapshotFolder": "monitor.snapshot",
-    "Trajectory": "monitor.trajectory",
-    "Transition": "monitor.transitions",
-    "WandbSink": "callbacks.weights_and_biases",
-    "averaged": "monitor.averaging",
-    "calibrate": "monitor.calibrate",
-    "coincide": "monitor.coincide",
-    "difference": "monitor.uncertainty",
-    "estimate_llc": "monitor.llc",
-    "every": "callbacks.schedule",
-    "find_transitions": "monitor.transitions",
-    "heads": "monitor.heads",
-    "log_spaced": "callbacks.schedule",
-    "open_series": "monitor.series",
-    "replay": "monitor.replay",
-    "write_report": "callbacks.report",
+    "Point": "monitor.trajectories.trajectory",
+    "Probe": "monitor.probing.probe",
+    "SGLD": "monitor.sampling.settings",
+    "Sink": "monitor.runs.publish",
+    "Snapshot": "monitor.snapshots.snapshot",
+    "SnapshotFolder": "monitor.snapshots.snapshot",
+    "Trajectory": "monitor.trajectories.trajectory",
+    "Transition": "monitor.trajectories.transitions",
+    "WandbSink": "callbacks.sinks.wandb",
+    "averaged": "monitor.snapshots.averaging",
+    "calibrate": "monitor.probing.calibrate",
+    "coincide": "monitor.trajectories.coincide",
+    "difference": "monitor.estimates.uncertainty",
+    "estimate_llc": "monitor.probing.llc",
+    "every": "callbacks.trainers.schedule",
+    "find_transitions": "monitor.trajectories.transitions",
+    "heads": "monitor.model.heads",
+    "log_spaced": "callbacks.trainers.schedule",
+    "open_series": "monitor.snapshots.series",
+    "replay": "monitor.runs.replay",
+    "write_report": "callbacks.sinks.report",
 }
 
 __all__ = [

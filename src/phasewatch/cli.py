@@ -16,9 +16,9 @@ from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_wor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from phasewatch.monitor.probe import Probe
-    from phasewatch.monitor.publish import Sink
-    from phasewatch.monitor.trajectory import Trajectory
+    from phasewatch.monitor.probing.probe import Probe
+    from phasewatch.monitor.runs.publish import Sink
+    from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 app = typer.Typer(
     add_completion=False,
@@ -79,9 +79,9 @@ def calibrate(
     plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Choose the sampler's settings for a series of checkpoints, and say why."""
-    from phasewatch.monitor.calibrate import calibrate as calibrate_series
-    from phasewatch.monitor.calibration import Calibration
-    from phasewatch.monitor.series import open_series
+    from phasewatch.monitor.probing.calibrate import calibrate as calibrate_series
+    from phasewatch.monitor.probing.calibration import Calibration
+    from phasewatch.monitor.snapshots.series import open_series
 
     opened = open_series(series)
     loaded = load_probe(probe)
@@ -90,7 +90,7 @@ def calibrate(
     def show(calibration: Calibration) -> None:
         print(calibration)
         if plot:
-            from phasewatch.callbacks.calibration_figure import draw_calibration
+            from phasewatch.callbacks.figures.calibration import draw_calibration
 
             _save(draw_calibration(calibration), plot)
 
@@ -109,17 +109,17 @@ def replay(
     wandb: Annotated[bool, typer.Option(help="Also write a W&B run.")] = False,
 ) -> None:
     """Measure a saved series of checkpoints; what is measured already is not measured again."""
-    from phasewatch.callbacks.report import write_report
-    from phasewatch.monitor.replay import replay as replay_series
-    from phasewatch.monitor.series import open_series
-    from phasewatch.monitor.trajectory import Trajectory
+    from phasewatch.callbacks.sinks.report import write_report
+    from phasewatch.monitor.runs.replay import replay as replay_series
+    from phasewatch.monitor.snapshots.series import open_series
+    from phasewatch.monitor.trajectories.trajectory import Trajectory
 
     opened = open_series(series)
     loaded = load_probe(probe)
     run = run or _default_run(series)
     sinks: list[Sink] = []
     if wandb:
-        from phasewatch.callbacks.weights_and_biases import WandbSink
+        from phasewatch.callbacks.sinks.wandb import WandbSink
 
         sinks.append(WandbSink(own_run=True, name=run.name))
     if opened.left_out:
@@ -168,9 +168,9 @@ def transitions(
     as_json: Annotated[bool, typer.Option("--json", help="Print the transitions as JSON.")] = False,
 ) -> None:
     """Find the transitions of a trajectory."""
-    from phasewatch.monitor.coincide import coincide
-    from phasewatch.monitor.trajectory import Trajectory
-    from phasewatch.monitor.transitions import FEWEST, find_transitions
+    from phasewatch.monitor.trajectories.coincide import coincide
+    from phasewatch.monitor.trajectories.trajectory import Trajectory
+    from phasewatch.monitor.trajectories.transitions import FEWEST, find_transitions
 
     if file.is_dir():
         if not (file / "points.jsonl").exists():
@@ -184,13 +184,13 @@ def transitions(
         raise PhasewatchError(f"{file} has {there}, and transitions take at least {FEWEST}; measure more.")
     found = find_transitions(trajectory, metric=metric)
     if plot:
-        from phasewatch.callbacks.figure import draw_trajectory
+        from phasewatch.callbacks.figures.trajectory import draw_trajectory
 
         _save(draw_trajectory(trajectory, found, metric=metric, width=width), plot)
     if as_json:
         print(json.dumps([transition.as_json() for transition in found], indent=1, allow_nan=False))
         return
-    from phasewatch.callbacks.terminal import print_transitions
+    from phasewatch.callbacks.sinks.terminal import print_transitions
 
     of_llc = [] if metric == "llc" else find_transitions(trajectory)
     remarks = str(coincide(of_llc, found)) if of_llc and found else ""
@@ -203,8 +203,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write it; RUN/report.html if not given.")] = None,
 ) -> None:
     """Write a run's report: one HTML file that opens anywhere."""
-    from phasewatch.callbacks.report import write_report
-    from phasewatch.monitor.trajectory import Trajectory
+    from phasewatch.callbacks.sinks.report import write_report
+    from phasewatch.monitor.trajectories.trajectory import Trajectory
 
     written = write_report(run, out)
     if (run / "points.jsonl").exists():
@@ -224,7 +224,7 @@ def load_probe(spec: str) -> "Probe":
     Raises:
         PhasewatchError: if there is no such file or name, it fails, or it is no probe.
     """
-    from phasewatch.monitor.probe import Probe
+    from phasewatch.monitor.probing.probe import Probe
 
     file, _, name = spec.rpartition(":")
     path = Path(file)
@@ -261,8 +261,8 @@ def load_probe(spec: str) -> "Probe":
 
 
 def _show(trajectory: "Trajectory") -> None:
-    from phasewatch.callbacks.terminal import print_transitions
-    from phasewatch.monitor.transitions import find_transitions
+    from phasewatch.callbacks.sinks.terminal import print_transitions
+    from phasewatch.monitor.trajectories.transitions import find_transitions
 
     print_transitions(trajectory, find_transitions(trajectory))
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from phasewatch.callbacks.loop import PhaseMonitor
-from phasewatch.callbacks.schedule import log_spaced
-from phasewatch.callbacks.terminal import TerminalSink, print_transitions
-from phasewatch.callbacks.weights_and_biases import WandbSink
-from phasewatch.monitor.probe import Probe
-from phasewatch.monitor.publish import Sink
-from phasewatch.monitor.sgld import SGLD
-from phasewatch.monitor.trajectory import Trajectory
-from phasewatch.monitor.transitions import find_transitions
+from phasewatch.callbacks.sinks.terminal import TerminalSink, print_transitions
+from phasewatch.callbacks.sinks.wandb import WandbSink
+from phasewatch.callbacks.trainers.loop import PhaseMonitor
+from phasewatch.callbacks.trainers.schedule import log_spaced
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.runs.publish import Sink
+from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
 from phasewatch.toy_tasks.in_context_regression import (
     RegressionData,
     RegressionTransformer,

@@ -16,9 +16,9 @@ import warnings
 import torch
 from tiny_run import ToldToFile, die_at_operation, make_probe, train
 
-from phasewatch.callbacks import loop
+from phasewatch.callbacks.trainers import loop
 from phasewatch.monitor.errors import PhasewatchWarning
-from phasewatch.monitor.replay import replay
+from phasewatch.monitor.runs.replay import replay
 
 
 def work(order):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_run import a_point, a_snapshot, lines, make_probe, train
 
-from phasewatch.monitor.run_folder import RunFolder
-from phasewatch.monitor.trajectory import Trajectory
+from phasewatch.monitor.runs.folder import RunFolder
+from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 TESTS = Path(__file__).parents[1]
 STEPS = 24

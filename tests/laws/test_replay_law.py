@@ -12,7 +12,7 @@ from law_models import PERCEPTRON, Case, Perceptron, classify, labelled
 from torch import Generator, nn
 
 import phasewatch as pw
-from phasewatch.monitor.flat_model import FlatModel
+from phasewatch.monitor.model.weights import FlatModel
 
 SAMPLER = pw.SGLD(step_size=1e-5, nbeta=30.0, chains=3, draws=5, burn_in=2, batch_size=16)
 STEPS = (1, 2, 5)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from phasewatch.monitor.batches import Batches
-from phasewatch.monitor.flat_model import FlatModel
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.toy_tasks.attention_only import (
     bigram_cross_entropy,
     icl_score,

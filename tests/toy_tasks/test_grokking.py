@@ -8,8 +8,8 @@ import torch
 from torch import Generator, nn
 from torch.func import functional_call
 
-from phasewatch.monitor.batches import Batches
-from phasewatch.monitor.flat_model import FlatModel
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.toy_tasks.grokking import (
     AdditionData,
     AdditionMLP,

@@ -7,8 +7,8 @@ import torch
 from torch import Generator, nn
 from torch.func import vmap
 
-from phasewatch.monitor.batches import Batches
-from phasewatch.monitor.flat_model import FlatModel
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.toy_tasks.in_context_regression import (
     RegressionData,
     RegressionTransformer,

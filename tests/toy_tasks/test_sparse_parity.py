@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from phasewatch.monitor.batches import Batches
-from phasewatch.monitor.flat_model import FlatModel
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.toy_tasks.sparse_parity import (
     ParityMLP,
     SparseParityData,

@@ -1,0 +1,1 @@
+"""Where points and transitions are written to."""

@@ -1,0 +1,231 @@
+"""A run as one page that opens anywhere, offline: what happened, when, and how far each point can be trusted."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from phasewatch.callbacks.figures.trajectory import MAX_METRICS, draw_trajectory
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.files import write_atomically
+from phasewatch.monitor.formatting import MISSING, count, integer, measured, number, percent, value_and_error
+from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
+from phasewatch.monitor.trajectories.transitions import Transition, find_transitions
+
+MAX_TRACES = 12
+"""How many doubtful points have their chains drawn."""
+
+_TRACE_WIDTH, _TRACE_HEIGHT = 240.0, 84.0
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write a run's report: the figure, the transitions in words, every point with its verdict, and the settings.
+
+    The page is one HTML file without scripts and without anything to fetch. Transitions are found anew from the
+    points. The file appears whole or not at all.
+
+    Args:
+        run: the run's folder, with its `run.json` (settings) and `points.jsonl`.
+        out: where to write; `report.html` inside the run if left out.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        PhasewatchError: if `run` is no run's folder, or its settings or points can't be read.
+    """
+    run = Path(run)
+    settings = _read_settings(run)
+    points, transitions = _read_points(run)
+    page = _render(run.resolve().name, points, transitions, settings)
+    out = run / "report.html" if out is None else Path(out)
+    if not out.parent.is_dir():
+        raise PhasewatchError(f"write_report(out={str(out)!r}) names a folder that does not exist; make it first.")
+    write_atomically(out, page)
+    return out
+
+
+def _read_settings(run: Path) -> dict[str, Any]:
+    path = run / "run.json"
+    if not path.is_file():
+        if (run / "points.jsonl").is_file():
+            return {}
+        raise PhasewatchError(
+            f"write_report({str(run)!r}) found neither run.json nor points.jsonl there; "
+            "name the folder that was given as run=... to PhaseMonitor or replay."
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PhasewatchError(f"write_report({str(run)!r}) can't read {path.name}: {error}.") from error
+    if not isinstance(settings, dict):
+        raise PhasewatchError(f"write_report({str(run)!r}) expects a JSON object in {path.name}, and it holds another.")
+    return settings
+
+
+def _read_points(run: Path) -> tuple[Trajectory | None, Sequence[Transition]]:
+    """The trajectory and its transitions, or None where nothing has been measured yet."""
+    path = run / "points.jsonl"
+    if not path.is_file() or path.stat().st_size == 0:
+        return None, ()
+    try:
+        trajectory = Trajectory.read(path)
+    except PhasewatchError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PhasewatchError(f"write_report({str(run)!r}) can't read {path.name}: {error!r}.") from error
+    return (trajectory, tuple(find_transitions(trajectory))) if len(trajectory) else (None, ())
+
+
+def _render(
+    name: str, trajectory: Trajectory | None, transitions: Sequence[Transition], settings: dict[str, Any]
+) -> str:
+    points = tuple(trajectory) if trajectory is not None else ()
+    metrics = sorted({metric for point in points for metric in point.metrics})
+    doubtful = [point for point in points if point.llc.health is not Health.OK]
+    traced = [point for point in doubtful if point.llc.trace]
+    environment = Environment(
+        loader=PackageLoader("phasewatch.callbacks.sinks", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        integer=_typeset(integer), number=_typeset(number), percent=_typeset(percent), count_of=_typeset(count)
+    )
+    environment.globals.update(measured=_measured, value_and_error=_typeset(value_and_error), setting=_setting)
+    return environment.get_template("report.html.j2").render(
+        name=name,
+        summary=_summary(points, transitions),
+        picture=None if trajectory is None else _picture(trajectory, transitions, metrics[:MAX_METRICS]),
+        points=points,
+        metrics=metrics,
+        undrawn=metrics[MAX_METRICS:],
+        transitions=transitions,
+        doubts=[(health, steps) for health in Health if (steps := _steps(doubtful, health))],
+        traces=[_trace(point) for point in _spread(traced, MAX_TRACES)],
+        traced=len(traced),
+        settings=settings,
+    )
+
+
+def _steps(doubtful: Sequence[Point], health: Health) -> list[int]:
+    return [point.step for point in doubtful if point.llc.health is health]
+
+
+def _summary(points: Sequence[Point], transitions: Sequence[Transition]) -> str:
+    """The run in one sentence."""
+    if not points:
+        return "Nothing has been measured yet."
+    first, last = (integer(point.step) for point in (points[0], points[-1]))
+    if len(points) == 1:
+        text = f"One point, at step {first}"
+    else:
+        text = f"{integer(len(points))} points from step {first} to step {last}"
+    found = {0: "no transition", 1: "one transition"}.get(len(transitions), f"{len(transitions)} transitions")
+    kinds = [transition.kind.name if len(transition.kind.name) == 1 else "other" for transition in transitions]
+    text += f": {found}"
+    if kinds:
+        text += f" ({', '.join(kinds)})"
+    failed = sum(point.llc.health.failed for point in points)
+    doubtful = sum(point.llc.health is not Health.OK for point in points) - failed
+    doubts = [
+        f"{integer(count)} estimate{'s' if count > 1 else ''} {verb}"
+        for count, verb in ((doubtful, "doubtful"), (failed, "failed"))
+        if count
+    ]
+    return _typeset(str)(text + "".join(f", {doubt}" for doubt in doubts) + ".")
+
+
+def _picture(trajectory: Trajectory, transitions: Sequence[Transition], metrics: Sequence[str]) -> str:
+    """The figure as the data address of an SVG image, whose identifiers can't clash with the page's."""
+    file = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    draw_trajectory(trajectory, transitions, metrics=metrics).savefig(file, format="svg", metadata=nothing)
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _typeset(write: Any) -> Any:
+    """`write`'s text with a narrow no-break space between thousands and a minus for a hyphen."""
+
+    def typeset(*values: Any, **options: Any) -> str:
+        text = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "\N{NARROW NO-BREAK SPACE}", write(*values, **options))
+        return re.sub(r"-(?=\d)", "\N{MINUS SIGN}", text)
+
+    return typeset
+
+
+def _measured(value: float, error: float) -> tuple[str, str]:
+    text, spread = measured(value, error)
+    return _typeset(str)(text), spread
+
+
+def _setting(value: Any) -> str:
+    """A setting's leaf as written in JSON, without quotes; what isn't a finite number is missing."""
+    if value is None or value in ("nan", "inf", "-inf") or (isinstance(value, float) and not math.isfinite(value)):
+        return MISSING
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _spread(points: Sequence[Point], count: int) -> list[Point]:
+    """At most `count` of the points, evenly spaced from the first to the last."""
+    if len(points) <= count:
+        return list(points)
+    return [points[i] for i in np.linspace(0, len(points) - 1, count).round().astype(int)]
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """The chains of one point as lines of an SVG drawing.
+
+    Attributes:
+        point: the point.
+        lines: a path for each chain.
+        high: the largest value, as text.
+        low: the smallest.
+        zero: height of the line of value 0 in the drawing, None where it lies outside.
+    """
+
+    point: Point
+    lines: list[str]
+    high: str
+    low: str
+    zero: float | None
+    width: float = _TRACE_WIDTH
+    height: float = _TRACE_HEIGHT
+
+
+def _trace(point: Point) -> _Trace:
+    finite = [value for chain in point.llc.trace for value in chain if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    span = (high - low) or 1.0
+
+    def height(value: float) -> float:
+        return _TRACE_HEIGHT * (0.95 - 0.9 * ((value - low) / span))
+
+    def path(chain: Sequence[float]) -> str:
+        commands, pen = [], "M"
+        for i, value in enumerate(chain):
+            if math.isfinite(value):
+                commands.append(f"{pen}{_TRACE_WIDTH * i / max(1, len(chain) - 1):.1f} {height(value):.1f}")
+            pen = "L" if math.isfinite(value) else "M"
+        return "".join(commands)
+
+    short = _typeset(lambda value: f"{value:.3g}" if finite else MISSING)
+    return _Trace(
+        point=point,
+        lines=[path(chain) for chain in point.llc.trace],
+        high=short(high),
+        low=short(low),
+        zero=height(0.0) if low < 0 < high else None,
+    )

@@ -1,0 +1,128 @@
+"""A run in a terminal: its transitions as a table and in words, and a point as one line of a log."""
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.formatting import MISSING, integer, measured, number, percent, value_and_error
+from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
+from phasewatch.monitor.trajectories.transitions import Kind, Transition
+
+_STYLES = {Kind.A: "bold blue", Kind.B: "bold yellow", Kind.OTHER: "bold"}
+
+_INSIDE_A_NUMBER = re.compile(r"(?<=\d) (?=\d{3}\b|[±%])|(?<=[±>]) (?=\d)")
+
+
+def print_transitions(
+    trajectory: Trajectory,
+    transitions: Sequence[Transition],
+    console: Console | None = None,
+    *,
+    metric: str = "llc",
+    remarks: str = "",
+) -> None:
+    """Print the transitions as a table, then each as a sentence, then how many points stand behind them.
+
+    Below a row's start and end are the steps between which each lies with 95 % probability.
+
+    Piped into a file or another program, the same text comes without colours, and neither there nor in a narrow
+    terminal is a row folded or a number broken.
+
+    Args:
+        trajectory: the points that the transitions were found in.
+        transitions: what to print, in order.
+        console: where to; standard output if left out.
+        metric: the signal whose transitions they are.
+        remarks: lines to print after the sentences.
+    """
+    console = console or Console(highlight=False)
+    if transitions:
+        table = _table(transitions, metric)
+        # Rich folds cells to fit the console, inside a number if need be; it leaves a table of fixed width alone.
+        table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+        console.print(table, soft_wrap=True)
+        console.print()
+        for transition in transitions:
+            _print_wrapped(console, transition.sentence())
+        console.print()
+    else:
+        _print_wrapped(console, "No transition so far.")
+    for remark in remarks.splitlines():
+        _print_wrapped(console, remark)
+    if remarks:
+        console.print()
+    _print_wrapped(console, _count(trajectory, metric), style="dim")
+
+
+def point_line(point: Point) -> str:
+    """One line of a live log, as wide for every point: `step     1 234  loss    1.945  llc    142.5 ± 0.8    ok`."""
+    value, error = measured(point.llc.value, point.llc.error)
+    spread = "" if value == MISSING or error == MISSING else f"± {error}"
+    return (
+        f"step {integer(point.step):>9}  loss {number(point.loss):>8}  llc {value:>8} {spread:<6}  "
+        f"{point.llc.health.name.lower()}"
+    )
+
+
+def _table(transitions: Sequence[Transition], metric: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    own = metric not in {"llc", "loss"}
+    table.add_column("kind")
+    for name in ("steps, 95 % intervals", *([metric] if own else []), "loss", "llc", "confidence"):
+        table.add_column(Text(name), justify="right")
+    for transition in transitions:
+        cells: list[Text | str] = [
+            Text(transition.kind.label, style=_STYLES[transition.kind]),
+            Text.assemble(
+                f"{integer(transition.start)} → {integer(transition.end)}\n",
+                (f"{_interval(transition.start_interval)} → {_interval(transition.end_interval)}", "dim"),
+            ),
+            number(transition.loss_change, sign=True),
+            value_and_error(transition.llc_change, transition.llc_error, sign=True),
+            Text.assemble(percent(transition.confidence), ("\nprovisional" if transition.provisional else "", "dim")),
+        ]
+        if own:
+            cells.insert(2, value_and_error(transition.after - transition.before, transition.error, sign=True))
+        table.add_row(*cells)
+    return table
+
+
+def _interval(steps: tuple[int, int]) -> str:
+    return f"{integer(steps[0])}–{integer(steps[1])}"
+
+
+def _count(trajectory: Trajectory, metric: str) -> str:
+    """How many points there are, and how many of them are doubtful or left out."""
+    points, usable = len(trajectory), trajectory.usable(metric)
+    text = f"{integer(points)} point{'' if points == 1 else 's'}"
+    if len(usable) < points:
+        text += f", {integer(points - len(usable))} left out without {'λ̂ or loss' if metric == 'llc' else metric}"
+    if metric == "llc" and (doubtful := sum(point.llc.health is not Health.OK for point in usable)):
+        text += f", {integer(doubtful)} doubtful"
+    return text + "."
+
+
+def _print_wrapped(console: Console, sentence: str, style: str = "") -> None:
+    """Print a sentence, wrapped at its words but never inside a number such as `40 404` or `1.2 ± 0.3`."""
+    # textwrap breaks at ASCII blanks alone, so a no-break space holds a number together until the lines are cut.
+    glued = _INSIDE_A_NUMBER.sub("\N{NO-BREAK SPACE}", sentence)
+    for line in textwrap.wrap(glued, console.width, break_long_words=False, break_on_hyphens=False):
+        console.print(Text(line.replace("\N{NO-BREAK SPACE}", " "), style=style), soft_wrap=True)
+
+
+class TerminalSink:
+    """Prints each point and each transition as it comes, beside a progress bar if one runs."""
+
+    def write(self, item: Point | Transition) -> None:
+        """Print one line."""
+        tqdm.write(f"→ {item}" if isinstance(item, Transition) else point_line(item))
+
+    def close(self) -> None:
+        """Nothing is held back."""

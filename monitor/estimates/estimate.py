@@ -1,0 +1,132 @@
+"""An estimate of the local learning coefficient, and whether to believe it. Plain numbers: no torch here."""
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from phasewatch.monitor.estimates.checks import Checks
+
+
+class Health(enum.Enum):
+    """What the chains say about their own estimate; each member's value is the sentence that the user reads."""
+
+    OK = "The chains agree and have settled."
+    DIVERGED = (
+        "The chains left the snapshot's surroundings for NaN or an impossibly high loss, so there is no estimate. "
+        "If the snapshot's own loss is not finite, training has diverged; else lower SGLD(step_size=...)."
+    )
+    UNMIXED = (
+        "The chains disagree by more than each one moves, or are still on their way, so each has seen only a part of "
+        "the surroundings. Use more SGLD(draws=...) or a larger SGLD(step_size=...)."
+    )
+    DRIFTING = (
+        "The loss along the chains is still moving, so the estimate depends on how long they ran. "
+        "Raise SGLD(burn_in=...)."
+    )
+    NEGATIVE = (
+        "The chains found lower loss than the snapshot's own: it is not at a minimum (normal early in training). "
+        "Read the curve's shape, not this value; late in training, raise SGLD(localization=...)."
+    )
+    OFF_MINIMUM = (
+        "The loss still slopes at the snapshot: it is not at a minimum, and part of the estimate is descent (normal "
+        "early in training). Read the curve's shape, not this value; late in training, measure averaged weights, or "
+        "raise SGLD(localization=...)."
+    )
+    OVERSTEPPING = (
+        "The steps are too long for the curvature here, so the estimate is too large. "
+        "Lower SGLD(step_size=...), or give SGLD(kappa=0.5) in its place."
+    )
+    NOISY = (
+        "The minibatches' noise heats the chains, so the estimate is too large. "
+        "Raise SGLD(batch_size=...), or lower SGLD(step_size=...)."
+    )
+    CREEPING = (
+        "The steps are so short that the chains hardly leave the snapshot, so the estimate is too small. "
+        "Raise SGLD(step_size=...), or give SGLD(kappa=0.5) in its place."
+    )
+    LOCALIZED = (
+        "The localization is as strong as the loss in many directions, so the estimate is smaller than without it. "
+        "Compare points of one setting with each other; for the level, lower SGLD(localization=...) or raise nbeta."
+    )
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no usable value at all; the other doubts leave a value that can be compared."""
+        return self is Health.DIVERGED
+
+    @property
+    def has_level(self) -> bool:
+        """Whether the value says how complex the model is, and isn't part descent."""
+        return self not in {Health.DIVERGED, Health.NEGATIVE, Health.OFF_MINIMUM}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """λ̂ = nβ · (E_w[L(w)] − L(w*)) with its error and its verdict (Lau et al. 2023, eq. 7).
+
+    Attributes:
+        value: the mean over chains and draws; NaN if the chains diverged.
+        error: `value ± 2 * error` holds the mean of `value` over seeds in 95 % of cases: a standard error, with
+            Student's factor for the number of chains folded in. It knows nothing of that mean's own bias.
+        per_chain: the mean of each chain, shape (chain,). Chain c of two points of one run shares its minibatches and
+            its noise, so differences are taken chain by chain, by `difference`.
+        nbeta: the inverse temperature nβ.
+        rhat: split R-hat of the paired losses; 1 when the chains agree.
+        ess: effective number of independent draws among all chains.
+        acceptance: mean Metropolis acceptance that the steps would have had on their own minibatches, 0 to 1.
+        health: the verdict.
+        checks: what else it was judged by.
+        trace: for a doubtful estimate, nβ · (L(w) − L(w*)) along each chain, at most 100 values a chain, evenly
+            thinned; empty otherwise.
+    """
+
+    value: float
+    error: float
+    per_chain: tuple[float, ...]
+    nbeta: float
+    rhat: float
+    ess: float
+    acceptance: float
+    health: Health
+    trace: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    checks: Checks = field(default=Checks(), repr=False, compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """This estimate as plain JSON types; what isn't finite becomes a word, since JSON has no NaN."""
+        record: dict[str, Any] = {
+            "value": json_number(self.value),
+            "error": json_number(self.error),
+            "per_chain": [json_number(v) for v in self.per_chain],
+            "nbeta": json_number(self.nbeta),
+            "rhat": json_number(self.rhat),
+            "ess": json_number(self.ess),
+            "acceptance": json_number(self.acceptance),
+            "health": self.health.name,
+            "checks": {name: json_number(value) for name, value in asdict(self.checks).items()},
+        }
+        if self.trace:
+            record["trace"] = [[json_number(v) for v in chain] for chain in self.trace]
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Estimate":
+        """The inverse of `as_json`, exact to the last bit."""
+        return cls(
+            value=float(record["value"]),
+            error=float(record["error"]),
+            per_chain=tuple(float(v) for v in record["per_chain"]),
+            nbeta=float(record["nbeta"]),
+            rhat=float(record["rhat"]),
+            ess=float(record["ess"]),
+            acceptance=float(record["acceptance"]),
+            health=Health[record["health"]],
+            checks=Checks(**{name: float(value) for name, value in record.get("checks", {}).items()}),
+            trace=tuple(tuple(float(v) for v in chain) for chain in record.get("trace", ())),
+        )
+
+
+def json_number(value: float) -> float | str:
+    """A float as strict JSON: itself, or "nan", "inf", "-inf", which `float` reads back."""
+    return value if math.isfinite(value) else str(value)

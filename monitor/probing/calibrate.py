@@ -1,0 +1,456 @@
+"""Choosing one setting of the sampler for a whole series, by trial at a few of its snapshots."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
+
+from phasewatch.monitor.errors import PhasewatchError, whole_number
+from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.estimates.uncertainty import difference
+from phasewatch.monitor.formatting import MISSING, integer, number
+from phasewatch.monitor.probing.calibration import Calibration, Trial
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.sampling.chains import cost_of_a_point
+from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+
+KAPPA = 1.0
+"""κ = ε·(nβ·h + γ) to start from, h the largest curvature at any snapshot: a quarter of what is unstable."""
+
+LEAST_KAPPA = 0.4
+"""κ down to which shorter steps are the remedy for noise; beyond, a lower nβ is, which costs nothing."""
+
+NBETA = 100.0
+"""nβ to start from, or n/log n where the data has so few samples n that this is less (Watanabe 2013)."""
+
+WIDEST = 10
+"""Part of that nβ down to which a lower one, which looks from farther, is tried at a last snapshot at no minimum."""
+
+SETTLING = 2.0
+"""Burn-in in units of the time in which the softest directions forget where they started, 1/(ε·γ) steps without
+momentum; the draws are twice that."""
+
+FLAT = 0.1
+"""Change of λ̂ with twice the step size that is no reason for a smaller one, as a share of the largest λ̂."""
+
+BIAS = 0.05
+"""What the minibatches' noise and the length of the steps may add to λ̂, as a share of the largest λ̂."""
+
+SHARE = 1 / 7
+"""Of the budget, what the first trial may take."""
+
+CHAINS = 4, 6, 8, 10, 12, 16
+"""Numbers of chains to choose from; trials have the fewest."""
+
+LEAST_BURN_IN = 10
+"""Steps of burn-in below which a trial is too short to judge."""
+
+_USABLE = {Health.OK, Health.LOCALIZED}
+_AT_NO_MINIMUM = {Health.NEGATIVE, Health.OFF_MINIMUM}
+_TOO_LONG = {Health.DIVERGED, Health.OVERSTEPPING}
+_UNSETTLED = {Health.DRIFTING, Health.CREEPING, Health.UNMIXED}
+
+_HELP = {
+    Health.DIVERGED: "look whether the loss is finite and smooth around that snapshot, or measure in float64",
+    Health.OVERSTEPPING: "measure in float64, or give a larger budget",
+    Health.NOISY: "raise SGLD(batch_size=...) of the probe",
+    Health.NEGATIVE: "give a last snapshot that is at a minimum: train longer or with a lower learning rate, or "
+    "average the weights",
+}
+
+
+def calibrate(
+    snapshots: Sequence[Snapshot],
+    probe: Probe,
+    *,
+    budget: int = 20_000,
+    error: float = 0.03,
+    show: Callable[[Calibration], object] | None = print,
+) -> SGLD:
+    """Choose step size, localization, nβ, burn-in, draws and chains for a whole series.
+
+    The largest curvature h at any snapshot sets the scale. The step size starts at κ = ε·(nβ·h + γ) = 1, and the
+    localization γ is the weakest that chains settle in, in as many steps as the budget allows. A setting is taken if
+    its verdicts are sound, the descent at an early snapshot aside, if its noise adds little to λ̂, and if λ̂ stays
+    stable and flat with steps twice as long; until then the verdicts say what to try next. λ̂ with twice and half of
+    nβ is reported. There are as many chains as the error asks for. All trials share their random streams.
+
+    Args:
+        snapshots: of the series, such as an early, a middle and a late one; the sharpest decides the step size.
+        probe: what to calibrate for. Of its sampler, the batch size, the method and the backend are kept.
+        budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
+            gradient counts as a third. It also says how long chains may be: with three snapshots, a point comes to
+            cost between a twenty-fifth and a tenth of it.
+        error: standard error of λ̂ at the last snapshot to aim for, as a share of it.
+        show: gets what was tried and why, also where nothing works: `print`, or what draws it. None for nobody.
+
+    Returns:
+        The setting, for `Probe(sampler=...)` or `probe.with_sampler(...)`.
+
+    Raises:
+        PhasewatchError: if no setting has a usable estimate at the last snapshot; it says what was tried. Also if
+            the budget is too small for a trial, or a snapshot isn't of the probe's model.
+    """
+    ordered = _in_order(snapshots)
+    if not isinstance(probe, Probe):
+        raise PhasewatchError(f"calibrate(snapshots, probe) takes a Probe; a {type(probe).__name__} came.")
+    if probe.sampler.method == "mala":
+        raise PhasewatchError(
+            "calibrate(snapshots, probe) looks for one step size for a series, and SGLD(method='mala') of the probe "
+            "adapts its own to each snapshot. Leave method out."
+        )
+    if not 0 < error < 1:
+        raise PhasewatchError(f"calibrate(error={error!r}) must be a share of λ̂, between 0 and 1.")
+    search = _Search(ordered, probe, whole_number("calibrate(budget=...)", budget, least=1))
+    chosen = search.choose(error)
+    sampler = None if chosen is None else replace(chosen.sampler, backend=probe.sampler.backend)
+    curvatures = {snapshot.step: h for snapshot, h in zip(ordered, search.curvatures, strict=True)}
+    if show is not None:
+        show(
+            Calibration(sampler, tuple(search.trials), tuple(search.reasons), curvatures, budget - search.left, budget)
+        )
+    if sampler is None:
+        raise PhasewatchError(_in_vain(search.trials, budget - search.left, budget))
+    return sampler
+
+
+def _in_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+    given = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
+    if not given:
+        raise PhasewatchError(
+            "calibrate(snapshots=[], ...) needs snapshots to try settings at. Give an early, a middle and a late one."
+        )
+    for snapshot in given:
+        if not isinstance(snapshot, Snapshot):
+            raise PhasewatchError(
+                f"calibrate(snapshots=...) takes a list of Snapshots; a {type(snapshot).__name__} came. "
+                "`open_series(path).load(step)` reads one."
+            )
+    steps = [snapshot.step for snapshot in given]
+    if len(set(steps)) < len(steps):
+        raise PhasewatchError(f"calibrate(snapshots=...) got two of one step: {sorted(steps)}. Give each step once.")
+    return sorted(given, key=lambda snapshot: snapshot.step)
+
+
+def _in_vain(trials: Sequence[Trial], spent: int, budget: int) -> str:
+    last = [(trial.sampler, trial.points[-1]) for trial in trials]
+    tried = "; ".join(f"{_setting(sampler)}: {point.llc.health.name}" for sampler, point in last)
+    help_ = {_HELP.get(point.llc.health, "give a larger budget") for _, point in last}
+    return (
+        f"calibrate(...) found no setting whose estimate at step {integer(last[-1][1].step)} can be used, with "
+        f"{integer(spent)} of {integer(budget)} gradient evaluations. It tried {tried}. "
+        f"What may help: {'; or '.join(sorted(help_))}."
+    )
+
+
+class _Search:
+    """Trials within a budget, and the sentences that explain them."""
+
+    def __init__(self, snapshots: list[Snapshot], probe: Probe, budget: int) -> None:
+        self.snapshots = snapshots
+        self.probe = probe.without_extras().with_sampler(replace(probe.sampler, backend="vectorised"))
+        self.left = budget
+        self.trials: list[Trial] = []
+        self.reasons: list[str] = []
+        self._doubted: set[SGLD] = set()
+        keep = self.probe.sampler.resolved().momentum or 0.0
+        self._heat = (1 + keep) / (1 - keep)
+        self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(keep)) if keep else 0)
+        self._too_short = 0.0
+        samples = probe.samples or math.inf
+        nbeta = _rounded(min(NBETA, samples / math.log(samples))) if 3 <= samples < math.inf else NBETA
+        self.curvatures = self._survey(nbeta, budget)
+        self._longest = self._longest_burn_in(budget)
+        self._nbeta = nbeta
+
+    def choose(self, error: float) -> Trial | None:
+        """The best setting within the budget, None if none is usable at the last snapshot."""
+        best = self._follow_verdicts()
+        if best is None:
+            return None
+        self._vary_nbeta(best)
+        chosen = self._with_chains(best, error)
+        self._explain(chosen, error)
+        return chosen
+
+    def _survey(self, nbeta: float, budget: int) -> list[float]:
+        """The curvature at each snapshot, by chains too short to move."""
+        still = replace(self._with(1e-12, 0.0, nbeta, 0), draws=4)
+        probe = self.probe.with_sampler(still)
+        cost = len(self.snapshots) * cost_of_a_point(still, probe.minibatches)
+        least = cost + len(self.snapshots) * self._most(self._least)
+        if budget < least:
+            raise PhasewatchError(
+                f"calibrate(budget={budget}) is too small: a look around {len(self.snapshots)} snapshots and one short "
+                f"trial take {integer(least)} gradient evaluations."
+            )
+        found = []
+        for snapshot in self.snapshots:
+            point = probe(snapshot)
+            curvature = point.llc.checks.curvature
+            if not math.isfinite(curvature):
+                raise PhasewatchError(
+                    f"calibrate(...): the loss or its gradient is not finite around the snapshot of step "
+                    f"{integer(point.step)}. Give snapshots from before training diverged."
+                )
+            found.append(curvature)
+        if max(found) == 0:
+            raise PhasewatchError(
+                "calibrate(...): the loss is flat around all of the snapshots, so nothing sets the length of a step. "
+                "Check that it depends on the weights that are sampled."
+            )
+        self.left -= cost
+        return found
+
+    def _most(self, burn_in: int) -> int:
+        """What a point with this burn-in takes, however many minibatches are kept."""
+        sampler = self._with(1.0, 0.0, 1.0, burn_in)
+        return cost_of_a_point(sampler, sampler.chains * 3 * burn_in)
+
+    def _longest_burn_in(self, budget: int) -> int:
+        allowed, burn_in = SHARE * budget / len(self.snapshots), self._least
+        while self._most(burn_in + 1) <= allowed:
+            burn_in += 1
+        return burn_in
+
+    def _with(self, eps: float, gamma: float, nbeta: float, burn_in: int) -> SGLD:
+        return replace(
+            self.probe.sampler,
+            step_size=_rounded(eps),
+            kappa=None,
+            localization=_rounded(gamma),
+            nbeta=_rounded(nbeta),
+            chains=CHAINS[0],
+            burn_in=burn_in,
+            draws=max(2 * burn_in, 4),
+        )
+
+    def _sampler(self, eps: float, gamma: float, nbeta: float) -> SGLD:
+        """Of a length to settle in, twice the first trial's at most; γ is raised where that isn't enough."""
+        burn_in = max(self._least, min(round(SETTLING / (eps * gamma * self._heat)), 2 * self._longest))
+        return self._with(eps, max(gamma, 0.9 * self._gamma(eps, burn_in)), nbeta, burn_in)
+
+    def _gamma(self, eps: float, burn_in: int) -> float:
+        """The localization that settles in a burn-in."""
+        return SETTLING / (eps * burn_in * self._heat)
+
+    def _at_kappa(self) -> SGLD:
+        """The first trial's: κ as it should be at the sharpest snapshot, and γ such that chains settle."""
+        eps = (KAPPA - self._gamma(1.0, self._longest)) / (self._nbeta * max(self.curvatures))
+        return self._sampler(eps, self._gamma(eps, self._longest), self._nbeta)
+
+    def _try(self, name: str, sampler: SGLD, snapshots: Sequence[Snapshot]) -> Trial | None:
+        """Measure with a setting, if the budget allows it."""
+        if len(snapshots) * cost_of_a_point(sampler, 1) > self.left:
+            return None
+        probe = self.probe.with_sampler(sampler)
+        cost = len(snapshots) * cost_of_a_point(sampler, probe.minibatches)
+        if cost > self.left:
+            return None
+        self.left -= cost
+        trial = Trial(name, sampler, tuple(map(probe, snapshots)), cost)
+        self.trials.append(trial)
+        return trial
+
+    def _follow_verdicts(self) -> Trial | None:
+        """From trial to trial until one is sound and flat, or the budget is spent; the best of them."""
+        trial, judged = self._try("first", self._at_kappa(), self.snapshots), []
+        while trial is not None:
+            judged.append(trial)
+            move = self._move(trial)
+            if move is None or any(move[1] == other.sampler for other in self.trials):
+                break
+            trial = self._try(*move, self.snapshots)
+            if trial is None:
+                self.reasons.append(f"The budget had no room for {_setting(move[1])}.")
+        best = min(reversed(judged), key=self._flaws)  # the latest of the best
+        return None if self._flaws(best)[0] else best
+
+    def _flaws(self, trial: Trial) -> tuple[bool, int, bool]:
+        """Smaller is better: of no use at the last snapshot, doubts that could be mended, noisy or not flat."""
+        *early, last = (point.llc.health for point in trial.points)
+        flawed = sum(health not in _USABLE | _AT_NO_MINIMUM for health in early) + (last not in _USABLE)
+        useless = last not in _USABLE | {Health.OFF_MINIMUM}
+        return useless, flawed, trial.sampler in self._doubted
+
+    def _move(self, trial: Trial) -> tuple[str, SGLD] | None:
+        """What the verdicts of a trial say to try next; None if it is sound, and flat with twice the step size."""
+        sampler, last = trial.sampler, trial.points[-1]
+        assert sampler.step_size is not None
+        eps, gamma, nbeta = sampler.step_size, sampler.localization, sampler.nbeta
+        half = "half the step", self._sampler(eps / 2, gamma, nbeta)
+        if bad := _verdicts(trial, _TOO_LONG):
+            self.reasons.append(f"{_setting(sampler)}: {bad}, so the next steps were shorter.")
+            if eps < 16 * self._too_short or not self._too_short:
+                return half
+            between = math.sqrt(eps * self._too_short)
+            return "in between", self._sampler(between, self._gamma(between, self._longest), nbeta)
+        bias, kappa = _bias(trial), eps * (nbeta * max(self.curvatures) + gamma)
+        met = [point.llc.checks.kappa for point in trial.points]
+        if max(met) < kappa / 4:
+            self.curvatures = [point.llc.checks.curvature for point in trial.points]
+            if max(self.curvatures) > 0:
+                self._too_short = eps
+                self.reasons.append(f"{_setting(sampler)}: the chains met much less curvature than there seemed to be.")
+                return "longer steps", self._at_kappa()
+        if bias > BIAS:
+            self._doubted.add(sampler)
+            self.reasons.append(
+                f"{_setting(sampler)}: the minibatches' noise and the length of the steps add {_percent(bias)} to λ̂."
+            )
+            return self._less_noise(sampler, kappa, max(0.75 * BIAS / bias, 1 / 16))
+        if last.llc.health in _AT_NO_MINIMUM and nbeta > self._nbeta / WIDEST:
+            self.reasons.append(f"{_setting(sampler)}: {_verdicts(trial, {last.llc.health})}, so nβ was lowered.")
+            return "nβ / 4", self._sampler(eps * 4, gamma / 4, nbeta / 4)
+        if last.llc.health is Health.NEGATIVE:
+            return None
+        if bad := _verdicts(trial, _UNSETTLED):
+            self.reasons.append(f"{_setting(sampler)}: {bad}, so the localization was raised.")
+            return "twice γ", replace(sampler, localization=_rounded(2 * gamma))
+        twice = replace(sampler, step_size=_rounded(2 * eps))
+        double = next((t for t in self.trials if t.sampler == twice), None) or self._try(
+            "twice the step", twice, self.snapshots
+        )
+        if double is None:
+            self.reasons.append("There was no room in the budget to try twice the step size.")
+            return None
+        if bad := _verdicts(double, _TOO_LONG):
+            self._doubted.add(sampler)
+            self.reasons.append(
+                f"{_setting(twice)}: {bad}, so half of that leaves no margin, and the next was half again."
+            )
+            return half
+        change, sure = _change(trial, double)
+        self.reasons.append(f"{_setting(sampler)}: with twice the step size, λ̂ changes by {_percent(change)}.")
+        if sure > FLAT:
+            self._doubted.add(sampler)
+            self.reasons[-1] += " That isn't flat."
+            if bias < BIAS / 5:
+                return half
+            return self._less_noise(sampler, kappa, min(0.5, max(0.6 * FLAT / sure, 0.25)))
+        return None
+
+    def _less_noise(self, sampler: SGLD, kappa: float, share: float) -> tuple[str, SGLD]:
+        """Shorter steps, and where they would take too many a lower nβ: the noise goes with κ·nβ."""
+        assert sampler.step_size is not None
+        shorter = max(share, min(LEAST_KAPPA / kappa, 1.0))
+        lower = share / shorter
+        name = " and ".join(["shorter steps"] * (shorter < 1) + ["lower nβ"] * (lower < 1))
+        return name, self._sampler(
+            sampler.step_size * shorter / lower, sampler.localization * lower, sampler.nbeta * lower
+        )
+
+    def _vary_nbeta(self, trial: Trial) -> None:
+        """Try nβ and γ of twice and half the size at the last snapshot, on the same paths drawn closer and wider."""
+        sampler, changes = trial.sampler, []
+        assert sampler.step_size is not None
+        for name, factor in (("twice nβ and γ", 2.0), ("half nβ and γ", 0.5)):
+            other = self._try(
+                name,
+                replace(
+                    sampler,
+                    step_size=_rounded(sampler.step_size / factor),
+                    localization=_rounded(sampler.localization * factor),
+                    nbeta=_rounded(sampler.nbeta * factor),
+                ),
+                self.snapshots[-1:],
+            )
+            if other is not None:
+                before, after = trial.points[-1].llc.value, other.points[-1].llc.value
+                changes.append(f"{_percent(after - before, abs(before))} with {name}")
+        if changes:
+            self.reasons.append(
+                f"λ̂ at step {integer(trial.points[-1].step)} changes by {' and by '.join(changes)}; 1/ε goes with them."
+            )
+
+    def _with_chains(self, trial: Trial, error: float) -> Trial:
+        """As many chains as bring the error at the last snapshot to the one asked for, if the budget has room."""
+        last = trial.points[-1].llc
+        spread = float(np.std(last.per_chain, ddof=1))
+        room = self.left // len(self.snapshots)
+        wanted = trial.sampler
+        for chains in CHAINS:
+            sampler = replace(trial.sampler, chains=chains)
+            if cost_of_a_point(sampler, chains * (sampler.burn_in + sampler.draws)) > room and chains > CHAINS[0]:
+                break
+            wanted = sampler
+            if spread / math.sqrt(chains) * float(stdtrit(chains - 1, 0.975)) / 2 <= error * abs(last.value):
+                break
+        if wanted == trial.sampler:
+            return trial
+        final = self._try(f"{wanted.chains} chains", wanted, self.snapshots)
+        if final is None or self._flaws(final) > self._flaws(trial):
+            self.reasons.append(
+                f"With {wanted.chains} chains there was more to doubt, so it stays at {trial.sampler.chains}."
+            )
+            return trial
+        return final
+
+    def _explain(self, trial: Trial, error: float) -> None:
+        sampler, last = trial.sampler, trial.points[-1]
+        assert sampler.step_size is not None
+        sharpest = max(range(len(self.snapshots)), key=lambda i: self.curvatures[i])
+        stiff = max(trial.points, key=lambda point: point.llc.checks.kappa)
+        accepted = [point.llc.acceptance for point in trial.points]
+        cost = trial.cost // len(trial.points)
+        settling = sampler.burn_in * sampler.step_size * sampler.localization * self._heat
+        self.reasons += [
+            f"The sharpest snapshot is that of step {integer(self.snapshots[sharpest].step)}, with curvature "
+            f"{number(self.curvatures[sharpest])}. κ = ε·(nβ·h + γ) reaches {stiff.llc.checks.kappa:.2f} along the "
+            f"chains, where 4 is unstable; acceptance is {min(accepted):.2f} to {max(accepted):.2f}.",
+            f"γ is such that chains of this length settle: the burn-in is {settling:.1f} times what the softest "
+            "directions take to forget where they started. A weaker one sees softer directions, and takes longer "
+            "chains and a larger budget.",
+            f"The minibatches' noise and the length of the steps add about {_percent(_bias(trial))} to λ̂.",
+            f"The standard error at step {integer(last.step)} is {_percent(last.llc.error, abs(last.llc.value))} of λ̂, "
+            f"where at most {_percent(error)} was asked for. A point costs {integer(cost)} gradient evaluations.",
+        ]
+        for health in dict.fromkeys(point.llc.health for point in trial.points):
+            if health is not Health.OK:
+                self.reasons.append(f"What remains is {_verdicts(trial, {health})}. {health.value}")
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def _percent(value: float, of: float = 1.0) -> str:
+    return f"{100 * value / of:.1f} %" if of and math.isfinite(value / of) else MISSING
+
+
+def _setting(sampler: SGLD) -> str:
+    return f"ε {sampler.step_size:g}, γ {sampler.localization:g}, nβ {sampler.nbeta:g}"
+
+
+def _verdicts(trial: Trial, which: set[Health]) -> str:
+    """Where a trial has one of these verdicts, in words; empty if nowhere."""
+    found = [point for point in trial.points if point.llc.health in which]
+    return " and ".join(f"{point.llc.health.name} at step {integer(point.step)}" for point in found)
+
+
+def _levels(trial: Trial) -> dict[int, Estimate]:
+    """The estimates with a level to speak of, by step."""
+    return {point.step: point.llc for point in trial.points if point.llc.health.has_level}
+
+
+def _scale(levels: dict[int, Estimate]) -> float:
+    return max((abs(estimate.value) for estimate in levels.values()), default=math.nan)
+
+
+def _bias(trial: Trial) -> float:
+    """What noise, and steps where the method feels their length, add to λ̂ at most, as a share of the largest."""
+    levels = _levels(trial)
+    added = [e.checks.noise + max(0.0, e.checks.overshoot) for e in levels.values()]
+    return max(added, default=0.0) / (_scale(levels) or math.inf)
+
+
+def _change(trial: Trial, other: Trial) -> tuple[float, float]:
+    """The largest change of λ̂ between two trials as a share of the largest λ̂, and what of it isn't chance."""
+    levels, others = _levels(trial), _levels(other)
+    changes = [difference(others[step], levels[step]) for step in levels if step in others]
+    scale = _scale(levels)
+    largest = max((d.value / scale for d in changes), key=abs, default=0.0)
+    return largest, max((max(abs(d.value) - 2 * d.error, 0.0) / scale for d in changes), default=0.0)

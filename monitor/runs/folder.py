@@ -1,0 +1,255 @@
+"""The files of a run: what was measured, with what, and nothing lost when the process is killed."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.files import write_atomically
+from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder
+from phasewatch.monitor.trajectories.trajectory import Point, parse_points
+from phasewatch.monitor.trajectories.transitions import Transition
+
+SCHEMA = 1
+
+
+class RunFolder:
+    """A run's folder, held by one writer at a time: `run.json`, `points.jsonl`, `transitions.json` and `snapshots/`.
+
+    Opening an existing folder resumes it: a torn last line of `points.jsonl` is cut off, and `points` holds what was
+    measured.
+
+    Args:
+        path: the folder; made if it isn't there.
+        settings: of the probe. They are compared with those in `run.json`, since points of different settings can't
+            be compared.
+
+    Raises:
+        PhasewatchError: if the folder can't be written, belongs to another process, holds other settings, or is
+            damaged.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.points: list[Point] = []
+        self._settings = dict(settings)
+        self._lines = self.path / "points.jsonl"
+        self._unsaved: list[bytes] = []
+        self._complained = False
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise PhasewatchError(
+                f"Another monitor or replay is writing to run={str(path)!r}. Close it, or choose another run=."
+            ) from None
+        except OSError as error:
+            file = self.path.is_file()
+            raise PhasewatchError(
+                f"run={str(path)!r} can't be written to ({error.strerror or error}). "
+                f"{'It is a file; give a folder.' if file else 'Choose a folder that can, or free some space.'}"
+            ) from error
+        try:
+            self._check_settings()
+            self._end = self._read_points()
+            self._remove_unfinished()
+        except OSError as error:
+            self.close()
+            raise PhasewatchError(
+                f"run={str(path)!r} can't be read or written ({error.strerror or error}). "
+                "Mend it, or choose another run=."
+            ) from error
+        except PhasewatchError:
+            self.close()
+            raise
+
+    @property
+    def snapshots(self) -> SnapshotFolder:
+        """The run's snapshots."""
+        return SnapshotFolder(self.path / "snapshots")
+
+    @property
+    def steps(self) -> set[int]:
+        """The steps that are measured."""
+        return {point.step for point in self.points}
+
+    def append(self, point: Point) -> bool:
+        """Keep a point, on disk before this returns; on a full disk in memory, to be written with the next one.
+
+        Args:
+            point: of a step that isn't there yet.
+
+        Returns:
+            Whether every point is on disk.
+        """
+        self.points.append(point)
+        self._unsaved.append(_line(point))
+        return self._write_points()
+
+    def save(self, snapshot: Snapshot) -> bool:
+        """Write a snapshot.
+
+        Args:
+            snapshot: kept by the caller until it is written.
+
+        Returns:
+            Whether the disk took it.
+        """
+        try:
+            self.snapshots.save(snapshot)
+        except Exception as error:  # not only the disk's: a dtype that the format lacks, such as complex128
+            self._complain(error)
+            return False
+        return True
+
+    def write_transitions(self, transitions: Sequence[Transition]) -> None:
+        """Replace `transitions.json`, unless the disk refuses; it can always be worked out again from the points."""
+        try:
+            write_atomically(
+                self.path / "transitions.json", json.dumps([t.as_json() for t in transitions], indent=1) + "\n"
+            )
+        except OSError as error:
+            self._complain(error)
+
+    def close(self) -> None:
+        """Let another writer in; say so if points could not be written."""
+        if self._unsaved and not self._write_points():
+            warn(
+                f"{len(self._unsaved)} points of {self._lines} were never written to disk; "
+                "a replay measures those again whose snapshots are there."
+            )
+            self._unsaved.clear()
+        self._lock.release()
+
+    def _write_points(self) -> bool:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._lines, "ab") as file:
+                if file.tell() < self._end:  # cut or deleted by somebody, who can't have meant the points to be lost
+                    self._unsaved = [_line(point) for point in self.points]
+                    self._end = 0
+                    self._write_header()
+                if file.tell() > self._end:  # a write was cut short
+                    file.truncate(self._end)
+                file.write(b"".join(self._unsaved))
+                file.flush()
+                os.fsync(file.fileno())
+                self._end = file.tell()
+        except OSError as error:
+            self._complain(error)
+            return False
+        self._unsaved.clear()
+        return True
+
+    def _complain(self, error: Exception) -> None:
+        """Say once that the folder can't be written to."""
+        if not self._complained:
+            self._complained = True
+            reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+            warn(f"{self.path} can't be written to ({reason}); what belongs there waits in memory until it can.")
+
+    def _write_header(self) -> None:
+        record = {
+            "schema": SCHEMA,
+            "phasewatch": version("phasewatch"),
+            "torch": version("torch"),
+            "probe": self._settings,
+        }
+        write_atomically(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+
+    def _check_settings(self) -> None:
+        header = self.path / "run.json"
+        if not header.exists():
+            if self._lines.exists() and self._lines.stat().st_size:
+                raise PhasewatchError(
+                    f"run={str(self.path)!r} holds points without a run.json that says what they were measured with. "
+                    "Choose another run=."
+                )
+            self._write_header()
+            return
+        try:
+            found = json.loads(header.read_text(encoding="utf-8"))
+            schema, probe = found["schema"], dict(found["probe"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PhasewatchError(
+                f"{header} is not the header of a phasewatch run. Choose another run=, or delete the folder."
+            ) from error
+        if schema != SCHEMA:
+            raise PhasewatchError(
+                f"{header} has schema {schema}, and this phasewatch writes {SCHEMA}. Choose another run=."
+            )
+        changes = [
+            f"{name} was {before!r} and is {now!r}"
+            for name, before, now in _differences(probe, json.loads(json.dumps(self._settings)))
+        ]
+        if changes:
+            raise PhasewatchError(
+                f"run={str(self.path)!r} was measured with other settings: {'; '.join(changes)}. "
+                "Such points can't be compared: choose another run=, or go back to those settings."
+            )
+
+    def _read_points(self) -> int:
+        """Fill `points`, cut a torn last line off, and return the length of what is whole, in bytes."""
+        if not self._lines.exists():
+            return 0
+        content = self._lines.read_bytes()
+        end = content.rfind(b"\n") + 1
+        self.points = list(parse_points(content[:end], str(self._lines)))
+        if end < len(content):
+            os.truncate(self._lines, end)
+        return end
+
+    def _remove_unfinished(self) -> None:
+        """Clear what a killed process was writing; safetensors' own unfinished files are called `.tmp...`."""
+        snapshots = self.path / "snapshots"
+        for pattern in (self.path.glob("*.unfinished"), snapshots.glob("*.unfinished"), snapshots.glob(".tmp*")):
+            for leftover in pattern:
+                leftover.unlink(missing_ok=True)
+
+
+def _line(point: Point) -> bytes:
+    return json.dumps(point.as_json()).encode() + b"\n"
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            difference
+            for key in sorted(before.keys() | now.keys())
+            for difference in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if before == now else [(name, before, now)]
+
+
+def keep_average(folder: RunFolder, average: Any, call: str) -> None:
+    """Write into a run's folder what its points are averages over, since they don't compare with points of other sorts.
+
+    Args:
+        folder: the run's; let go of if this raises.
+        average: plain JSON values, None for weights as they are.
+        call: what the user typed.
+
+    Raises:
+        PhasewatchError: if the folder holds snapshots or points of another sort, or can't be read or written.
+    """
+    file = folder.path / "average.json"
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))["average"] if file.exists() else None
+        if held != average and not folder.points and not folder.snapshots.steps:
+            write_atomically(file, json.dumps({"average": average}) + "\n")
+            return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        folder.close()
+        raise PhasewatchError(f"{file} can't be read or written ({error}). Mend it, or choose another run=.") from error
+    if held != average:
+        folder.close()
+        raise PhasewatchError(
+            f"{call}: run={str(folder.path)!r} holds snapshots or points taken with average={held!r}. "
+            "They can't be compared: choose another run=, or go back to that one."
+        )

@@ -1,0 +1,1 @@
+"""Chains around a snapshot: the settings, the steps, and the loops that take them."""

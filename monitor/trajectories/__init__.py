@@ -1,0 +1,1 @@
+"""Points in order of step, their stages and transitions. numpy and scipy only."""

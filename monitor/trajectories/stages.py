@@ -1,0 +1,224 @@
+"""The monotone stages of a curve between its milestones, and where a milestone may lie. numpy alone."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from phasewatch.monitor.trajectories.smoothing import UNKNOWN, Curve
+
+SLOWED = 0.5
+"""Two stages of one sign are separate when the slope between them falls below this share of both their peaks."""
+
+PART = 0.03
+"""... and each of them makes up at least this share of the change."""
+
+MAY_SLOW = 0.7
+"""A stage may be two, if its slope falls below this share: its intervals reach as far as there (measured)."""
+
+FLAT = 0.03
+"""A plateau lasts while the mean slope to the milestone in it is below this share of the stage's mean slope."""
+
+DRAWS = 100
+"""Curves drawn from the posterior for an interval."""
+
+Interval = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stage as indices into its curve, all inclusive.
+
+    Attributes:
+        start: where it begins.
+        end: where it is over; a stage may end where the next one starts.
+        start_interval: between which two indices `start` lies with 95 % probability.
+        end_interval: the same of `end`.
+    """
+
+    start: int
+    end: int
+    start_interval: Interval
+    end_interval: Interval
+
+
+def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np.ndarray], bool]) -> list[Segment]:
+    """The monotone stages of a curve that hold up, by increasing position.
+
+    Milestones are first the extrema of the curve. The smallest stage that does not hold is absorbed by its neighbours,
+    until all hold. Then each stage is split where it slows down between two stretches that hold by themselves, and the
+    plateaus at its two ends are cut off. The intervals come from doing the last again, for each milestone, on curves
+    drawn from the posterior; that of a stage that may be two reaches to where the other would begin.
+
+    Args:
+        curve: the smoothed series.
+        holds: whether the change between two indices is large and sure enough to count.
+        surely: whether a weighted sum of the series, weights of shape (point,), is surely not zero.
+
+    Returns:
+        The stages, by increasing position.
+    """
+    parts = [
+        part
+        for start, end in _monotone(curve.value, holds)
+        for part in _split_at_slow_downs(curve, start, end, holds, surely)
+    ]
+    if not parts:
+        return []
+    z = UNKNOWN * np.random.default_rng(0).normal(size=(DRAWS, curve.value_root.shape[1]))
+    z = np.concatenate([np.zeros((1, z.shape[1])), z])  # the first of the draws is the curve itself
+    values, slopes = curve.value + z @ curve.value_root.T, curve.slope + z @ curve.slope_root.T
+    return [_that_may_be_two(_segment(curve.x, values, slopes, parts, k), curve) for k in range(len(parts))]
+
+
+def _monotone(value: np.ndarray, holds: Callable[[int, int], bool]) -> list[tuple[int, int]]:
+    rises = np.sign(np.diff(value))
+    turns = [i for i in range(1, len(rises)) if rises[i] * rises[i - 1] < 0]
+    marks = [0, *turns, len(value) - 1]
+    while len(marks) > 1:
+        weak = [k for k in range(len(marks) - 1) if not holds(marks[k], marks[k + 1])]
+        if not weak:
+            break
+        k = min(weak, key=lambda k: abs(value[marks[k + 1]] - value[marks[k]]))
+        # A weak stage at either end of the series has no second neighbour to join: its outer mark goes alone.
+        if k == 0:
+            del marks[0]
+        elif k == len(marks) - 2:
+            del marks[-1]
+        else:
+            del marks[k : k + 2]
+    return list(pairwise(marks))
+
+
+def _split_at_slow_downs(
+    curve: Curve, start: int, end: int, holds: Callable[[int, int], bool], surely: Callable[[np.ndarray], bool]
+) -> Iterator[tuple[int, int]]:
+    speed, dip = _dips(curve, start, end)
+    for i in np.argsort(dip):
+        if dip[i] > SLOWED:
+            break
+        middle = start + int(i)
+        if _slows_down(curve, speed, start, int(i), surely) and holds(start, middle) and holds(middle, end):
+            yield from _split_at_slow_downs(curve, start, middle, holds, surely)
+            yield from _split_at_slow_downs(curve, middle, end, holds, surely)
+            return
+    yield start, end
+
+
+def _dips(curve: Curve, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """The slope along a stage, in its direction, and as a share of the lower of the peaks before and after.
+
+    The share is infinite where too little of the stage's change lies to one side.
+    """
+    value = curve.value[start : end + 1]
+    speed = curve.slope[start : end + 1] * np.sign(value[-1] - value[0])
+    before, after = np.maximum.accumulate(speed), np.maximum.accumulate(speed[::-1])[::-1]
+    dip = speed / np.minimum(before, after).clip(min=1e-9 * np.abs(speed).max())
+    parts = np.minimum(np.abs(value - value[0]), np.abs(value - value[-1]))
+    return speed, np.where(parts >= PART * abs(value[-1] - value[0]), dip, np.inf)
+
+
+def _slows_down(curve: Curve, speed: np.ndarray, start: int, dip: int, surely: Callable[[np.ndarray], bool]) -> bool:
+    """Whether the mean slope around a dip of the speed is surely less than those around the peaks on both its sides.
+
+    Around means as far as the speed is nearer to the dip's, or to the peak's. Means over a stretch are known far better
+    than the slope at a point.
+    """
+    for peak in (int(np.argmax(speed[: dip + 1])), dip + int(np.argmax(speed[dip:]))):
+        nearer_the_peak = speed > (speed[peak] + speed[dip]) / 2
+        slow, fast = (_mean_slope(curve.x, *(start + j for j in _run(nearer_the_peak, k))) for k in (dip, peak))
+        if not surely(fast - slow):
+            return False
+    return True
+
+
+def _run(flags: np.ndarray, i: int) -> tuple[int, int]:
+    """First and last index of the equal flags around one, and one more on either side."""
+    other = np.flatnonzero(flags != flags[i])
+    before, after = other[other < i], other[other > i]
+    return (int(before[-1]) if len(before) else 0), (int(after[0]) if len(after) else len(flags) - 1)
+
+
+def _mean_slope(x: np.ndarray, first: int, last: int) -> np.ndarray:
+    """The weights, shape (point,), that make a mean slope of a series."""
+    weights = np.zeros(len(x))
+    weights[last], weights[first] = 1, -1
+    return weights / (x[last] - x[first])
+
+
+def _segment(x: np.ndarray, values: np.ndarray, slopes: np.ndarray, parts: list[tuple[int, int]], k: int) -> Segment:
+    """A stage without the flat ends that lie between its milestones and where it gets going, on each of the curves.
+
+    Args:
+        x: positions, shape (point,).
+        values: the curve, then draws of it, shape (curve, point).
+        slopes: their derivatives, shape (curve, point).
+        parts: the stages between milestones, as (start, end).
+        k: which of them.
+    """
+    start, end = parts[k]
+    first = _milestone(values, slopes, parts[k - 1], parts[k]) if k > 0 else np.full(len(values), start)
+    last = _milestone(values, slopes, parts[k], parts[k + 1]) if k + 1 < len(parts) else np.full(len(values), end)
+    starts = _off_the_plateau(x, values, first, end)
+    # The same, seen from the other end
+    n = len(x)
+    ends = n - 1 - _off_the_plateau(-x[::-1], values[:, ::-1], n - 1 - last, n - 1 - start)
+    start = int(starts[0])
+    end = max(int(ends[0]), start + 1)
+    return Segment(start, end, _interval(starts, n), _interval(ends, n))
+
+
+def _that_may_be_two(stage: Segment, curve: Curve) -> Segment:
+    """With intervals that reach to where it may slow down, if it does so too little or too unsurely to be split.
+
+    The larger of the two parts is taken for the stage, so that what may be a part by itself moves its start, or its
+    end.
+    """
+    value = curve.value[stage.start : stage.end + 1]
+    slow = np.flatnonzero(_dips(curve, stage.start, stage.end)[1] <= MAY_SLOW)
+    early = np.abs(value[slow] - value[0]) < np.abs(value[slow] - value[-1])
+    starts, ends = stage.start + slow[early], stage.start + slow[~early]
+    (first, latest), (earliest, last) = stage.start_interval, stage.end_interval
+    return replace(
+        stage,
+        start_interval=(first, int(max([latest, *starts]))),
+        end_interval=(int(min([earliest, *ends])), last),
+    )
+
+
+def _milestone(values: np.ndarray, slopes: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
+    """Where two stages meet, shape (curve,): the extremum between their middles, or the slowest between their peaks."""
+    if before[1] != after[0]:
+        return np.full(len(values), after[0])
+    rise = np.sign(np.diff(values[0][[*before, *after]])[[0, 2]])
+    if rise[0] != rise[1]:
+        lo, hi = (_halfway(values[0], *part) for part in (before, after))
+        return lo + np.argmax(rise[0] * values[:, lo : hi + 1], axis=1)
+    speed = rise[0] * slopes[0]
+    lo = before[0] + int(np.argmax(speed[before[0] : before[1] + 1]))
+    hi = after[0] + int(np.argmax(speed[after[0] : after[1] + 1]))
+    return lo + np.argmin(np.abs(slopes[:, lo : hi + 1]), axis=1)
+
+
+def _halfway(value: np.ndarray, start: int, end: int) -> int:
+    half = (value[start] + value[end]) / 2
+    return start + int(np.argmin(np.abs(value[start : end + 1] - half)))
+
+
+def _off_the_plateau(x: np.ndarray, values: np.ndarray, milestone: np.ndarray, end: int) -> np.ndarray:
+    """The last index, up to the middle of the stage that ends at `end`, that lies on the milestone's plateau."""
+    rows = np.arange(len(values))
+    at = values[rows, milestone]
+    whole, length = np.abs(values[:, end] - at), np.maximum(x[end] - x[milestone], 1e-300)
+    change, distance = np.abs(values - at[:, None]), x - x[milestone][:, None]
+    i = np.arange(len(x))
+    flat = (change * length[:, None] <= FLAT * whole[:, None] * distance) & (i >= milestone[:, None]) & (i < end)
+    return np.where(flat.any(axis=1), len(x) - 1 - np.argmax(flat[:, ::-1], axis=1), milestone)
+
+
+def _interval(indices: np.ndarray, n: int) -> Interval:
+    """95 % of the draws, and up to the next points, since a boundary may lie between two."""
+    low, high = np.quantile(indices[1:], [0.025, 0.975])
+    low, high = min(low, indices[0]), max(high, indices[0])
+    return max(int(np.floor(low)) - 1, 0), min(int(np.ceil(high)) + 1, n - 1)

@@ -1,0 +1,311 @@
+"""Calibration where the right answer is known, where there is none, and what it costs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.model.weights import FlatModel
+from phasewatch.monitor.probing.calibrate import calibrate
+from phasewatch.monitor.probing.calibration import Calibration
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+
+D = 40
+NO_NOISE = torch.zeros(256, D, dtype=torch.float64)
+
+
+class Bowl(nn.Module):
+    """Weights in a bowl whose curvatures and centre are buffers, so that each snapshot has its own."""
+
+    def __init__(self, curvatures=1.0, centre=0.0):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(D, dtype=torch.float64))
+        self.register_buffer("curvatures", curvatures * torch.ones(D, dtype=torch.float64))
+        self.register_buffer("centre", centre * torch.ones(D, dtype=torch.float64))
+
+
+def loss(model, batch):
+    away = model.w - model.centre
+    return (model.curvatures * away.square()).sum() / 2 + batch.mean(0) @ model.w
+
+
+def quartic(model, batch):
+    return model.w.pow(4).sum() + 0 * batch.sum()
+
+
+def brittle(model, batch):
+    return torch.where(model.w.abs().max() > 1e-9, torch.nan, 1.0) + 0 * model.w.sum() + 0 * batch.sum()
+
+
+def unwilling(model, batch):
+    return 0 * model.w.sum() + 0 * batch.sum()
+
+
+def make_probe(loss=loss, data=NO_NOISE, **changes):
+    return Probe(Bowl(), loss, data, sampler=SGLD(**{"batch_size": 32, **changes}), threads=1)
+
+
+def series(*curvatures):
+    return [Snapshot.of(Bowl(h), step) for step, h in enumerate(curvatures, start=1)]
+
+
+def noise():
+    """Samples whose minibatches tilt the bowl, and whose mean doesn't."""
+    x = torch.randn(2048, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return 0.7 * (x - x.mean(0))
+
+
+def calibrated(snapshots, probe, **options) -> Calibration:
+    found = []
+    sampler = calibrate(snapshots, probe, show=found.append, **options)
+    (calibration,) = found
+    assert calibration.sampler == sampler
+    return calibration
+
+
+# The truth
+
+
+def test_a_bowl_is_measured_right():
+    spread = torch.linspace(0.5, 2, D, dtype=torch.float64)
+    snapshots, probe = series(spread, spread, spread), make_probe()
+    sampler = calibrate(snapshots, probe, show=None)
+    assert 0.8 < sampler.step_size * (sampler.nbeta * 2 + sampler.localization) < 1.2
+    estimate = probe.with_sampler(sampler)(snapshots[-1]).llc
+    stiffness = sampler.nbeta * spread
+    exact = (stiffness / (stiffness + sampler.localization)).sum().item() / 2
+    assert estimate.health is Health.OK
+    assert abs(estimate.value - exact) < 4 * estimate.error
+    assert estimate.error < 0.03 * estimate.value
+    assert exact > 0.92 * D / 2
+
+
+def test_momentum_lets_a_weaker_localization_settle():
+    """Steps on all of the data keep their speed: soft directions settle (1 + 0.95)/(1 − 0.95) times sooner."""
+    spread = torch.linspace(0.02, 1, D, dtype=torch.float64)
+    snapshots, found = series(spread), {}
+    for momentum in (0.0, 0.95):
+        probe = make_probe(batch_size=None, momentum=momentum)
+        sampler = calibrate(snapshots, probe, budget=8_000, show=None)
+        estimate = probe.with_sampler(sampler)(snapshots[-1]).llc
+        stiffness = sampler.nbeta * spread
+        exact = (stiffness / (stiffness + sampler.localization)).sum().item() / 2
+        assert abs(estimate.value - exact) < 4 * estimate.error + 0.02 * exact
+        assert estimate.error < 0.05 * exact
+        found[momentum] = sampler.localization / sampler.nbeta, exact
+    assert found[0.95][0] < found[0.0][0] / 10
+    assert found[0.95][1] > 0.99 * D / 2
+    assert found[0.0][1] < 0.91 * D / 2
+
+
+def test_the_sharpest_snapshot_decides_the_step_size_wherever_it_stands():
+    probe, orders = make_probe(), [(1.0, 10.0, 100.0), (100.0, 1.0, 10.0)]
+    for curvatures in orders:
+        calibration = calibrated(series(*curvatures), probe)
+        sampler = calibration.sampler
+        assert 0.8 < sampler.step_size * (100 * sampler.nbeta + sampler.localization) < 1.2
+        sharpest = calibration.chosen.points[curvatures.index(100.0)].llc
+        assert sharpest.health is Health.OK
+        exact = D / 2 / (1 + sampler.localization / (100 * sampler.nbeta))
+        assert abs(sharpest.value - exact) < 4 * sharpest.error
+        assert sharpest.error < 0.05 * exact
+        assert exact > 0.9 * D / 2
+        assert {point.llc.health for point in calibration.chosen.points} <= {Health.OK, Health.LOCALIZED}
+
+
+def test_noise_is_taken_out_by_a_smaller_kappa_and_a_lower_nbeta():
+    calibration = calibrated(series(1.0), make_probe(data=noise()))
+    first, chosen = calibration.trials[0].points[0].llc, calibration.chosen.points[0].llc
+    assert first.value > 1.2 * D / 2
+    assert abs(chosen.value - D / 2) < 0.08 * D / 2
+    assert chosen.error < 0.04 * chosen.value
+    assert chosen.checks.kappa < 0.5 * first.checks.kappa
+    assert calibration.sampler.nbeta < calibration.trials[0].sampler.nbeta
+
+
+def test_sgld_gets_steps_so_short_that_its_own_error_is_small():
+    by_method = {}
+    for method in ("sgld", "langevin"):
+        calibration = calibrated(series(1.0), make_probe(method=method), budget=10_000)
+        by_method[method] = calibration
+        assert calibration.sampler.method == method
+        assert abs(calibration.chosen.points[0].llc.value - D / 2) < 0.1 * D / 2
+    assert by_method["sgld"].trials[0].points[0].llc.value > 1.2 * D / 2
+    assert by_method["sgld"].sampler.step_size < by_method["langevin"].sampler.step_size
+
+
+def test_single_precision_and_a_loss_far_from_zero():
+    def far(model, batch):
+        return loss(model, batch) + 1000
+
+    model = Bowl().float()
+    probe = Probe(model, far, NO_NOISE.float(), sampler=SGLD(batch_size=32), threads=1)
+    estimate = calibrated([Snapshot.of(model, 1)], probe).chosen.points[0].llc
+    assert estimate.health is Health.OK
+    assert abs(estimate.value - D / 2) < 0.08 * D / 2
+
+
+def test_curvature_that_only_the_chains_meet():
+    calibration = calibrated(series(1.0), make_probe(quartic))
+    estimate = calibration.chosen.points[0].llc
+    assert estimate.health is Health.OK
+    assert abs(estimate.value - D / 4) < 0.25 * D / 4
+    assert estimate.checks.kappa < 3
+
+
+def test_an_early_snapshot_at_no_minimum_stands_in_nobodys_way():
+    early = Snapshot.of(Bowl(1.0, centre=3.0), 0)
+    calibration = calibrated([early, *series(1.0, 1.0)], make_probe())
+    healths = [point.llc.health for point in calibration.chosen.points]
+    assert healths == [Health.NEGATIVE, Health.OK, Health.OK]
+    assert any(reason.startswith("What remains is NEGATIVE at step 0.") for reason in calibration.reasons)
+
+
+# Where nothing works
+
+
+def test_a_last_snapshot_at_no_minimum_is_refused_and_the_trials_are_shown():
+    found = []
+    with pytest.raises(
+        PhasewatchError, match=r"no setting whose estimate at step 7 .* NEGATIVE.*What may help: .*minimum"
+    ):
+        calibrate([*series(1.0), Snapshot.of(Bowl(1.0, centre=300.0), 7)], make_probe(), show=found.append)
+    (calibration,) = found
+    assert calibration.sampler is None
+    assert calibration.chosen is None
+    assert len(calibration.trials) >= 2
+    assert "negative" in str(calibration)
+    assert "SGLD(" not in str(calibration)
+
+
+def test_a_loss_that_is_nowhere_finite_but_at_the_snapshot():
+    with pytest.raises(PhasewatchError, match=r"not finite around the snapshot of step 1\. Give snapshots from before"):
+        calibrate(series(1.0), make_probe(brittle), show=None)
+
+
+def test_a_loss_without_curvature():
+    with pytest.raises(PhasewatchError, match="flat around all of the snapshots"):
+        calibrate(series(1.0), make_probe(unwilling), show=None)
+
+
+# What it costs
+
+
+@pytest.mark.parametrize("budget", [2_500, 20_000])
+@pytest.mark.parametrize("data", [NO_NOISE, noise()], ids=["no noise", "noise"])
+def test_the_budget_is_kept_and_the_count_is_honest(monkeypatch, budget, data):
+    counted = {"losses": 0.0, "losses_and_grads": 0.0}
+    probe, snapshots = make_probe(data=data), series(1.0, 2.0, 3.0)
+    for name in counted:
+        monkeypatch.setattr(FlatModel, name, counting(getattr(FlatModel, name), name, counted))
+    calibration = calibrated(snapshots, probe, budget=budget)
+    evaluations = counted["losses"] / 3 + counted["losses_and_grads"]
+    measured = sum(len(trial.points) for trial in calibration.trials) + len(snapshots)
+    assert evaluations <= calibration.spent < evaluations + measured  # each rounds its losses up
+    assert calibration.spent <= budget
+    assert sum(trial.cost for trial in calibration.trials) < calibration.spent
+
+
+def counting(method, name, counted):
+    def wrapped(self, weights, batches):
+        counted[name] += len(batches)
+        return method(self, weights, batches)
+
+    return wrapped
+
+
+def test_a_larger_budget_sees_softer_directions():
+    small, large = (calibrated(series(1.0), make_probe(), budget=budget).sampler for budget in (2_000, 20_000))
+    assert large.localization < small.localization / 4
+    assert large.draws > 4 * small.draws
+
+
+def test_chains_are_as_many_as_the_error_asks_for():
+    few, many = (calibrated(series(1.0), make_probe(), error=e, budget=10_000) for e in (0.2, 0.01))
+    assert few.sampler.chains == 4
+    assert many.sampler.chains > 4
+    assert many.chosen.points[0].llc.error < few.chosen.points[0].llc.error
+
+
+# What it leaves alone
+
+
+def test_it_is_repeatable_and_touches_no_random_stream():
+    before = torch.get_rng_state()
+    found = {calibrate(series(1.0, 2.0), make_probe(data=noise()), budget=5_000, show=None) for _ in range(2)}
+    assert len(found) == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_probes_sampler_matters_by_batch_size_and_method_and_backend_alone():
+    options = {"budget": 8_000, "show": None}
+    probe = make_probe(step_size=1.0, localization=3.0, nbeta=7.0, chains=2, draws=5, burn_in=0)
+    assert calibrate(series(1.0), probe, **options) == calibrate(series(1.0), make_probe(), **options)
+    assert calibrate(series(1.0), make_probe(batch_size=None), **options).batch_size is None
+    calibration = calibrated(series(1.0), make_probe(method="sgld", backend="devinterp"), budget=8_000)
+    assert calibration.sampler.backend == "devinterp"
+    assert calibration.chosen.sampler == replace(calibration.sampler, backend="vectorised")
+
+
+def test_metrics_and_refined_estimates_are_not_taken_in_trials():
+    def never(model, batch):
+        raise AssertionError
+
+    probe = Probe(Bowl(), loss, NO_NOISE, metrics={"never": never}, weights={"some": "w"}, threads=1)
+    calibration = calibrated(series(1.0), probe)
+    assert all(not point.metrics and not point.refined for trial in calibration.trials for point in trial.points)
+
+
+# What it says
+
+
+def test_it_prints_a_table_and_reasons(capsys):
+    sampler = calibrate(series(1.0, 2.0, 5.0), make_probe())
+    printed = capsys.readouterr().out
+    header, *rows = printed.split("\n\n")[0].splitlines()
+    assert header.split()[:4] == ["trial", "ε", "γ", "nβ"]
+    assert all(f"step {step}" in header for step in (1, 2, 3))
+    assert [row[0] for row in rows].count("*") == 1
+    assert "The sharpest snapshot is that of step 3, with curvature 5.000." in printed
+    assert "with twice the step size, λ̂ changes by" in printed
+    assert "with twice nβ and γ and by" in printed
+    assert eval(printed.splitlines()[-1], {"SGLD": SGLD}) == sampler
+    assert all(line == line.rstrip() for line in printed.splitlines())
+
+
+def test_it_is_silent_if_asked_to_be(capsys):
+    calibrate(series(1.0), make_probe(), show=None)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (([], make_probe()), {}, r"calibrate\(snapshots=\[\], \.\.\.\) needs snapshots"),
+        ((["a.pt"], make_probe()), {}, r"takes a list of Snapshots; a str came\. `open_series"),
+        ((series(1.0) * 2, make_probe()), {}, r"two of one step: \[1, 1\]"),
+        ((series(1.0), SGLD()), {}, r"takes a Probe; a SGLD came"),
+        ((series(1.0), make_probe()), {"budget": 100}, r"calibrate\(budget=100\) is too small: .* take \d+ gradient"),
+        ((series(1.0), make_probe()), {"budget": 1e4}, r"calibrate\(budget=10000\.0\) must be a whole number"),
+        ((series(1.0), make_probe()), {"error": 3}, r"calibrate\(error=3\) must be a share"),
+        ((series(1.0), make_probe(method="mala", batch_size=None)), {}, r"SGLD\(method='mala'\) of the probe"),
+        (([Snapshot.of(nn.Linear(2, 2), 5)], make_probe()), {}, r"The snapshot of step 5 lacks"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_in_a_sentence(arguments, options, words):
+    with pytest.raises(PhasewatchError, match=words):
+        calibrate(*arguments, show=None, **options)
+
+
+def test_the_least_budget_it_names_is_enough():
+    with pytest.raises(PhasewatchError) as told:
+        calibrate(series(1.0, 2.0), make_probe(), budget=1, show=None)
+    least = int(str(told.value).split("take ")[1].removesuffix(" gradient evaluations.").replace(" ", ""))
+    with pytest.raises(PhasewatchError, match="too small"):
+        calibrate(series(1.0, 2.0), make_probe(), budget=least - 1, show=None)
+    assert calibrated(series(1.0, 2.0), make_probe(), budget=least).spent <= least

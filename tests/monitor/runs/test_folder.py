@@ -1,0 +1,333 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from tiny_run import a_point, a_snapshot, lines, one_warning
+
+from phasewatch.monitor.runs import folder as run_folder
+from phasewatch.monitor.snapshots import snapshot
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.runs.folder import SCHEMA, RunFolder
+from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+
+SETTINGS = {"sampler": {"step_size": 3e-4, "draws": 200}, "seed": 0, "metrics": ["accuracy"], "data": "abc"}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs" / "icl"
+
+
+@pytest.fixture
+def folder(path):
+    folder = RunFolder(path, SETTINGS)
+    yield folder
+    folder.close()
+
+
+def filled(path, *steps):
+    folder = RunFolder(path, SETTINGS)
+    for step in steps:
+        folder.append(a_point(step))
+    folder.close()
+    return path / "points.jsonl"
+
+
+def test_a_new_folder_says_what_its_points_are_measured_with(folder, path):
+    header = json.loads((path / "run.json").read_text())
+    assert header["schema"] == SCHEMA
+    assert header["probe"] == SETTINGS
+    assert header["torch"] == version("torch")
+    assert (folder.points, folder.steps, folder.snapshots.steps) == ([], set(), ())
+
+
+def test_a_point_is_on_disk_when_append_returns(folder, path):
+    for number, step in enumerate((3, 1, 2), start=1):
+        assert folder.append(a_point(step, llc=1 / 3))
+        assert [json.loads(line) for line in lines(path).splitlines()][-1] == a_point(step, llc=1 / 3).as_json()
+        assert len(lines(path).splitlines()) == number
+    assert folder.steps == {1, 2, 3}
+
+
+def test_reopening_finds_the_points_and_changes_no_byte(path):
+    points = filled(path, 1, 2, 3)
+    before = {file: file.read_bytes() for file in path.iterdir()}
+    folder = RunFolder(path, SETTINGS)
+    assert folder.points == [a_point(1), a_point(2), a_point(3)]
+    folder.append(a_point(4))
+    folder.close()
+    assert points.read_bytes().startswith(before.pop(points))
+    assert all(file.read_bytes() == content for file, content in before.items())
+    assert list(Trajectory.read(points).steps) == [1, 2, 3, 4]
+
+
+def test_other_settings_are_refused_by_name(path):
+    filled(path, 1)
+    changed = {**SETTINGS, "sampler": {"step_size": 1e-3, "draws": 200}, "seed": 1}
+    message = (
+        "was measured with other settings: sampler.step_size was 0.0003 and is 0.001; seed was 0 and is 1. "
+        "Such points can't be compared: choose another run="
+    )
+    with pytest.raises(PhasewatchError, match=message):
+        RunFolder(path, changed)
+    RunFolder(path, SETTINGS).close()  # the lock was let go
+
+
+def test_settings_are_compared_as_json_sees_them(path):
+    RunFolder(path, {**SETTINGS, "shape": (1, 2)}).close()
+    RunFolder(path, {**SETTINGS, "shape": [1, 2]}).close()
+
+
+def test_a_second_monitor_in_this_process_is_refused(folder, path):
+    with pytest.raises(PhasewatchError, match=r"Another monitor or replay is writing to run=.*Close it, or choose"):
+        RunFolder(path, SETTINGS)
+    folder.close()
+    RunFolder(path, SETTINGS).close()
+
+
+def test_a_second_monitor_in_another_process_is_refused_until_it_is_killed(path):
+    path.mkdir(parents=True)
+    hold = (
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, path / ".lock"]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(PhasewatchError, match="Another monitor or replay is writing"):
+            RunFolder(path, SETTINGS)
+        holder.kill()
+        holder.wait()
+        RunFolder(path, SETTINGS).close()
+
+
+def test_a_newer_schema_is_refused(path):
+    filled(path, 1)
+    header = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**header, "schema": SCHEMA + 1}))
+    with pytest.raises(PhasewatchError, match=f"has schema {SCHEMA + 1}, and this phasewatch writes {SCHEMA}"):
+        RunFolder(path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"schema": 1', b"[]", b"null", b"7", b'{"schema": 1}', b"\xff\xfe", b'{"schema": 1, "probe": 3}'],
+)
+def test_a_damaged_header_is_refused(path, content):
+    filled(path, 1)
+    (path / "run.json").write_bytes(content)
+    with pytest.raises(PhasewatchError, match=r"run.json is not the header of a phasewatch run. Choose another run="):
+        RunFolder(path, SETTINGS)
+
+
+def test_points_of_unknown_settings_are_refused(path):
+    filled(path, 1)
+    (path / "run.json").unlink()
+    with pytest.raises(PhasewatchError, match=r"holds points without a run.json that says what they were measured"):
+        RunFolder(path, SETTINGS)
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"null", b'{"step": 2}', b"\xff", b"\0" * 20])
+def test_a_damaged_line_is_named(path, line):
+    points = filled(path, 1, 2, 3)
+    content = points.read_bytes().splitlines()
+    points.write_bytes(b"\n".join([content[0], line, content[2], b""]))
+    before = points.read_bytes()
+    with pytest.raises(PhasewatchError, match=r"Line 2 of .*points.jsonl is no point.*; mend it or delete it"):
+        RunFolder(path, SETTINGS)
+    assert points.read_bytes() == before
+    points.write_bytes(b"\n".join([content[0], content[2], b""]))
+    folder = RunFolder(path, SETTINGS)
+    assert folder.steps == {1, 3}
+    folder.close()
+
+
+@pytest.mark.parametrize("metrics", ["[]", "3"])
+def test_a_line_of_odd_types_is_named(path, metrics):
+    points = filled(path, 1)
+    points.write_bytes(points.read_bytes().replace(b'{"accuracy": 0.5}', metrics.encode()))
+    with pytest.raises(PhasewatchError, match=r"Line 1 of .*points.jsonl is no point"):
+        RunFolder(path, SETTINGS)
+
+
+def test_points_that_contradict_each_other_are_refused_and_equal_ones_are_one(path):
+    points = filled(path, 1, 2)
+    content = points.read_bytes()
+    points.write_bytes(content * 2)
+    folder = RunFolder(path, SETTINGS)
+    assert folder.points == [a_point(1), a_point(2)]
+    folder.close()
+    points.write_bytes(content + content.replace(b'"loss": 2.0', b'"loss": 3.0'))
+    with pytest.raises(PhasewatchError, match=r"can't go together.*two different points at step 1"):
+        RunFolder(path, SETTINGS)
+
+
+@pytest.mark.parametrize("place", ["file", "under a file", "/proc/phasewatch"])
+def test_a_place_that_can_hold_no_folder_is_refused(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    path = {"file": tmp_path / "file", "under a file": tmp_path / "file" / "run"}.get(place, Path(place))
+    advice = "It is a file; give a folder" if place == "file" else "Choose a folder"
+    with pytest.raises(PhasewatchError, match=rf"run='.*' can't be written to \(.*\). {advice}"):
+        RunFolder(path, SETTINGS)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_from_the_start_is_refused_and_the_lock_let_go(path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_atomically", full_disk)
+        with pytest.raises(PhasewatchError, match=r"can't be read or written .No space left on device"):
+            RunFolder(path, SETTINGS)
+    RunFolder(path, SETTINGS).close()
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_on_a_full_disk_points_wait_in_memory_and_are_written_when_they_can(folder, path):
+    folder.append(a_point(1))
+    real = (path / "points.jsonl").rename(path / "real.jsonl")
+    (path / "points.jsonl").symlink_to("/dev/full")
+    with one_warning(r"can't be written to \(No space left on device\).*waits in memory"):
+        assert [folder.append(a_point(step)) for step in (2, 3, 4)] == [False] * 3
+    assert folder.steps == {1, 2, 3, 4}
+    (path / "points.jsonl").unlink()
+    real.rename(path / "points.jsonl")
+    assert folder.append(a_point(5))
+    assert list(Trajectory.read(path / "points.jsonl")) == [a_point(step) for step in (1, 2, 3, 4, 5)]
+
+
+def test_a_disk_that_has_room_again_at_the_end_gets_what_waited(path):
+    folder = RunFolder(path, SETTINGS)
+    (path / "points.jsonl").symlink_to("/dev/full")
+    with one_warning("No space left"):
+        folder.append(a_point(1))
+    (path / "points.jsonl").unlink()
+    folder.close()
+    assert list(Trajectory.read(path / "points.jsonl")) == [a_point(1)]
+
+
+def test_what_could_never_be_written_is_counted_at_the_end(path):
+    folder = RunFolder(path, SETTINGS)
+    (path / "points.jsonl").symlink_to("/dev/full")
+    with one_warning("No space left"):
+        folder.append(a_point(1))
+        folder.append(a_point(2))
+    with one_warning(r"2 points of .*points.jsonl were never written to disk; a replay"):
+        folder.close()
+
+
+LIMITED = """
+import json, resource, sys, warnings
+from phasewatch.monitor.errors import PhasewatchWarning
+from phasewatch.monitor.runs.folder import RunFolder
+from tiny_run import a_point, a_snapshot, lines, one_warning
+folder = RunFolder(sys.argv[1], {})
+room = len(json.dumps(a_point(10).as_json())) * 2 + 50
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    on_disk = [folder.append(a_point(step)) for step in range(10, 15)]
+    torn = (folder.path / "points.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+    saved = [folder.save(a_snapshot(1))]
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+saved.append(folder.save(a_snapshot(1)))
+on_disk.append(folder.append(a_point(15)))
+folder.close()
+print(json.dumps([on_disk, saved, torn == room, len(told), str(told[0].message)]))
+"""
+
+
+def test_a_disk_that_fills_up_within_a_line_leaves_no_half_line_behind(path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    out = subprocess.run([sys.executable, "-c", LIMITED, path], env=environment, check=True, stdout=subprocess.PIPE)
+    on_disk, saved, torn, warned, message = json.loads(out.stdout)
+    assert torn, "the limit was meant to be hit in the middle of a line"
+    assert on_disk == [True, True, False, False, False, True]
+    assert saved == [False, True]
+    assert (warned, "File too large" in message) == (1, True)
+    assert list(Trajectory.read(path / "points.jsonl").steps) == [10, 11, 12, 13, 14, 15]
+    assert [file.name for file in (path / "snapshots").iterdir()] == ["step-00000001.safetensors"]
+
+
+@pytest.mark.parametrize("deed", ["delete", "cut", "delete all"])
+def test_points_that_somebody_deleted_meanwhile_are_written_again(folder, path, deed):
+    for step in (1, 2):
+        folder.append(a_point(step))
+    if deed == "cut":
+        os.truncate(path / "points.jsonl", 10)
+    else:
+        for file in path.iterdir() if deed == "delete all" else [path / "points.jsonl"]:
+            file.unlink()
+    folder.append(a_point(3))
+    folder.close()
+    again = RunFolder(path, SETTINGS)
+    assert again.points == [a_point(1), a_point(2), a_point(3)]
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device (os error 28)")],
+)
+def test_a_snapshot_that_the_disk_refuses_costs_one_warning(folder, monkeypatch, error):
+    def refuses(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch, one_warning("No space left on device"):
+        patch.setattr(snapshot, "save_file", refuses)
+        assert not folder.save(a_snapshot(1))
+        assert not folder.save(a_snapshot(2))
+    assert folder.save(a_snapshot(1))
+    assert folder.snapshots.steps == (1,)
+
+
+def test_a_snapshot_that_the_format_lacks_a_type_for_raises_nothing(folder):
+    odd = Snapshot(1, {"w": torch.zeros(2, dtype=torch.complex128)})
+    with one_warning("complex128"):
+        assert not folder.save(odd)
+
+
+def test_transitions_that_the_disk_refuses_raise_nothing(folder, path, monkeypatch):
+    folder.write_transitions([])
+    assert (path / "transitions.json").read_text() == "[]\n"
+    with monkeypatch.context() as patch, one_warning("No space left on device"):
+        patch.setattr(run_folder, "write_atomically", full_disk)
+        folder.write_transitions([])
+
+
+def test_a_full_disk_interrupts_nothing_where_warnings_are_errors(folder, path, capsys):
+    (path / "points.jsonl").symlink_to("/dev/full")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folder.append(a_point(1))
+    assert "phasewatch: " in capsys.readouterr().err
+    (path / "points.jsonl").unlink()
+
+
+def test_same_weights_compares_bit_for_bit():
+    nan = float("nan")
+
+    def of(**tensors):
+        return Snapshot(1, {name: torch.as_tensor(tensor) for name, tensor in tensors.items()})
+
+    assert same_weights(of(w=[1.0, nan]), of(w=[1.0, nan]))
+    assert not same_weights(of(w=[1.0, nan]), of(w=[2.0, nan]))
+    assert not same_weights(of(w=[1.0]), of(v=[1.0]))
+    assert not same_weights(of(w=[1.0]), of(w=[1.0, 2.0]))
+    assert not same_weights(of(w=[1, 2]), of(w=[1.0, 2.0]))
+    assert same_weights(of(n=3, b=True, w=[[1.0], [2.0]]), of(n=3, b=True, w=[[1.0], [2.0]]))
+    assert not same_weights(of(n=3), of(n=4))
+    half = torch.tensor([1.5, 2.0]).to(torch.float8_e4m3fn)
+    assert same_weights(of(w=half), of(w=half.clone()))

@@ -1,0 +1,210 @@
+import gc
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from law_models import Perceptron, classify, labelled
+from processes import alive, gone, reads_proc
+
+import phasewatch as pw
+from phasewatch.monitor.runs import replay as replay_module
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.runs.processes import Worker, WorkerDied, packed
+
+SAMPLER = pw.SGLD(step_size=1e-5, nbeta=20.0, chains=2, draws=4, burn_in=1, batch_size=8)
+
+
+@pytest.fixture
+def series(tmp_path):
+    torch.manual_seed(0)
+    folder = pw.SnapshotFolder(tmp_path / "snapshots")
+    for step in (1, 2, 3, 4):
+        snapshot = pw.Snapshot.of(Perceptron(), step)
+        snapshot.tensors["norm.bias"].fill_(step)
+        folder.save(snapshot)
+    return folder
+
+
+def probe_of():
+    return pw.Probe(Perceptron, classify, labelled(), sampler=SAMPLER)
+
+
+def ends_at_two(model, batch):
+    """A loss that ends its process at the snapshot of step 2, and prints where others write their answers."""
+    print("a loss may print")
+    if not isinstance(mark := model.norm.bias, torch.nn.Parameter) or mark[0] != 2:
+        return classify(model, batch)
+    os._exit(41)
+
+
+def raises_at_three(model, batch):
+    return 1 / (model.norm.bias[0].item() - 3)
+
+
+def test_a_worker_answers_and_outlives_what_it_cant_measure(series):
+    probe = probe_of()
+    worker = Worker(packed(probe, series))
+    try:
+        assert worker.measure(3) == probe(series.load(3))
+        with pytest.raises(PhasewatchError, match=r"step-00000009\.safetensors can't be read"):
+            worker.measure(9)
+        series.save(pw.Snapshot(5, {"x": torch.ones(1)}))
+        with pytest.raises(PhasewatchError, match="The snapshot of step 5 lacks"):
+            worker.measure(5)
+        nan = {name: tensor * math.nan for name, tensor in series.load(1).tensors.items() if tensor.is_floating_point()}
+        series.save(pw.Snapshot(6, dict(series.load(1).tensors) | nan))
+        assert worker.measure(6).llc.health is pw.Health.DIVERGED
+        assert worker.measure(1) == probe(series.load(1))
+    finally:
+        worker.stop()
+
+
+def test_a_worker_killed_or_stopped_midway_says_so(series):
+    worker = Worker(packed(probe_of(), series))
+    threading.Timer(0.5, worker.kill).start()
+    with pytest.raises(WorkerDied, match="ended with status -9"):
+        worker.measure(1)
+    worker.stop()
+    worker.stop()
+    with pytest.raises(WorkerDied, match="ended with status -9"):
+        worker.measure(1)
+
+
+def test_a_probe_that_cant_be_rebuilt_says_so_for_each_step(series, monkeypatch):
+    module = types.ModuleType("only_here")
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    exec("def loss(model, batch):\n    return model(batch[0]).square().mean()", module.__dict__)
+    worker = Worker(packed(pw.Probe(Perceptron, module.loss, labelled()), series))
+    try:
+        for _ in range(2):
+            with pytest.raises(PhasewatchError, match=r"can't be rebuilt in another process: Module.*only_here"):
+                worker.measure(1)
+    finally:
+        worker.stop()
+
+
+def test_what_cant_be_pickled_is_refused_before_anything_starts(series, tmp_path):
+    lock = threading.Lock()
+
+    def loss(model, batch):
+        with lock:
+            return classify(model, batch)
+
+    probe = probe_of()
+    closed = pw.Probe(Perceptron, loss, labelled(), sampler=SAMPLER)
+    with pytest.raises(PhasewatchError, match=r"can't be sent to another process \(TypeError: .*lock.*must be"):
+        packed(closed, series)
+    with pytest.raises(PhasewatchError, match="can't be sent to another process"):
+        pw.replay(series, closed, workers=2, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    module = pw.Probe(Perceptron(), classify, labelled(), sampler=SAMPLER)
+    with pytest.raises(PhasewatchError, match=r"Probe\(model=Perceptron\(\.\.\.\)\) holds a module"):
+        pw.replay(series, module, workers=2)
+    with pytest.raises(PhasewatchError, match="holds a module"):
+        pw.PhaseMonitor(Perceptron(), module, run=tmp_path / "m", at=pw.every(1), measure="background")
+    assert packed(probe, series)
+
+
+def test_a_replay_goes_on_when_a_worker_dies(series):
+    probe = pw.Probe(Perceptron, ends_at_two, labelled(), sampler=SAMPLER, metrics={"inverse": raises_at_three})
+    said = []
+    points = pw.Trajectory(pw.replay(series, probe, workers=2, on_error=said.append))
+    assert points.steps.tolist() == [1, 3, 4]
+    assert said == ["Step 2 is left out: WorkerDied: the measuring process ended with status 41"]
+    assert [point.metrics["inverse"] for point in points] == pytest.approx([-0.5, math.nan, 1.0], nan_ok=True)
+
+
+def test_a_background_monitor_goes_on_when_its_worker_dies(tmp_path):
+    probe = pw.Probe(Perceptron, ends_at_two, labelled(), sampler=SAMPLER)
+    model = Perceptron()
+
+    def train():
+        with pw.PhaseMonitor(model, probe, run=tmp_path / "run", at=pw.every(1), measure="background") as monitor:
+            for step in (1, 2, 4):
+                with torch.no_grad():
+                    model.norm.bias.fill_(step)
+                monitor(step)
+        return monitor
+
+    with pytest.warns(pw.PhasewatchWarning, match=r"Step 2 could not be measured.*ended with status 41") as said:
+        monitor = train()
+    assert [point.step for point in monitor.trajectory] == [1, 4]
+    assert len(said) == 1
+
+
+def test_workers_that_cant_start_are_errors_and_not_a_hang(series, monkeypatch):
+    def cannot(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(replay_module, "Worker", cannot)
+    said = []
+    with pytest.raises(PhasewatchError, match="None of the 4 checkpoints could be measured"):
+        list(pw.replay(series, probe_of(), workers=2, on_error=said.append))
+    assert len(said) == 4
+    assert "Cannot allocate memory" in said[0]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    pids = []
+    popen = subprocess.Popen
+
+    def noting(*arguments, **more):
+        process = popen(*arguments, **more)
+        pids.append(process.pid)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", noting)
+    return pids
+
+
+def test_an_abandoned_replay_ends_its_workers(series, started):
+    points = pw.replay(series, probe_of(), workers=2)
+    next(points)
+    points.close()
+    assert len(started) == 2
+    assert gone(started, 2)
+    del points
+    gc.collect()
+
+
+@reads_proc
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, busy):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys, time, phasewatch as pw\n"
+        "from pathlib import Path\n"
+        "from law_models import Perceptron, classify, labelled\n"
+        "from phasewatch.monitor.runs.processes import Worker, packed\n"
+        "series, busy = pw.SnapshotFolder(Path(sys.argv[1])), sys.argv[2] == 'True'\n"
+        "sleep = lambda model, batch: (print('sleeping', file=sys.stderr, flush=True), time.sleep(600))\n"
+        "probe = pw.Probe(Perceptron, classify, labelled(), metrics={'slow': sleep} if busy else {},\n"
+        "    sampler=pw.SGLD(chains=2, draws=4, burn_in=0, batch_size=8))\n"
+        "worker = Worker(packed(probe, series))\n"
+        "print(worker._process.pid, flush=True)\n"
+        "worker.measure(1)\n"
+        "print('measured', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    tests = str(Path(__file__).parents[1])
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(series.path), str(busy)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": tests},
+    )
+    with parent:
+        pid = int(parent.stdout.readline())
+        answer = (parent.stderr if busy else parent.stdout).readline()
+        assert answer.strip() == (b"sleeping" if busy else b"measured")
+        assert alive(pid)
+        parent.send_signal(signal.SIGKILL)
+        assert gone([pid], 5)

@@ -1,0 +1,555 @@
+import json
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scenarios import flat, monotone, staged
+from scipy.interpolate import PchipInterpolator
+
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.estimates.uncertainty import standard_error
+from phasewatch.monitor.trajectories import smoothing, transitions
+from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
+from phasewatch.monitor.trajectories.transitions import Kind, Transition, find_transitions
+
+PUBLISHED = Path(__file__).parents[1] / "data" / "published"
+MEASURED = Path(__file__).parents[2] / "experiments" / "results" / "points"
+
+
+def point(step, loss, llc, per_chain=(), health=Health.OK):
+    estimate = Estimate(float(llc), 1.0, tuple(map(float, per_chain)), 66.7, 1.0, 400.0, 0.9, health)
+    return Point(int(step), float(loss), estimate)
+
+
+def published(seed):
+    return Trajectory.read(PUBLISHED / f"lr_seed{seed}.csv")
+
+
+def kinds(transitions):
+    return "".join(t.kind.name[0] for t in transitions)
+
+
+def merged(transitions):
+    return "".join(kind for kind, _ in groupby(kinds(transitions)))
+
+
+def short_run(seed, shared=0.9):
+    """The smaller regression run of 7,000 steps: λ̂ to 142 by step 1k, flat to 2.3k, then down; 4 chains.
+
+    Each point has a standard error of 0.5 to 2, of which the variance is shared between neighbours but for a rest.
+    """
+    rng = np.random.default_rng(seed)
+    steps = np.unique(np.append(0, np.geomspace(1, 7000, rng.integers(30, 46)).round())).astype(int)
+    x = np.log(np.maximum(steps, 0.5))
+    known = np.log([0.5, 1, 20, 74, 175, 415, 1000, 2300, 3300, 5000, 6700, 7000])
+    llc = PchipInterpolator(known, [-4, -4, 10, 50, 107, 133, 142.5, 142.5, 137, 131, 124, 123])(x)
+    loss = np.interp(x, known, [4.27, 4.25, 4.04, 3.44, 2.60, 2.21, 2.05, 1.95, 1.94, 1.90, 1.90, 1.90])
+    loss += rng.normal(0, 0.008, len(x))
+    spread = 2 * rng.uniform(0.5, 2)
+    wander = np.linalg.cholesky(np.exp(-np.abs(x[:, None] - x) / 3)) @ rng.normal(size=(len(x), 4))
+    fresh = rng.normal(size=(len(x), 4))
+    chains = llc[:, None] + spread * (np.sqrt(shared) * wander + np.sqrt(1 - shared) * fresh)
+    return [point(s, y, c.mean(), c) for s, y, c in zip(steps, loss, chains, strict=True)]
+
+
+def noise_only(seed, n, chains):
+    rng = np.random.default_rng([seed, n])
+    steps = np.unique(np.geomspace(1, 1e5, 4 * n).round())[-n:] if seed % 2 else np.arange(n) * 100
+    llc = 50 + rng.normal(size=(n, max(chains, 1)))
+    loss = 2 + 0.01 * rng.normal(size=n)
+    return [point(s, y, c.mean(), c if chains else ()) for s, y, c in zip(steps, loss, llc, strict=True)]
+
+
+def run(steps, loss, llc):
+    return [point(*values) for values in zip(steps, loss, llc, strict=True)]
+
+
+def rise_and_fall(loss_rise=-1.0, loss_fall=0.0, n=60):
+    """λ̂ from 10 to 90 around step 30, and to 60 around step 3,000."""
+    steps = np.geomspace(1, 1e5, n).round().astype(int) + np.arange(n)
+    x = np.log(steps)
+    up, down = 1 / (1 + np.exp(-3 * (x - np.log(30)))), 1 / (1 + np.exp(-3 * (x - np.log(3000))))
+    rng = np.random.default_rng(0)
+    llc = 10 + 80 * up - 30 * down + rng.normal(0, 0.3, n)
+    loss = 3 + loss_rise * up + loss_fall * down + rng.normal(0, 0.01, n)
+    return run(steps, loss, llc)
+
+
+def test_the_published_stages_of_seed_1():
+    transitions = find_transitions(published(1))
+    assert kinds(transitions) == "AABBA"
+    first, main, collapse, deeper, last = transitions
+    for boundary, at in [(first.end, 1_000), (main.start, 1_000), (collapse.end, 126_000), (deeper.end, 320_000)]:
+        assert at / 1.4 < boundary < at * 1.4
+    assert 25_000 < main.end <= collapse.start <= 60_000
+    for t, llc in zip(transitions[:4], [21.4, 149, -12.3, -44.1], strict=True):
+        assert t.llc_change == pytest.approx(llc, rel=0.1)
+    assert abs(last.llc_change - 3.56) < 2 * last.llc_error < 3
+    assert collapse.loss_after < collapse.loss_before
+    assert all(t.confidence > 0.99 for t in transitions)
+    assert [t.provisional for t in transitions] == [False] * 4 + [True]
+    assert last.end <= 499_999
+
+
+def test_the_published_stages_of_seed_0():
+    transitions = find_transitions(published(0))
+    assert merged(transitions) == "ABA"
+    (slow,) = [t.end for t in transitions if t.kind is Kind.A and t.end < 10_000]
+    assert 1_000 / 1.6 < slow < 1_600
+    top = next(i for i, t in enumerate(transitions) if t.kind is Kind.B)
+    assert 20_000 < transitions[top - 1].end <= transitions[top].start < 65_000
+    assert 330_000 < transitions[-1].start < 385_000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_published_stages_in_a_run_of_our_own(seed):
+    transitions = find_transitions(Trajectory.read(MEASURED / "regression_stages" / f"seed-{seed}.jsonl"))
+    assert kinds(transitions) == "AABBA"
+    slow, main, collapse, deeper, last = transitions
+    assert 1_000 / 1.8 < slow.end < 1_000 * 1.8
+    assert 25_000 < main.end <= collapse.start <= 60_000
+    assert 126_000 / 1.4 < collapse.end < 126_000 * 1.4
+    assert 338_000 / 1.1 < last.start < 374_000 * 1.1
+    assert 7 / 1.2 < slow.llc_change < 20 * 1.2
+    assert main.llc_change == pytest.approx(149, rel=0.1)
+    assert collapse.llc_change == pytest.approx(-12, rel=0.2)
+    assert -45 * 1.2 < deeper.llc_change < -35 / 2
+
+
+def test_the_published_fall_on_average_over_runs_of_our_own():
+    falls = []
+    for seed in range(4):
+        found = find_transitions(Trajectory.read(MEASURED / "regression_stages" / f"seed-{seed}.jsonl"))
+        falls.append(sum(t.llc_change for t in found if t.kind is Kind.B))
+    assert np.mean(falls) == pytest.approx(-50, rel=0.2)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_large_type_a_comes_with_induction_heads_alone(seed):
+    two, one = (Trajectory.read(MEASURED / "induction_bump" / f"{n}-layers-seed-{seed}.jsonl") for n in (2, 1))
+    formed = two.steps[np.argmax(two.signal("prefix_matching") > 0.3)]
+    (bump,) = [t for t in find_transitions(two) if t.start < formed < t.end]
+    assert bump.kind is Kind.A
+    assert 70 < bump.llc_change < 110
+    assert all(t.start < 200 or t.llc_change < 20 for t in find_transitions(one))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_most_chains_have_the_published_kinds_alone(seed):
+    trajectory = published(seed)
+    alone = [
+        merged(find_transitions([point(p.step, p.loss, p.llc.per_chain[c]) for p in trajectory])) for c in range(10)
+    ]
+    assert alone.count("ABA") >= 6
+    assert set(alone) <= {"ABA", "AB"}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_kinds_from_25_of_the_published_points(seed):
+    trajectory = published(seed)
+    kept = np.linspace(0, len(trajectory) - 1, 25).round().astype(int)
+    assert merged(find_transitions([trajectory[int(i)] for i in kept])) == "ABA"
+    for offset in range(8):  # where the last rise, of 4, has two or three points it may go
+        assert merged(find_transitions(trajectory[offset::8])) in {"ABA", "AB"}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_kinds_without_a_fifth_of_the_points(seed):
+    trajectory, found = published(seed), []
+    for trial in range(10):
+        kept = np.random.default_rng(trial).random(len(trajectory)) < 0.8
+        found.append(merged(find_transitions(Trajectory(p for p, keep in zip(trajectory, kept, strict=True) if keep))))
+    assert found.count("ABA") >= 9
+    assert set(found) <= {"ABA", "AB"}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_kinds_with_more_noise(seed):
+    trajectory = published(seed)
+    found = []
+    for trial in range(20):
+        noise = np.random.default_rng(trial).normal(0, 0.8, len(trajectory))
+        noisy = [
+            point(p.step, p.loss, p.llc.value + e, np.add(p.llc.per_chain, e))
+            for p, e in zip(trajectory, noise, strict=True)
+        ]
+        found.append(merged(find_transitions(noisy)))
+    assert found.count("ABA") >= 19
+
+
+@pytest.mark.parametrize("shared", [0.8, 0.95])
+def test_short_runs_have_one_rise_and_one_fall(shared):
+    good = 0
+    for seed in range(100):
+        transitions = find_transitions(short_run(seed, shared))
+        if kinds(transitions) == "AB":
+            a, b = transitions
+            good += 500 <= a.end <= 2_500 and 900 <= b.start <= 3_400 and b.end > 5_000
+    assert good >= 95
+
+
+@pytest.mark.parametrize("n", [15, 40, 200])
+@pytest.mark.parametrize("chains", [0, 4])
+def test_noise_alone_seldom_has_transitions(n, chains):
+    trials = 200 if n < 200 else 60
+    assert sum(bool(find_transitions(noise_only(seed, n, chains))) for seed in range(trials)) <= trials // 20
+
+
+@pytest.mark.parametrize("level", [0.0, 7.1, -1e9 / 3])
+def test_a_constant_has_none(level):
+    assert find_transitions(run(range(30), np.full(30, 2.1), np.full(30, level))) == []
+
+
+def test_fewer_than_five_usable_points_have_none():
+    points = run([1, 10, 100, 1000, 10_000], [5, 4, 3, 2, 1], [0, 10, 20, 30, 40])
+    assert kinds(find_transitions(points)) == "A"
+    assert find_transitions(points[:4]) == []
+    assert find_transitions([]) == []
+    for bad in (
+        replace(points[2], llc=replace(points[2].llc, health=Health.DIVERGED)),
+        replace(points[2], llc=replace(points[2].llc, value=np.nan)),
+        replace(points[2], loss=np.inf),
+    ):
+        assert find_transitions([*points[:2], bad, *points[3:]]) == []
+
+
+def test_failed_points_are_left_out():
+    points = rise_and_fall()
+    broken = [point(p.step + 1, 9.0, 1e9, health=Health.DIVERGED) for p in points[5::7]]
+    assert find_transitions([*points, *broken]) == find_transitions(points)
+
+
+@pytest.mark.parametrize(
+    ("loss_rise", "loss_fall", "expected", "trends"),
+    [
+        (-1.0, 0.0, "AB", ["down", "flat"]),
+        (-1.0, -0.8, "AB", ["down", "down"]),
+        (-1.0, 0.5, "AO", ["down", "up"]),
+        (0.0, -0.5, "OB", ["flat", "down"]),
+        (0.5, -0.5, "OB", ["up", "down"]),
+    ],
+)
+def test_kinds_follow_from_the_signs(loss_rise, loss_fall, expected, trends):
+    transitions = find_transitions(rise_and_fall(loss_rise, loss_fall))
+    assert kinds(transitions) == expected
+    assert [t.loss_trend for t in transitions] == trends
+    assert [t.llc_trend for t in transitions] == ["up", "down"]
+
+
+def test_the_plateau_belongs_to_neither():
+    rise, fall = find_transitions(rise_and_fall())
+    assert rise.start < 20 < 45 < rise.end < 350
+    assert 300 < fall.start < 2_000
+    assert 4_500 < fall.end < 40_000
+    assert 0.95 * 80 - 2 < rise.llc_change < 82  # the first stage starts when up to 5 % of it are done
+    assert fall.llc_change == pytest.approx(-30, abs=2)
+
+
+def test_changes_below_the_least_effect_are_dropped():
+    points = rise_and_fall()
+    assert kinds(find_transitions(points, min_effect=0.45)) == "A"
+    assert kinds(find_transitions(points, min_effect=0.0)) == "AB"
+    with pytest.raises(PhasewatchError, match=r"find_transitions\(min_effect=2\) must be at least 0 and below 1"):
+        find_transitions(points, min_effect=2)
+
+
+def test_units_change_nothing():
+    trajectory = published(1)
+    expected = find_transitions(trajectory)
+    for loss, llc, steps in [(1e3, 1, 1), (1, 1e-6, 1), (1, 1, 512), (1e-4, 30, 7)]:
+        scaled = [
+            point(p.step * steps, p.loss * loss, p.llc.value * llc, np.multiply(p.llc.per_chain, llc))
+            for p in trajectory
+        ]
+        found = find_transitions(scaled)
+        assert kinds(found) == kinds(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert (a.start, a.end, a.provisional) == (b.start * steps, b.end * steps, b.provisional)
+            assert a.loss_after == pytest.approx(b.loss_after * loss)
+            assert a.llc_change == pytest.approx(b.llc_change * llc)
+            assert a.llc_error == pytest.approx(b.llc_error * llc)
+            assert a.confidence == pytest.approx(b.confidence)
+
+
+def test_order_does_not_matter_and_the_input_is_left_alone():
+    points = short_run(3)
+    before = repr(points)
+    assert find_transitions(points[::-1]) == find_transitions(Trajectory(points)) == find_transitions(iter(points))
+    assert repr(points) == before
+
+
+def test_the_error_is_that_of_the_curve_and_that_of_paired_differences_together():
+    """Chains that lie 20 apart, but move together to within 1, know their difference to within 1."""
+    rng = np.random.default_rng(0)
+    apart, moved = rng.normal(0, 20, 8), rng.normal(0, 1, 8)
+    plain = [p.llc.value for p in rise_and_fall()]
+    risen = (np.array(plain) - plain[0]) / (plain[30] - plain[0])
+    errors = []
+    for of_chains in (0 * moved, moved):
+        points = [
+            replace(p, llc=replace(p.llc, per_chain=tuple(p.llc.value + apart + of_chains * r)))
+            for p, r in zip(rise_and_fall(), risen, strict=True)
+        ]
+        errors.append(find_transitions(points)[0].llc_error)
+    of_the_curve, both = errors
+    assert 0.2 < of_the_curve < 0.6  # two ends with a noise of 0.3, of which neighbours share an unknown part
+    assert both == pytest.approx(np.hypot(of_the_curve, standard_error(moved)), rel=0.05)
+
+
+def test_the_cautious_curve_has_a_say_in_what_is_sure(monkeypatch):
+    assert kinds(find_transitions(rise_and_fall())) == "AB"
+    all_noise = smoothing.ALONE._replace(signs=smoothing.Doubt(np.inf, np.inf))  # a straight line, which rises
+    monkeypatch.setattr(transitions, "ALONE", all_noise)
+    assert "B" not in kinds(find_transitions(rise_and_fall()[:-1]))
+
+
+def test_chains_that_disagree_about_a_change_veto_it():
+    points = rise_and_fall()
+    scatter = np.array([-1.0, 1.0, -0.5, 0.5])
+    torn = [
+        replace(p, llc=replace(p.llc, per_chain=tuple(p.llc.value + 200 * i * scatter))) for i, p in enumerate(points)
+    ]
+    assert find_transitions(torn) == []
+
+
+def test_what_is_confirmed_stays_whatever_follows():
+    confirmed = 0
+    trajectories = [published(0), published(1), published(1)[::8], *(Trajectory(short_run(seed)) for seed in range(5))]
+    for points in [*trajectories, *(Trajectory(of(staged(seed, 60))) for seed in range(16))]:
+        standing = []
+        for n in range(5, len(points) + 1, 1 if len(points) < 100 else 4):
+            found = find_transitions(points[:n])
+            for old in standing:
+                assert any(t.trend == old.trend and t.start < old.end and old.start < t.end for t in found), old
+                again = [t for t in found if t.trend == old.trend and t.start < old.end and old.start < t.end]
+                assert not all(t.provisional for t in again)
+            standing += [t for t in found if not t.provisional]
+        confirmed += bool(standing)
+    assert confirmed > 15
+
+
+def test_what_was_asked_before_changes_no_answer():
+    points = published(1)
+    before = find_transitions(points)
+    for n in range(20, 190, 7):
+        find_transitions(points[:n])
+        find_transitions(points[:n], metric="loss")
+    assert find_transitions(points) == before
+    transitions._LOOKS.clear()
+    assert find_transitions(points) == before
+
+
+def test_a_transition_in_progress_is_provisional():
+    points = rise_and_fall()
+    middle = [p.step for p in points].index(next(p.step for p in points if p.step > 40))
+    (growing,) = find_transitions(points[:middle])
+    assert growing.provisional
+    assert not find_transitions(points)[0].provisional
+
+
+def test_asking_after_every_point_costs_one_fit_of_each_curve(monkeypatch):
+    rng = np.random.default_rng(0)
+    steps = np.unique(np.geomspace(1, 1e6, 1400).round())[-1000:]
+    llc = 60 * np.sin(np.log(steps) / 2)
+    points = Trajectory(
+        point(s, 4 - np.log(s) / 5 + 0.01 * rng.normal(), c, c + rng.normal(size=8))
+        for s, c in zip(steps, llc + rng.normal(size=1000), strict=True)
+    )
+    fits, fitted = [], smoothing._fitted
+    monkeypatch.setattr(smoothing, "_fitted", lambda *given: fits.append(given) or fitted(*given))
+    find_transitions(points[:985])
+    for n in (990, 1000):
+        fits.clear()
+        assert len(find_transitions(points[:n])) >= 2
+        assert len(fits) == 2  # λ̂ and the loss, of which neither look at fewer points is taken again
+
+
+B = Transition(Kind.B, 40_404, 318_181, 1.89, 1.78, 169.7, 112.8, 3.1, "down", "down", 0.999, False)
+
+
+def test_str():
+    assert str(B) == "B  steps 40 404 -> 318 181  loss 1.890 -> 1.780 (down)  llc 169.7 -> 112.8 (down, 99.9 %)"
+    other = replace(B, kind=Kind.OTHER, loss_trend="up", llc_trend="up", llc_after=180.0, loss_after=1.9)
+    assert str(replace(other, provisional=True, confidence=0.9567)) == (
+        "OTHER (loss up, llc up)  steps 40 404 -> 318 181  loss 1.890 -> 1.900 (up)"
+        "  llc 169.7 -> 180.0 (up, 95.6 %) provisional"
+    )
+
+
+def test_str_never_claims_certainty():
+    for confidence in (0.9991, 0.999999, 1.0):
+        assert "(down, > 99.9 %)" in str(replace(B, confidence=confidence))
+        assert "100" not in str(replace(B, confidence=confidence))
+
+
+def test_str_tells_small_numbers_apart():
+    small = replace(B, loss_before=1e-5, loss_after=0.9e-5, llc_before=0.253, llc_after=0.251, start=7)
+    assert "steps 7 -> " in str(small)
+    assert "loss 0.0000100 -> 0.0000090" in str(small)
+    assert "llc 0.2530 -> 0.2510" in str(small)
+    assert "llc 0.0 -> -57.0" in str(replace(B, llc_before=-0.01, llc_after=-57.0))
+
+
+def test_sentence():
+    assert B.sentence() == (
+        "Between steps 40 404 and 318 181 the loss fell slightly, 1.890 to 1.780, "
+        "while the complexity λ̂ fell from 169.7 to 112.8: a type B transition, the model simplified itself. "
+        "The sign of the complexity's change is right with probability 99.9 %."
+    )
+    a = replace(B, kind=Kind.A, loss_before=4.1, llc_after=200.0, llc_trend="up", provisional=True)
+    assert "the loss fell, 4.100 to 1.780, while the complexity λ̂ rose from 169.7 to 200.0: a type A" in a.sentence()
+    assert a.sentence().endswith("Later points may still move it.")
+    assert "the loss stayed flat at 1.780" in replace(B, loss_trend="flat").sentence()
+    assert "neither a type A nor a type B" in replace(B, kind=Kind.OTHER, loss_trend="up").sentence()
+
+
+def test_another_signal_in_words():
+    score = replace(B, metric="score", before=0.5, after=-0.25, error=0.01, trend="down")
+    assert str(score) == (
+        "B  steps 40 404 -> 318 181  score 0.500 -> -0.250 (down, 99.9 %)  loss 1.890 -> 1.780 (down)"
+        "  llc 169.7 -> 112.8 (down)"
+    )
+    assert score.sentence() == (
+        "Between steps 40 404 and 318 181 score fell from 0.500 to -0.250, while the loss fell slightly, 1.890 to "
+        "1.780 and the complexity λ̂ fell from 169.7 to 112.8: a type B transition, the model simplified itself. "
+        "The sign of score's change is right with probability 99.9 %."
+    )
+    unknown = dict.fromkeys(("loss_before", "loss_after", "llc_before", "llc_after"), float("nan"))
+    alone = replace(score, kind=Kind.OTHER, **unknown)
+    assert str(alone) == "OTHER  steps 40 404 -> 318 181  score 0.500 -> -0.250 (down, 99.9 %)"
+    assert alone.sentence() == (
+        "Between steps 40 404 and 318 181 score fell from 0.500 to -0.250. "
+        "The sign of score's change is right with probability 99.9 %."
+    )
+    loss = replace(B, metric="loss")
+    assert "loss 1.890 -> 1.780 (down, 99.9 %)  llc 169.7 -> 112.8 (down)" in str(loss)
+    assert "The sign of the loss's change" in loss.sentence()
+    assert "λ̂ stayed flat at 112.8" in replace(score, llc_trend="flat").sentence()
+
+
+def test_the_stages_of_a_metric_are_those_of_its_own_values():
+    points = rise_and_fall()
+    scored = [replace(p, metrics={"score": -p.llc.value}) for p in points]
+    found, mirrored = find_transitions(points), find_transitions(scored, metric="score")
+    assert [(t.start, t.end, t.kind) for t in mirrored] == [(t.start, t.end, t.kind) for t in found]
+    assert [t.trend for t in mirrored] == ["down", "up"]
+    assert [t.llc_trend for t in mirrored] == ["up", "down"]
+    assert [t.metric for t in mirrored] == ["score", "score"]
+    for t, u in zip(found, mirrored, strict=True):
+        assert u.after - u.before == pytest.approx(-(t.llc_after - t.llc_before))
+        assert u.start_interval[0] <= u.start <= u.start_interval[1]
+        assert u.end_interval[0] <= u.end <= u.end_interval[1]
+
+
+def test_as_json():
+    record = replace(B, llc_error=float("nan")).as_json()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["kind"] == "B"
+    assert record["llc_error"] == "nan"
+    assert (record["start"], record["end"], record["confidence"]) == (40_404, 318_181, 0.999)
+
+
+def of(scenario):
+    chains = scenario.chains if scenario.chains is not None else [()] * len(scenario.steps)
+    return [point(*values) for values in zip(scenario.steps, scenario.loss, scenario.llc, chains, strict=True)]
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+@pytest.mark.parametrize("n", [15, 40])
+@pytest.mark.parametrize("make", [flat, monotone])
+def test_false_alarms_are_few(make, n, correlation):
+    wrong = 0
+    for seed in range(60):
+        scenario = make(seed, n, correlation)
+        ups, found = [s.change > 0 for s in scenario.stages], find_transitions(of(scenario))
+        wrong += len(found) > len(ups) or any((t.llc_change > 0) not in ups for t in found)
+    assert wrong <= 3
+
+
+def test_signs_are_right_as_often_as_they_are_sure():
+    right = []
+    for seed in range(40):
+        scenario = staged(seed)
+        truth = dict(zip(scenario.steps.astype(int), scenario.truth, strict=True))
+        right += [(truth[t.end] - truth[t.start]) * t.llc_change > 0 for t in find_transitions(of(scenario))]
+    assert len(right) > 60
+    assert np.mean(right) >= 0.95
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_stray_chain_neither_invents_nor_hides_a_stage(seed):
+    trajectory = published(seed)
+    for jump in (60, -60):
+        for first, last in [(40, 70), (100, 130), (90, 190)]:
+            strayed = []
+            for i, p in enumerate(trajectory):
+                chains = np.array(p.llc.per_chain)
+                chains[3] += jump if first <= i < last else 0
+                strayed.append(point(p.step, p.loss, chains.mean(), chains))
+            assert merged(find_transitions(strayed)) == "ABA"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_outliers_seldom_invent_or_hide_a_stage(seed):
+    trajectory, found = published(seed), []
+    for trial in range(12):
+        rng = np.random.default_rng(trial)
+        off = np.zeros(len(trajectory))
+        off[rng.choice(len(trajectory), 6, replace=False)] = rng.choice([-15, 15], 6)
+        points = [
+            point(p.step, p.loss, p.llc.value + o, np.add(p.llc.per_chain, o))
+            for p, o in zip(trajectory, off, strict=True)
+        ]
+        found.append(merged(find_transitions(points)))
+    assert found.count("ABA") >= 10
+    assert set(found) <= {"ABA", "AB"}
+
+
+def test_a_point_measured_again_changes_nothing():
+    points = rise_and_fall()
+    assert find_transitions([*points, *points[10:20]]) == find_transitions(points)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_table_of_step_loss_and_llc_is_enough(seed):
+    assert merged(find_transitions([point(p.step, p.loss, p.llc.value) for p in published(seed)])) == "ABA"
+
+
+def test_the_stages_of_a_metric():
+    steps = np.unique(np.geomspace(1, 1e5, 60).round())
+    x, rng = np.log(steps), np.random.default_rng(0)
+    up, down = 1 / (1 + np.exp(-3 * (x - 5))), 1 / (1 + np.exp(-3 * (x - 9)))
+    points = [
+        replace(point(s, y, v), metrics={"score": m})
+        for s, y, v, m in zip(steps, 3 - up, 50 * up - 20 * down, 0.8 * down + rng.normal(0, 0.02, len(x)), strict=True)
+    ]
+    points[20] = replace(points[20], metrics={})
+    points[40] = replace(points[40], metrics={"score": np.nan})
+    (rise,) = find_transitions(points, metric="score")
+    assert (rise.metric, rise.trend, rise.llc_trend, rise.kind) == ("score", "up", "down", Kind.B)
+    assert rise.start < np.exp(9) < rise.end
+    assert rise.after - rise.before == pytest.approx(0.8, abs=0.05)
+    assert abs(rise.after - rise.before - 0.8) < 2 * rise.error < 0.1
+    assert "score 0.0" in str(rise)
+    assert "score's change" in rise.sentence()
+    (fall,) = find_transitions(points, metric="loss")
+    assert (fall.metric, fall.trend, fall.kind) == ("loss", "down", Kind.A)
+    assert (fall.before, fall.after) == (fall.loss_before, fall.loss_after)
+    with pytest.raises(PhasewatchError, match="No point has the metric 'acc'; they have llc, loss, score"):
+        find_transitions(points, metric="acc")
+
+
+def test_intervals_hold_the_boundaries():
+    inside = []
+    for seed in range(30):
+        scenario = monotone(seed, 60)
+        (stage,) = scenario.stages
+        for t in find_transitions(of(scenario)):
+            assert t.start_interval[0] <= t.start <= t.start_interval[1]
+            assert t.end_interval[0] <= t.end <= t.end_interval[1]
+            inside += [t.start_interval[0] <= stage.start <= t.start_interval[1]]
+            inside += [t.end_interval[0] <= stage.end <= t.end_interval[1]]
+    assert np.mean(inside) > 0.75
