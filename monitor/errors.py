@@ -1,8 +1,12 @@
 """What phasewatch says when something can't be done, or was done without."""
 
+import math
 import operator
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Real
 
 
 class PhasewatchError(ValueError):
@@ -63,3 +67,70 @@ def whole_number(call: str, value: object, *, least: int, most: int | None = Non
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise PhasewatchError(f"{call.replace('...', repr(value))} must be a whole number {bounds}.")
     return number
+
+
+def real_number(
+    call: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    hint: str = "",
+) -> float:
+    """A finite number of any library as a float.
+
+    Args:
+        call: the call as it is typed, with `...` for the value, such as "Budget(fraction=...)".
+        value: what came.
+        above: what it has to exceed.
+        least: the smallest that makes sense.
+        below: what it must not reach.
+        most: the largest that makes sense.
+        hint: what to do about it, added to the message.
+
+    Returns:
+        The number.
+
+    Raises:
+        PhasewatchError: if it is none, or out of bounds.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    number = float(value) if is_number else math.nan  # pyright: ignore[reportArgumentType]
+    bounds = [("above", above), ("at least", least), ("below", below), ("at most", most)]
+    inside = (
+        (above is None or number > above)
+        and (least is None or number >= least)
+        and (below is None or number < below)
+        and (most is None or number <= most)
+    )
+    if not is_number or not inside:
+        words = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        raise PhasewatchError(
+            f"{call.replace('...', repr(value))} must be a finite number{f' {words}' if words else ''}"
+            f"{f', {hint}' if hint else ''}."
+        )
+    return number
+
+
+@contextmanager
+def requires(extra: str, what: str) -> Iterator[None]:
+    """Turn a missing optional package into a sentence with the command that installs it.
+
+    Args:
+        extra: the extra of this project that brings the package, such as "wandb".
+        what: what needs it, as the user typed it, such as "WandbSink()".
+
+    Raises:
+        PhasewatchError: if an import inside fails because a package isn't installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "phasewatch":
+            raise
+        raise PhasewatchError(
+            f"{what} needs the package {package}, which isn't installed. Run: pip install 'phasewatch[{extra}]'"
+        ) from error

@@ -325,6 +325,8 @@ def test_the_values_are_not_changed(tmp_path, monkeypatch):
 
 
 def test_no_torch_and_no_pyplot_behind_it():
-    code = "import phasewatch.callbacks.sinks.report, sys; "
+    code = (
+        "import phasewatch.callbacks.sinks.report, sys; "
         "assert not {'torch', 'matplotlib.pyplot', 'wandb'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
