@@ -83,7 +83,56 @@ def gpt2_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     return model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and a buffer that `state_dict` leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.register_buffer("scale", torch.full((1,), 0.5), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).tanh() * self.scale)[:, :3]
+
+
+class Holder(nn.Module):
+    """A model whose only child is called `module`, as a wrapper's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = Tied()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+def make_plain() -> nn.Module:
+    return nn.Sequential(nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Linear(8, 3))
+
+
+def make_compiled_block() -> nn.Module:
+    model = make_plain()
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+def make_compiled() -> nn.Module:
+    return torch.compile(make_plain(), backend="eager")  # pyright: ignore[reportReturnType]
+
+
+def make_data_parallel() -> nn.Module:
+    return nn.DataParallel(make_plain())
+
+
 PERCEPTRON = Case(Perceptron, classify, labelled)
 TRANSFORMER = Case(Transformer, next_token, sequences)
 BRIDGE = Case(make_bridge, next_token, sequences)
+TIED = Case(Tied, classify, labelled)
+HOLDER = Case(Holder, classify, labelled)
+PLAIN = Case(make_plain, classify, labelled)
+COMPILED_BLOCK = Case(make_compiled_block, classify, labelled)
+COMPILED = Case(make_compiled, classify, labelled)
+DATA_PARALLEL = Case(make_data_parallel, classify, labelled)
 GPT2 = Case(make_gpt2, gpt2_loss, lambda: {"input_ids": sequences()})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.model.weights import _aliases
+from phasewatch.monitor.snapshots.names import aliases_of
 from phasewatch.monitor.snapshots.snapshot import unwrap
 
 Part: TypeAlias = str | Mapping[str, Tensor] | Sequence[str | Mapping[str, Tensor]]
@@ -39,7 +39,7 @@ def masks_of(model: nn.Module, part: Part) -> dict[str, Tensor]:
     """
     model = unwrap(model)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
-    aliases = _aliases(model)
+    aliases = aliases_of(model)
     masks: dict[str, Tensor] = {}
     for single in part if isinstance(part, Sequence) and not isinstance(part, str) else [part]:
         if isinstance(single, str):

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.snapshots.names import aliases_of, match_names, optional_buffers
 from phasewatch.monitor.snapshots.snapshot import Snapshot, named_tensors, unwrap
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -95,8 +96,8 @@ class FlatModel:
         self.loss = loss
         self.vectorised = True
         self._tensors = dict(named_tensors(self.model))
-        self._aliases = _aliases(self.model)
-        self._optional = {name: self._tensors[name].clone() for name in _non_persistent_buffers(self.model)}
+        self._aliases = aliases_of(self.model)
+        self._optional = {name: self._tensors[name].clone() for name in optional_buffers(self.model)}
         self._slots = _slots(self.model, self.trainable)
         self._shapes = [self._tensors[name].shape for name in self.trainable]
         self._sizes = [shape.numel() for shape in self._shapes]
@@ -169,13 +170,12 @@ class FlatModel:
         Raises:
             PhasewatchError: if a tensor is missing or has another shape.
         """
-        found = self._optional | self._resolve(snapshot)
-        missing = [name for name in self._tensors if name not in found]
-        if missing:
-            raise PhasewatchError(
-                f"The snapshot of step {snapshot.step} lacks {_some(missing)} of the probe's model, "
-                f"and has {_some(list(snapshot.tensors))}. Build the probe with the model that was saved."
+        match = match_names(snapshot.tensors.keys(), self._aliases, self._optional, step=snapshot.step)
+        if match.left_out:
+            self._warn_once(
+                f"{match.left_out[0]} of the snapshots is not in the probe's model and is left out.", "unknown"
             )
+        found = self._optional | {own: snapshot.tensors[saved] for own, saved in match.names.items()}
         for name, tensor in found.items():
             own = self._tensors[name]
             if own.shape != tensor.shape:
@@ -186,30 +186,6 @@ class FlatModel:
         for name, tensor in found.items():
             self._tensors[name].copy_(tensor)
         self.model.eval()
-
-    def _resolve(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        """The snapshot's tensors under this model's names, without a common prefix such as Lightning's `model.`."""
-        names = list(snapshot.tensors)
-        under: dict[str, set[str]] = {"": set()}
-        for name in names:
-            for start in _part_starts(name):
-                if own := self._aliases.get(name[start:]):
-                    under.setdefault(name[:start], set()).add(own)
-        whole = [prefix for prefix, own in under.items() if own | self._optional.keys() == self._tensors.keys()]
-        if len(whole) > 1 and "" not in whole:
-            raise PhasewatchError(
-                f"The snapshot of step {snapshot.step} holds the probe's model {len(whole)} times, under "
-                f"{_some(whole)}. Save the one to measure by itself."
-            )
-        prefix = "" if "" in whole else max(under, key=lambda prefix: (len(under[prefix]), -len(prefix)))
-        found: dict[str, Tensor] = {}
-        for name in names:
-            own = self._aliases.get(name[len(prefix) :]) if name.startswith(prefix) else None
-            if own is None:
-                self._warn_once(f"{name} of the snapshots is not in the probe's model and is left out.", "unknown")
-            else:
-                found.setdefault(own, snapshot.tensors[name])
-        return found
 
     def losses(self, weights: Tensor, batches: Batches) -> Tensor:
         """The loss of each row of weights on its own minibatch.
@@ -485,30 +461,6 @@ def _slots(model: nn.Module, names: list[str]) -> dict[str, list[str]]:
     return slots
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Every name that a tensor of the model goes by, in `named_parameters` or `state_dict`, to its first one."""
-    first_name = {id(tensor): name for name, tensor in named_tensors(model)}
-    everything: list[Mapping[str, Any]] = [
-        dict(model.named_parameters(remove_duplicate=False)),
-        dict(model.named_buffers(remove_duplicate=False)),
-        model.state_dict(keep_vars=True),
-    ]
-    return {
-        alias: first_name[id(tensor)]
-        for names in everything
-        for alias, tensor in names.items()
-        if id(tensor) in first_name
-    }
-
-
-def _non_persistent_buffers(model: nn.Module) -> set[str]:
-    return {
-        f"{module_name}.{name}" if module_name else name
-        for module_name, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    }
-
-
 def _separate_overlapping_buffers(model: nn.Module) -> None:
     """Give expanded buffers memory of their own: several elements in one place can't be written to."""
     for module in model.modules():
@@ -519,10 +471,6 @@ def _separate_overlapping_buffers(model: nn.Module) -> None:
                 module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
 
 
-def _part_starts(name: str) -> list[int]:
-    return [0] + [i + 1 for i, character in enumerate(name) if character == "."]
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
@@ -531,11 +479,6 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(
         a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (a.abs().nan_to_num().max().item() or 1.0), equal_nan=True
     )
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + rest if names else "nothing"
 
 
 class LossOnBatches:

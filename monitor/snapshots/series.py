@@ -28,7 +28,6 @@ _THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
 _STEP_KEYS = ("global_step", "step", "iteration")
 
 _WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "params")
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _PICKLED_CODE = re.compile(r"GLOBAL \S|Can only (create|build)|unrecognized function|TorchScript")
 
 
@@ -69,13 +68,13 @@ class Series:
         return self.sources[self.steps.index(step)]
 
     def load(self, step: int) -> Snapshot:
-        """Read the weights of `step`: copies on the CPU, contiguous, without gradients, names free of wrappers.
+        """Read the weights of `step`: copies on the CPU, contiguous, without gradients, by the names in the file.
 
         Raises:
             PhasewatchError: if there is no such step, or its file is gone, damaged, not a state dict, or pickled code.
         """
         source = self.source(step)
-        return Snapshot(step=int(step), tensors=_plain_names(_read_checkpoint(source), source))
+        return Snapshot(step=int(step), tensors=_read_checkpoint(source))
 
 
 def open_series(path: str | Path) -> Series:
@@ -125,11 +124,6 @@ def step_in_name(stem: str) -> int | None:
         return int(last[0])
     alone = re.findall(r"(?<![a-z\d.])\d+(?![a-z\d]|\.\d)", stem, re.I)
     return int(alone[0]) if len(alone) == 1 else None
-
-
-def strip_wrappers(name: str) -> str:
-    """`name` without the parts that torch.compile, FSDP and activation checkpointing insert, wherever they stand."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _scan(folder: Path, call: str) -> Series:
@@ -334,21 +328,3 @@ def _state_dicts(content: Mapping[Any, Any], path: str = "") -> dict[str, Mappin
         return usual
     direct = any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
     return ({path: content} if direct else {}) | other
-
-
-def _plain_names(tensors: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """The tensors by names without wrappers, and without `module.` where every name starts with it.
-
-    Raises:
-        PhasewatchError: if that makes two names one.
-    """
-    names = [strip_wrappers(name) for name in tensors]
-    while all(name.startswith("module.") for name in names):
-        names = [name.removeprefix("module.") for name in names]
-    plain = dict(zip(names, tensors.values(), strict=True))
-    if len(plain) < len(tensors):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise PhasewatchError(
-            f"{source} holds {twice} twice, once inside a wrapper; save the bare model's state_dict()."
-        )
-    return plain

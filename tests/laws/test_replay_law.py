@@ -8,8 +8,22 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from law_models import PERCEPTRON, Case, Perceptron, classify, labelled
+from law_models import (
+    COMPILED,
+    COMPILED_BLOCK,
+    DATA_PARALLEL,
+    HOLDER,
+    PERCEPTRON,
+    PLAIN,
+    TIED,
+    TRANSFORMER,
+    Case,
+    Perceptron,
+    classify,
+    labelled,
+)
 from torch import Generator, nn
+from torch.utils._pytree import tree_map
 
 import phasewatch as pw
 from phasewatch.monitor.model.weights import FlatModel
@@ -47,7 +61,7 @@ def train(case, model, monitor, checkpoints=None):
     data = case.data()
     for step in range(1, max(STEPS) + 1):
         rows = torch.randperm(64, generator=generator)[:32]
-        batch = data(generator, 32) if callable(data) else tuple(tensor[rows] for tensor in data)
+        batch = data(generator, 32) if callable(data) else tree_map(lambda tensor, rows=rows: tensor[rows], data)
         optimizer.zero_grad()
         case.loss(model.train(), batch).backward()
         optimizer.step()
@@ -83,6 +97,62 @@ def test_live_points_equal_replayed_points(case, tmp_path):
     kept = pw.Trajectory(pw.replay(tmp_path / "background", probe_of(case), workers=2, run=tmp_path / "kept"))
     assert list(kept) == inline
     assert list(pw.Trajectory.read(tmp_path / "kept" / "points.jsonl")) == inline
+
+
+WRAPPED = {
+    "compiled block": COMPILED_BLOCK,
+    "compiled whole": COMPILED,
+    "data parallel": DATA_PARALLEL,
+    "child called module": HOLDER,
+    "tied, with a buffer that is not saved": TIED,
+    "mask that is not saved": TRANSFORMER,
+}
+
+
+def live_points(case, path, wrap=lambda model: model):
+    """The points of a run in `path / "run"`, with the model's state dicts in `path`."""
+    torch.manual_seed(4)
+    model = wrap(case.make())
+    run, at = path / "run", STEPS.__contains__
+    with pw.PhaseMonitor(model, probe_of(case), run=run, at=at, measure="inline") as monitor:
+        train(case, model, monitor, path)
+    points = list(monitor.trajectory)
+    assert [point.step for point in points] == list(STEPS)
+    assert len({point.llc.value for point in points}) == len(STEPS)
+    return points
+
+
+@pytest.mark.filterwarnings("ignore:The chains run one after another")
+@pytest.mark.parametrize("case", WRAPPED.values(), ids=WRAPPED)
+def test_live_points_equal_replayed_points_however_the_model_is_wrapped(case, tmp_path):
+    points = live_points(case, tmp_path)
+    assert list(pw.replay(tmp_path / "run", probe_of(case))) == points
+    assert list(pw.replay(tmp_path / "run" / "snapshots", probe_of(case))) == points
+    assert list(pw.replay(tmp_path, probe_of(case))) == points
+
+
+@pytest.mark.filterwarnings("ignore:The chains run one after another")
+@pytest.mark.parametrize("live", [PLAIN, COMPILED_BLOCK, COMPILED, DATA_PARALLEL])
+@pytest.mark.parametrize("replayed", [PLAIN, COMPILED_BLOCK, COMPILED])
+def test_a_checkpoint_of_a_plain_model_loads_into_a_wrapped_one_and_the_other_way_round(live, replayed, tmp_path):
+    points = live_points(live, tmp_path)
+    for series in (tmp_path / "run", tmp_path):
+        for live_point, point in zip(points, pw.replay(series, probe_of(replayed)), strict=True):
+            assert point.step == live_point.step
+            assert point.loss == pytest.approx(live_point.loss, rel=1e-6)
+            assert point.llc.value == pytest.approx(live_point.llc.value, rel=1e-3)
+
+
+def test_live_points_equal_replayed_points_under_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        points = live_points(PLAIN, tmp_path, wrap=nn.parallel.DistributedDataParallel)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert list(pw.replay(tmp_path / "run", probe_of(PLAIN))) == points
+    assert list(pw.replay(tmp_path, probe_of(PLAIN))) == points
 
 
 def test_live_points_of_averaged_weights_equal_replayed_points(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.snapshots.series import Series, open_series, step_in_name, strip_wrappers
+from phasewatch.monitor.snapshots.series import Series, open_series, step_in_name
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
 
@@ -345,46 +345,15 @@ def test_files_of_old_torch(tmp_path):
     assert_weights(open_series(tmp_path).load(5), weights(5))
 
 
-# Wrappers
-
-
-@pytest.mark.parametrize(
-    ("name", "bare"),
-    [
-        ("_orig_mod.layer.weight", "layer.weight"),
-        ("_fsdp_wrapped_module.blocks.0._fsdp_wrapped_module.attn.q", "blocks.0.attn.q"),
-        ("blocks.0._checkpoint_wrapped_module.mlp.bias", "blocks.0.mlp.bias"),
-        ("_fsdp_wrapped_module._orig_mod.a._checkpoint_wrapped_module._fsdp_wrapped_module.b", "a.b"),
-        ("module.layer.weight", "module.layer.weight"),
-        ("my_orig_mod.weight", "my_orig_mod.weight"),
-        ("weight", "weight"),
-    ],
-)
-def test_strip_wrappers(name, bare):
-    assert strip_wrappers(name) == bare
+# Names
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "_orig_mod.module.", "module.module."])
-def test_wrappers_around_the_model_are_removed(tmp_path, prefix, suffix):
-    save(tmp_path / f"step5{suffix}", {prefix + name: tensor for name, tensor in weights(5).items()})
-    assert_weights(open_series(tmp_path).load(5), weights(5))
-
-
-@pytest.mark.parametrize("prefix", ["model.", "net."])
-def test_names_that_may_be_the_models_own_are_kept(tmp_path, prefix):
+@pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "a._orig_mod."])
+def test_names_are_those_in_the_file(tmp_path, prefix, suffix):
     own = {prefix + name: tensor for name, tensor in weights(5).items()}
-    save(tmp_path / "step5.ckpt", {"state_dict": own})
-    save(tmp_path / "step6.ckpt", {"module.a": torch.ones(1), "n_averaged": torch.ones(1)})
-    series = open_series(tmp_path)
-    assert_weights(series.load(5), own)
-    assert set(series.load(6).tensors) == {"module.a", "n_averaged"}
-
-
-def test_real_wrappers(tmp_path):
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    save(tmp_path / "step1.pt", nn.DataParallel(torch.compile(model, backend="eager")).state_dict())
-    assert_weights(open_series(tmp_path).load(1), model.state_dict())
+    save(tmp_path / f"step5{suffix}", own)
+    assert_weights(open_series(tmp_path).load(5), own)
 
 
 # What is refused at open
@@ -638,11 +607,6 @@ def test_a_file_that_cannot_be_read(tmp_path, suffix):
 def test_a_file_without_permission(tmp_path, suffix):
     save(tmp_path / f"step5{suffix}", weights(5)).chmod(0)
     assert "can't be read (Permission denied); check its permissions." in load_error(tmp_path)
-
-
-def test_two_names_that_differ_by_a_wrapper(tmp_path):
-    save(tmp_path / "step5.pt", {"a._orig_mod.w": torch.ones(1), "a.w": torch.zeros(1)})
-    assert "holds a.w twice, once inside a wrapper; save the bare model's state_dict()" in load_error(tmp_path)
 
 
 def test_a_moved_folder_is_opened_again(tmp_path):
