@@ -23,7 +23,7 @@ from scipy.signal import lfilter
 from torch import Tensor, nn
 
 from phasewatch import SGLD, Estimate, estimate_llc
-from phasewatch.monitor.estimates.uncertainty import difference
+from phasewatch.monitor.estimates.difference import difference
 from phasewatch.monitor.estimates.verdict import estimate_from_losses
 from phasewatch.toy_tasks import deep_linear
 

@@ -1,7 +1,6 @@
 """A loss whose chains are known exactly, and what they are to be compared by."""
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,33 +9,74 @@ from torch import Tensor
 from phasewatch.monitor.sampling.chains import Chains
 
 
-@dataclass
 class Quadratic:
-    """L(w) = ½ Σ h·(w − centre)² + what the minibatch adds: a shift of the loss and, if `tilt`, of its gradient."""
+    """L(w) = ½ Σ h·(w − centre)² + what the minibatch adds: a shift of the loss and, if `tilt`, of its gradient.
 
-    curvatures: Tensor
-    centre: Tensor
-    tilt: float = 0.0
-    shifts: Tensor = field(default_factory=lambda: torch.tensor([0.75], dtype=torch.float64))
-    calls: list[Tensor] = field(default_factory=list)
-    whole: bool = True
+    Its weights are two tensors, so that what is summed over parameters is tried; `split` says where the first ends.
+    """
+
+    def __init__(
+        self,
+        curvatures: Tensor,
+        centre: Tensor,
+        tilt: float = 0.0,
+        shifts: Tensor | None = None,
+        *,
+        whole: bool = True,
+        vectorised: bool = True,
+    ) -> None:
+        self.curvatures = curvatures
+        self.centre = centre
+        self.tilt = tilt
+        self.shifts = torch.tensor([0.75], dtype=torch.float64) if shifts is None else shifts
+        self.whole = whole
+        self.vectorised = vectorised
+        self.calls: list[Tensor] = []
+        self.parameters = [piece.requires_grad_() for piece in self.pieces(centre.detach())]
 
     @property
     def minibatches(self) -> int:
         return len(self.shifts)
 
+    def pieces(self, flat: Tensor) -> list[Tensor]:
+        """Flat weights of shape (..., parameter) as the tensors that are sampled, copies."""
+        split = max(1, flat.shape[-1] // 2)
+        return [piece.clone() for piece in flat.split([split, flat.shape[-1] - split], dim=-1) if piece.shape[-1]]
+
+    def set(self, weights) -> None:
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters, weights, strict=True):
+                parameter.copy_(weight)
+
+    def at(self, flat: Tensor, which: Tensor) -> Tensor:
+        """Losses of shape (row,) at flat weights of shape (row, parameter) or (parameter,)."""
+        away = flat - self.centre
+        shift = self.shifts[which].to(flat)
+        return (self.curvatures * away.square()).sum(-1) / 2 + shift + self.tilt * shift * away.sum(-1)
+
+    def loss(self, number: int) -> Tensor:
+        with torch.no_grad():
+            return self.at(torch.cat(self.parameters), torch.tensor(number))
+
+    def add_gradient(self, number: int, scale: float = 1.0) -> Tensor:
+        self.calls.append(torch.cat(self.parameters).detach().unsqueeze(0))
+        value = self.at(torch.cat(self.parameters), torch.tensor(number))
+        (scale * value).backward()
+        return value.detach()
+
     def prepare(self, rows: int) -> None:
         pass
 
-    def losses(self, weights: Tensor, which: Tensor) -> Tensor:
-        away = weights - self.centre
-        shift = self.shifts[which].to(weights)
-        return (self.curvatures * away.square()).sum(-1) / 2 + shift + self.tilt * shift * away.sum(-1)
+    def rows(self, weights, which: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.at(torch.cat(list(weights), -1), which)
 
-    def losses_and_grads(self, weights: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        self.calls.append(weights)
-        shift = self.shifts[which].to(weights).unsqueeze(-1)
-        return self.losses(weights, which), self.curvatures * (weights - self.centre) + self.tilt * shift
+    def rows_and_gradients(self, weights, which: Tensor):
+        flat = torch.cat(list(weights), -1).detach().requires_grad_()
+        self.calls.append(flat.detach())
+        losses = self.at(flat, which)
+        (grads,) = torch.autograd.grad(losses.sum(), flat)
+        return losses.detach(), self.pieces(grads)
 
 
 def shifts(count: int, seed: int = 0) -> Tensor:
@@ -45,14 +85,14 @@ def shifts(count: int, seed: int = 0) -> Tensor:
     return (drawn - drawn.mean()) / drawn.std(correction=0)
 
 
-def stationary_mean(h: Tensor, *, nbeta: float, gamma: float, eps: float, method: str, tilt: float = 0.0) -> float:
+def stationary_mean(h: Tensor, *, nbeta: float, gamma: float, eps: float, sgld: bool, tilt: float = 0.0) -> float:
     """E[nβ·(L − L*)] on a quadratic, a = nβ·h + γ: the variance of SGLD is 1/(a·(1 − ε·a/4)), BAOAB has 1/a.
 
     Gradient noise of variance s² adds ε·(nβ·s)²/4 over a·(1 − ε·a/4) to both.
     """
     a = nbeta * h + gamma
     damped = 1 - eps * a / 4
-    variance = (1 if method == "sgld" else damped) + eps * (nbeta * tilt) ** 2 / 4
+    variance = (1 if sgld else damped) + eps * (nbeta * tilt) ** 2 / 4
     return (nbeta * h * variance / (a * damped)).sum().item() / 2
 
 

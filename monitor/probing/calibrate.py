@@ -9,7 +9,7 @@ from scipy.special import stdtrit  # Student's t: degrees of freedom, then the p
 
 from phasewatch.monitor.errors import PhasewatchError, whole_number
 from phasewatch.monitor.estimates.estimate import Estimate, Health
-from phasewatch.monitor.estimates.uncertainty import difference
+from phasewatch.monitor.estimates.difference import difference
 from phasewatch.monitor.formatting import MISSING, integer, number
 from phasewatch.monitor.probing.calibration import Calibration, Trial
 from phasewatch.monitor.probing.probe import Probe

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from phasewatch.callbacks.trainers.schedule import Budget, every, log_spaced
     from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
     from phasewatch.monitor.estimates.estimate import Estimate, Health
-    from phasewatch.monitor.estimates.uncertainty import Difference, difference
+    from phasewatch.monitor.estimates.difference import Difference, difference
     from phasewatch.monitor.model.heads import heads
     from phasewatch.monitor.probing.calibrate import calibrate
     from phasewatch.monitor.probing.llc import estimate_llc
@@ -34,7 +34,7 @@ _HOME = {
     "Budget": "callbacks.trainers.schedule",
     "Coincidence": "monitor.trajectories.coincide",
     "Coincidences": "monitor.trajectories.coincide",
-    "Difference": "monitor.estimates.uncertainty",
+    "Difference": "monitor.estimates.difference",
     "Estimate": "monitor.estimates.estimate",
     "Health": "monitor.estimates.estimate",
     "Kind": "monitor.trajectories.transitions",
@@ -53,7 +53,7 @@ _HOME = {
     "averaged": "monitor.snapshots.averaging",
     "calibrate": "monitor.probing.calibrate",
     "coincide": "monitor.trajectories.coincide",
-    "difference": "monitor.estimates.uncertainty",
+    "difference": "monitor.estimates.difference",
     "estimate_llc": "monitor.probing.llc",
     "every": "callbacks.trainers.schedule",
     "find_transitions": "monitor.trajectories.transitions",

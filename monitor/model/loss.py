@@ -1,0 +1,298 @@
+"""A model's loss on kept minibatches, as chains sample it: in place, or at many sets of weights at once."""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from phasewatch.monitor.errors import warn
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.vectorised import VectorisedLoss
+from phasewatch.monitor.model.weights import SampledModel, Weights
+
+Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+"""`loss(model, batch)`, the mean over the batch as a scalar tensor."""
+
+LARGEST_VECTORISED_ROW = 8 * 2**20
+"""On a CPU, chains that take more than this many bytes each run one after another: they then stay in its caches."""
+
+AS_NEAR = 1.5
+"""A mixed-precision gradient may be this many times as far from full precision as another one is (0.8 to 1.3 seen)."""
+
+
+class ModelLoss:
+    """What chains sample: the loss of a model on kept minibatches, by their number.
+
+    Args:
+        model: the model.
+        loss: `loss(model, batch)`, a scalar tensor.
+
+    Attributes:
+        model: as given.
+        loss: as given.
+        at_rows: the loss at many sets of weights at once.
+        vectorised: whether chains use that.
+    """
+
+    def __init__(self, model: SampledModel, loss: Loss) -> None:
+        self.model = model
+        self.loss = loss
+        self.vectorised = False
+        self.at_rows = VectorisedLoss(model, loss)
+        self._warned: set[str] = set()
+
+    def on(self, batches: Batches) -> "LossOnBatches":
+        """This loss on kept minibatches."""
+        return LossOnBatches(self, batches)
+
+    def value(self, batch: Any) -> Tensor:
+        """The loss at the weights that the model has now, a scalar tensor."""
+        torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
+        return self.loss(self.model.module, batch)
+
+    def add_gradient(self, batch: Any, scale: float = 1.0) -> Tensor:
+        """Add `scale` times the gradient to each parameter's `grad`, by one backward pass.
+
+        Returns:
+            The loss, a scalar without a gradient.
+        """
+        value = self.value(batch)
+        (value if scale == 1.0 else scale * value).backward()
+        return value.detach()
+
+    def choose_path(self, batches: Batches) -> None:
+        """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
+
+        On a CPU, rows too large for its caches run one after another all the same, and nothing is said.
+
+        Args:
+            batches: two or more minibatches.
+        """
+        if batches.stacked is None:
+            batches = Batches([batches[0]] * len(batches))
+        own, weights = self.model.weights(), self._nearby(len(batches))
+        expected = self._one_by_one(weights, batches)
+        self.model.set(own)
+        self.vectorised = False
+        reason = "its minibatches can't be stacked"
+        if batches.stacked is not None:
+            try:
+                found = *self.at_rows.rows_and_gradients(weights, batches), self.at_rows.rows(weights, batches)
+            except Exception as error:
+                reason = _first_line(error)
+            else:
+                if self._agree(expected, found, self._tolerance, weights, batches):
+                    in_cache = (
+                        self.model.device.type != "cpu" or self.bytes_of_a_row(batches[0]) < LARGEST_VECTORISED_ROW
+                    )
+                    self.vectorised = in_cache
+                    return
+                reason = "its vectorised loss differs from its plain one"
+        self._warn_once(
+            f"The chains run one after another, which is slower: {type(self.model.module).__name__} "
+            f"can't be vectorised ({reason}).",
+            "path",
+        )
+
+    def compile(self, batches: Batches) -> None:
+        """Compile the vectorised loss for this many rows, on a GPU; where that can't be done right, say so once.
+
+        Args:
+            batches: a minibatch for each row.
+        """
+        rows = len(batches)
+        if not self.vectorised or self.model.device.type != "cuda" or self.at_rows.is_compiled(rows):
+            return
+        weights = self._nearby(rows)
+        losses, grads = self.at_rows.rows_and_gradients(weights, batches)
+        try:
+            self.at_rows.compile(rows)
+            found = self.at_rows.rows_and_gradients(weights, batches)
+            exact = torch.get_float32_matmul_precision() == "highest"
+            tolerance = self._tolerance if exact else max(self._tolerance, 0.05)
+            if self._agree((losses, grads, losses), (*found, losses), tolerance, weights, batches):
+                return
+            reason = "its compiled loss differs from its plain one"
+        except torch.OutOfMemoryError:
+            self.at_rows.forget_compiled(rows)
+            raise
+        except Exception as error:
+            reason = _first_line(error)
+        self.at_rows.leave_uncompiled(rows)
+        self._warn_once(
+            f"The chains run uncompiled, which is slower: {type(self.model.module).__name__} can't be compiled "
+            f"({reason}).",
+            "compiled",
+        )
+
+    def bytes_of_a_row(self, batch: Any) -> int:
+        """Memory that one more row takes: what the backward pass needs, and the row's weights, gradient and noise.
+
+        Args:
+            batch: a minibatch.
+        """
+        kept: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            self.value(batch)
+        return 2 * sum(kept.values()) + 6 * self.model.size * self.model.dtype.itemsize
+
+    @property
+    def _tolerance(self) -> float:
+        """How far the vectorised loss may be from the plain one, by the coarsest type in it."""
+        types = {parameter.dtype for parameter in self.model.parameters}
+        types.add(getattr(self.loss, "autocast", self.model.dtype))
+        if types == {torch.float64}:
+            return 1e-6
+        return 1e-3 if min(dtype.itemsize for dtype in types) > 2 else 0.05
+
+    def _one_by_one(self, weights: Weights, batches: Batches) -> tuple[Tensor, Weights, Tensor]:
+        """Losses, gradients and losses without a gradient of each row, by the plain model."""
+        losses, grads, again = [], [torch.empty_like(weight) for weight in weights], []
+        for row in range(len(batches)):
+            self.model.set([weight[row] for weight in weights])
+            self.model.module.zero_grad(set_to_none=True)
+            losses.append(self.add_gradient(batches[row]).to(self.model.dtype))
+            for into, parameter in zip(grads, self.model.parameters, strict=True):
+                into[row] = 0 if parameter.grad is None else parameter.grad
+            with torch.no_grad():
+                again.append(self.value(batches[row]).to(self.model.dtype))
+        self.model.module.zero_grad(set_to_none=True)
+        return torch.stack(losses), grads, torch.stack(again)
+
+    def _agree(
+        self,
+        expected: tuple[Tensor, Weights, Tensor],
+        found: tuple[Tensor, Weights, Tensor],
+        tolerance: float,
+        weights: Weights,
+        batches: Batches,
+    ) -> bool:
+        """Whether losses, gradients, and losses without a gradient are the expected ones but for rounding.
+
+        At a minimum a gradient in mixed precision is a good part rounding, another on each path. There it must be as
+        near to the one in full precision as the expected gradient is.
+        """
+        if not (_close(expected[:1], found[:1], tolerance) and _close(expected[2:], found[2:], tolerance)):
+            return False
+        if _close(expected[1], found[1], tolerance):
+            return True
+        if not hasattr(self.loss, "in_full_precision"):
+            return False
+        try:
+            exact = self._in_full_precision(weights, batches)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a loss that needs autocast, of samples in half precision, say
+            return False
+        return _distance(found[1], exact) <= AS_NEAR * _distance(expected[1], exact)
+
+    def _in_full_precision(self, weights: Weights, batches: Batches) -> Weights:
+        own, mixed = self.model.weights(), self.loss
+        self.loss = mixed.in_full_precision  # pyright: ignore[reportFunctionMemberAccess]
+        try:
+            return self._one_by_one(weights, batches)[1]
+        finally:
+            self.loss = mixed
+            self.model.set(own)
+
+    def _nearby(self, rows: int) -> Weights:
+        """Weights close to the model's own, and no two rows alike; each of shape (row, ...)."""
+        spread = torch.linspace(-1e-3, 1e-3, rows, dtype=self.model.dtype, device=self.model.device)
+        return [weight * (1 + spread.view(-1, *[1] * weight.ndim)) for weight in self.model.weights()]
+
+    def _warn_once(self, message: str, topic: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warn(message)
+
+
+class LossOnBatches:
+    """A model's loss on kept minibatches by their number, the target of `run_chains`.
+
+    Args:
+        loss: of the model.
+        batches: the minibatches.
+    """
+
+    def __init__(self, loss: ModelLoss, batches: Batches) -> None:
+        self._loss = loss
+        self._batches = batches
+        self.parameters = loss.model.parameters
+        self.minibatches = len(batches)
+        self.whole = batches.whole
+        self.vectorised = loss.vectorised and batches.stacked is not None
+
+    def set(self, weights: Sequence[Tensor]) -> None:
+        """Replace the values of the parameters."""
+        self._loss.model.set(weights)
+
+    def loss(self, number: int) -> Tensor:
+        """The loss on a minibatch at the parameters' values, a scalar without a gradient."""
+        with torch.no_grad():
+            return self._loss.value(self._batches[number])
+
+    def add_gradient(self, number: int, scale: float = 1.0) -> Tensor:
+        """Add `scale` times the gradient on a minibatch to each parameter's `grad`; returns the loss, a scalar."""
+        return self._loss.add_gradient(self._batches[number], scale)
+
+    def prepare(self, rows: int) -> None:
+        """Compile for this many rows, where that helps."""
+        if self.vectorised:
+            zeros = torch.zeros(rows, dtype=torch.long, device=self._loss.model.device)
+            self._loss.compile(self._batches.take(zeros))
+
+    def rows(self, weights: Weights, which: Tensor) -> Tensor:
+        """As `VectorisedLoss.rows`, on minibatches of these numbers, shape (row,)."""
+        return self._loss.at_rows.rows(weights, self._batches.take(which))
+
+    def rows_and_gradients(self, weights: Weights, which: Tensor) -> tuple[Tensor, Weights]:
+        """As `VectorisedLoss.rows_and_gradients`, on minibatches of these numbers, shape (row,)."""
+        return self._loss.at_rows.rows_and_gradients(weights, self._batches.take(which))
+
+
+def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
+    """A loss taken in mixed precision.
+
+    Args:
+        loss: the loss.
+        device_type: such as "cuda".
+        dtype: such as torch.bfloat16.
+
+    Returns:
+        The same under `torch.autocast`, with the type as its attribute `autocast`, and the loss as `in_full_precision`.
+    """
+
+    @wraps(loss)
+    def taken(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast(device_type, dtype, cache_enabled=False):
+            return loss(model, batch)
+
+    taken.autocast = dtype  # pyright: ignore[reportAttributeAccessIssue]
+    taken.in_full_precision = loss  # pyright: ignore[reportAttributeAccessIssue]
+    return taken
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def _close(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether two lists of tensors agree, relative to each element or to the largest of all."""
+    largest = max(float(a.abs().nan_to_num().max()) if a.numel() else 0.0 for a in expected)
+    return all(
+        torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * (largest or 1.0), equal_nan=True)
+        for a, b in zip(expected, found, strict=True)
+    )
+
+
+def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """The Euclidean distance of two lists of tensors."""
+    return float(torch.stack([(one - other).norm() for one, other in zip(a, b, strict=True)]).norm())

@@ -1,0 +1,109 @@
+"""A model's loss at many sets of weights at once, as one vectorised axis (`torch.func.vmap`)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import SampledModel, Weights
+
+
+class VectorisedLoss:
+    """The loss of a model at rows of weights, each on a minibatch of its own.
+
+    Args:
+        model: whose parameters the weights stand for.
+        loss: `loss(model, batch)`, a scalar tensor.
+    """
+
+    def __init__(self, model: SampledModel, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        self._model = model
+        self._slots = _slots(model)
+        self._called = _LossModule(model.module, loss)
+        self._compiled: dict[int, Callable[[Weights, Any], Tensor]] = {}
+
+    def rows(self, weights: Weights, batches: Batches) -> Tensor:
+        """The loss of each row of weights on its own minibatch.
+
+        Args:
+            weights: each of shape (row, ...), or without the leading axis for all rows.
+            batches: a minibatch for each row, of one shape.
+
+        Returns:
+            Shape (row,).
+        """
+        torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
+        shared = weights[0].shape == self._model.parameters[0].shape
+        with torch.no_grad():
+            return vmap(self._functional_loss, (None if shared else 0, 0))(weights, batches.stacked)
+
+    def rows_and_gradients(self, weights: Weights, batches: Batches) -> tuple[Tensor, Weights]:
+        """The loss of each row of weights on its own minibatch, and its gradient.
+
+        Args:
+            weights: each of shape (row, ...).
+            batches: a minibatch for each row, of one shape.
+
+        Returns:
+            Losses of shape (row,), and gradients of the weights' shapes.
+        """
+        torch.clear_autocast_cache()
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        function = self._compiled.get(len(weights[0])) or vmap(self._functional_loss)
+        losses = function(leaves, batches.stacked)
+        grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+        return losses.detach(), list(grads)
+
+    def is_compiled(self, rows: int) -> bool:
+        """Whether `compile` was called for this many rows."""
+        return rows in self._compiled
+
+    def compile(self, rows: int) -> None:
+        """Compile for this many rows, on a GPU."""
+        from phasewatch.monitor.model.compiled import compiled
+
+        self._compiled[rows] = compiled(vmap(self._functional_loss))
+
+    def leave_uncompiled(self, rows: int) -> None:
+        """Take the plain function for this many rows from now on."""
+        self._compiled[rows] = vmap(self._functional_loss)
+
+    def forget_compiled(self, rows: int) -> None:
+        """Let `compile` be tried again."""
+        self._compiled.pop(rows, None)
+
+    def _functional_loss(self, weights: Weights, batch: Any) -> Tensor:
+        tensors = {}
+        for name, weight, parameter in zip(self._model.names, weights, self._model.parameters, strict=True):
+            tensors |= dict.fromkeys(self._slots[name], weight.to(parameter.dtype))
+        return functional_call(self._called, tensors, (batch,), tie_weights=False)
+
+
+class _LossModule(nn.Module):
+    """A loss as a module, so that `functional_call` reaches a model however the loss uses it."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def _slots(model: SampledModel) -> dict[str, list[str]]:
+    """Where each parameter sits: every attribute of every module object, named once, as the loss module sees it.
+
+    A parameter tied in two places has two slots. A module reachable by two names has one: naming it twice makes
+    `functional_call` put the sampled weights back for good.
+    """
+    first_name = {id(parameter): name for name, parameter in zip(model.names, model.parameters, strict=True)}
+    slots: dict[str, list[str]] = {name: [] for name in model.names}
+    for module_name, module in model.module.named_modules(prefix="model"):
+        for attribute, parameter in module._parameters.items():
+            if id(parameter) in first_name:
+                slots[first_name[id(parameter)]].append(f"{module_name}.{attribute}")
+    return slots

@@ -1,0 +1,193 @@
+"""One chain after another in the parameters of the model itself, by plain backward passes.
+
+Beside the parameters it holds the anchor, one gradient, the velocity if the chains keep one, and the noise of one
+parameter: nothing else of the model's size. It works for every model that can be trained.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phasewatch.monitor.estimates.checks import ChainRecord
+from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, reach_of
+from phasewatch.monitor.sampling.random_streams import ChainNoise, mask_of
+from phasewatch.monitor.sampling.settings import Sampler
+from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
+from phasewatch.monitor.sampling.target import Target
+
+
+def run_in_place(target: Target, start: Start, sampler: Sampler, orders: Tensor, seed: int) -> ChainRecord | None:
+    """Run the chains of an anchor to their end, one after another, and leave the parameters at the anchor.
+
+    Args:
+        target: the loss.
+        start: the anchor, with what is known of it.
+        sampler: the settings, resolved.
+        orders: the minibatch of each chain at each step, shape (chain, step), on the CPU.
+        seed: of the noise.
+
+    Returns:
+        The record of the chains; None if one diverged.
+    """
+    records = []
+    try:
+        for chain, order in enumerate(orders.tolist()):
+            record = _Chain(target, start, sampler, order, seed, chain).run()
+            if record is None:
+                return None
+            records.append(record)
+    finally:
+        clear_gradients(target.parameters)
+        target.set(start.anchor)
+    return ChainRecord.together(records)
+
+
+class _Chain:
+    """One chain on its way.
+
+    The weights are the target's parameters themselves, unless those are of half precision: then the chain's own are
+    kept in the anchor's precision beside them, since a step is smaller than what half precision can hold.
+    """
+
+    def __init__(
+        self, target: Target, start: Start, sampler: Sampler, order: Sequence[int], seed: int, chain: int
+    ) -> None:
+        self._target = target
+        self._start = start
+        self._sampler = sampler
+        self._order = order
+        self._seed = seed
+        self._number = chain
+        self._eps = start.step_size
+        self._curvature = start.around.curvature
+        self._weights = [
+            parameter.data if parameter.dtype == weight.dtype else weight.clone()
+            for parameter, weight in zip(target.parameters, start.anchor, strict=True)
+        ]
+        kept = sampler.velocity_kept
+        self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
+
+    def run(self) -> ChainRecord | None:
+        """Run it to its end; None if a loss isn't finite."""
+        sampler, schedule = self._sampler, Schedule(self._sampler)
+        losses, products = [], []
+        self._begin()
+        for step in range(sampler.burn_in + sampler.draws):
+            clear_gradients(self._target.parameters)
+            loss = self._target.add_gradient(self._order[step])
+            if step in schedule.looks:
+                loss = self._look(loss, step)
+            if step % 16 == 0 and not math.isfinite(loss):
+                return None
+            if step >= sampler.burn_in:
+                losses.append(loss.double())
+            if step in schedule.products:
+                products.append(self._products())
+            self._advance()
+        drawn = torch.stack(losses).cpu().numpy()
+        reference = self._start.reference[np.array(self._order[sampler.burn_in :])]
+        if not (np.isfinite(drawn).all() and np.isfinite(reference).all()):
+            return None
+        squares, away, work = torch.stack(products).mean(0).cpu().numpy()
+        one = [np.array([value]) for value in (self._eps, self._curvature, squares, away, work, math.nan)]
+        return ChainRecord(drawn[None], reference[None], *one)
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Put the chain where it first asks for a gradient."""
+        self._noise = self._stream()
+        self._last_noise = self._stream() if self._sampler.velocity_kept == 0 else None
+        for k, (weight, anchor) in enumerate(zip(self._weights, self._start.anchor, strict=True)):
+            noise = self._noise.like(weight, mask_of(self._start.masks, k))
+            weight.copy_(self._sampler.start(anchor, noise, self._eps))
+            if self._velocity is not None:
+                self._velocity[k].copy_(noise)
+        self._publish()
+
+    @torch.no_grad()
+    def _advance(self) -> None:
+        """Take a step with the gradient that the parameters hold, a parameter at a time."""
+        anchors = self._start.anchor
+        for k, grad in enumerate(gradients(self._target.parameters, self._start.masks)):
+            weight, mask = self._weights[k], mask_of(self._start.masks, k)
+            velocity = self._velocity[k] if self._velocity is not None else None
+            if self._last_noise is not None:  # drawn again, which takes less memory than to keep it
+                velocity = self._last_noise.like(weight, mask)
+            noise = self._noise.like(weight, mask)
+            after, velocity = self._sampler.step(weight, velocity, anchors[k], grad.to(weight.dtype), noise, self._eps)
+            weight.copy_(after)
+            if self._velocity is not None and velocity is not None:
+                self._velocity[k].copy_(velocity)
+        self._publish()
+
+    def _look(self, loss: Tensor, step: int) -> Tensor:
+        """Measure the curvature along the gradient, and lower ε to κ where that is asked for.
+
+        The first step is then taken anew, until ε holds κ where it leads.
+        """
+        self._measure_curvature(step)
+        for _ in range(ROUNDS_TO_KAPPA if self._hold_kappa() and step == 0 else 0):
+            self._begin()
+            clear_gradients(self._target.parameters)
+            loss = self._target.add_gradient(self._order[step])
+            self._measure_curvature(step)
+            self._hold_kappa()
+        return loss
+
+    def _hold_kappa(self) -> bool:
+        kappa, before = self._sampler.target_kappa, self._eps
+        if kappa is not None:
+            self._eps = min(before, kappa / (self._sampler.nbeta * self._curvature + self._sampler.localization))
+        return self._eps < before
+
+    def _measure_curvature(self, step: int) -> None:
+        """‖H·g‖/‖g‖, g the gradient, which lies along the steepest direction where steps are too long."""
+        masks, parameters = self._start.masks, self._target.parameters
+        scale = {"nbeta": self._sampler.nbeta, "gamma": self._sampler.localization}
+        reach, length = reach_of(self._curvature, **scale), self._length(masks)
+        if not length or not math.isfinite(length):
+            return
+        turned: list[Tensor] = []
+
+        def see(grad: Tensor, held: Tensor | None) -> None:
+            turned.append((grad - held if held is not None else grad).double().square().sum())
+
+        self._move(reach / length)
+        with intercepted(parameters, masks, see, add=False):
+            self._target.add_gradient(self._order[step])
+        self._move(-reach / length)
+        curvature = math.sqrt(float(torch.stack(turned).sum())) / reach if turned else 0.0
+        if math.isfinite(curvature):
+            self._curvature = max(self._curvature, curvature)
+
+    def _length(self, masks: object) -> float:
+        grads = gradients(self._target.parameters, self._start.masks)
+        return float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
+
+    @torch.no_grad()
+    def _move(self, distance: float) -> None:
+        """Move the weights along the gradient."""
+        for weight, grad in zip(self._weights, gradients(self._target.parameters, None), strict=True):
+            weight.add_(grad.to(weight.dtype), alpha=distance)
+        self._publish()
+
+    @torch.no_grad()
+    def _products(self) -> Tensor:
+        """‖∇L‖², ‖w − w*‖² and ∇L·(w − w*), shape (3,)."""
+        total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
+        for k, grad in enumerate(gradients(self._target.parameters, self._start.masks)):
+            grad, away = grad.to(self._weights[k].dtype), self._weights[k] - self._start.anchor[k]
+            total += torch.stack([grad.square().sum(), away.square().sum(), (away * grad).sum()]).double()
+        return total
+
+    def _publish(self) -> None:
+        """Write the chain's own weights into parameters of half precision."""
+        for parameter, weight in zip(self._target.parameters, self._weights, strict=True):
+            if parameter.dtype != weight.dtype:
+                parameter.data.copy_(weight)
+
+    def _stream(self) -> ChainNoise:
+        return ChainNoise(self._seed, self._number, self._weights[0].device)

@@ -1,0 +1,206 @@
+"""All chains around all anchors as one vectorised axis."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phasewatch.monitor.estimates.checks import ChainRecord
+from phasewatch.monitor.model.weights import Weights
+from phasewatch.monitor.sampling.random_streams import ChainNoise
+from phasewatch.monitor.sampling.settings import Sampler
+from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
+from phasewatch.monitor.sampling.target import Target
+
+
+def run_stacked(
+    target: Target, starts: Sequence[Start], sampler: Sampler, orders: Tensor, noises: Sequence[ChainNoise]
+) -> list[ChainRecord | None]:
+    """Run some of the chains of some anchors to their end, together.
+
+    Args:
+        target: the loss.
+        starts: the anchors, with what is known of them.
+        sampler: the settings, resolved.
+        orders: the minibatch of each chain at each step, shape (chain, step), on the CPU.
+        noises: of each of these chains.
+
+    Returns:
+        The record of each anchor's chains; None for those that diverged.
+    """
+    walk = _Stacked(target, starts, sampler, orders, noises)
+    schedule, draws = Schedule(sampler), []
+    for step in range(sampler.burn_in + sampler.draws):
+        losses = walk.advance(step, schedule)
+        if step % 16 == 0 and not losses.isfinite().all(1).any():
+            return [None for _ in starts]
+        if step >= sampler.burn_in:
+            draws.append(losses)
+    return walk.records(torch.stack(draws, dim=-1).double().cpu().numpy())
+
+
+class _Stacked:
+    """Chains on their way; each tensor has leading axes (anchor, chain)."""
+
+    def __init__(
+        self, target: Target, starts: Sequence[Start], sampler: Sampler, orders: Tensor, noises: Sequence[ChainNoise]
+    ) -> None:
+        self._target = target
+        self._starts = starts
+        self._sampler = sampler
+        self._orders = orders
+        self._noises = noises
+        self._anchors = _stacked([start.anchor for start in starts])
+        device = self._anchors[0].device
+        self._which = orders.to(device)
+        self._masks = self._stacked_masks()
+        each = torch.ones(1, len(noises), dtype=self._anchors[0].dtype, device=device)
+        self._eps = each.new_tensor([start.step_size for start in starts]).unsqueeze(1) * each
+        self._curvature = each.new_tensor([start.around.curvature for start in starts]).unsqueeze(1) * each
+        slopes = [start.gradient for start in starts]
+        self._slopes = None if None in slopes else _stacked([slope for slope in slopes if slope is not None])
+        self._products: list[Tensor] = []
+        self._w: Weights = []
+        self._velocity: list[Tensor | None] = []
+
+    def advance(self, step: int, schedule: Schedule) -> Tensor:
+        """Take a step, and return the loss of this draw, shape (anchor, chain)."""
+        if step == 0:
+            self._begin(self._draw())
+        losses, grads = self._evaluate(self._w, step)
+        if step in schedule.looks:
+            losses, grads = self._look(losses, grads, step)
+        if step in schedule.products:
+            self._multiply(grads)
+        noise = self._draw()
+        for k, grad in enumerate(grads):
+            self._w[k], self._velocity[k] = self._sampler.step(
+                self._w[k], self._velocity[k], self._anchors[k], grad, noise[k], _like(self._eps, grad)
+            )
+        return losses
+
+    def records(self, losses: np.ndarray) -> list[ChainRecord | None]:
+        """What is left of each anchor's chains, with these losses of shape (anchor, chain, draw)."""
+        drawn = self._orders[:, self._sampler.burn_in :].numpy()
+        products = torch.stack(self._products, 1).cpu().numpy()
+        eps, curvature = (each.double().cpu().numpy() for each in (self._eps, self._curvature))
+        found: list[ChainRecord | None] = []
+        for i, start in enumerate(self._starts):
+            reference = start.reference[drawn]
+            if not (np.isfinite(losses[i]).all() and np.isfinite(reference).all()):
+                found.append(None)
+                continue
+            pairs, own = products[i, ..., :-3], products[i, ..., -3:].mean(0)
+            work = np.diagonal(pairs, axis1=1, axis2=2).mean(0)
+            found.append(
+                ChainRecord(losses[i], reference, eps[i], curvature[i], own[:, 0], own[:, 1], work, own[:, 2], pairs)
+            )
+        return found
+
+    def _begin(self, noise: Weights) -> None:
+        """Put the chains where they first ask for a gradient."""
+        ones = torch.ones_like(self._eps)
+        self._w = [
+            _like(ones, z) * self._sampler.start(anchor, z, _like(self._eps, z))
+            for anchor, z in zip(self._anchors, noise, strict=True)
+        ]
+        self._velocity = list(noise) if self._sampler.velocity_kept is not None else [None] * len(noise)
+        self._first_noise = noise
+
+    def _draw(self) -> Weights:
+        """Noise for the weights that move, the same around each anchor; each of shape (1 or anchor, chain, ...)."""
+        drawn = []
+        for k, anchor in enumerate(self._anchors):
+            noise = anchor.new_empty(1, len(self._noises), *anchor.shape[2:])
+            for chain, stream in zip(noise[0], self._noises, strict=True):
+                stream.into(chain)
+            mask = self._masks[k]
+            drawn.append(noise if mask is None else noise * mask)
+        return drawn
+
+    def _evaluate(self, at: Weights, step: int) -> tuple[Tensor, Weights]:
+        """Losses of shape (anchor, chain), and masked gradients."""
+        rows = [weight.flatten(0, 1) for weight in at]
+        losses, grads = self._target.rows_and_gradients(rows, self._which[:, step].repeat(len(self._starts)))
+        shaped = [grad.view(weight.shape) for grad, weight in zip(grads, at, strict=True)]
+        for k, mask in enumerate(self._masks):
+            if mask is not None:
+                shaped[k] = shaped[k] * mask
+        return losses.view(self._eps.shape), shaped
+
+    def _look(self, losses: Tensor, grads: Weights, step: int) -> tuple[Tensor, Weights]:
+        """Measure the curvature along the gradients, and lower ε to κ where that is asked for.
+
+        The first step is then taken anew, until ε holds κ where it leads.
+        """
+        self._measure_curvature(grads, step)
+        for _ in range(ROUNDS_TO_KAPPA if step == 0 and self._hold_kappa() else 0):
+            self._begin(self._first_noise)
+            losses, grads = self._evaluate(self._w, step)
+            self._measure_curvature(grads, step)
+            self._hold_kappa()
+        if step > 0:
+            self._hold_kappa()
+        return losses, grads
+
+    def _hold_kappa(self) -> bool:
+        kappa = self._sampler.target_kappa
+        if kappa is None:
+            return False
+        stiffness = self._sampler.nbeta * self._curvature + self._sampler.localization
+        lower = torch.minimum(self._eps, kappa / stiffness)
+        changed = bool((lower < self._eps).any())
+        self._eps = lower
+        return changed
+
+    def _measure_curvature(self, grads: Weights, step: int) -> None:
+        """‖H·g‖/‖g‖ for each chain, g its gradient: steps that are too long turn it into the steepest direction."""
+        reach = (self._sampler.nbeta * self._curvature + self._sampler.localization).clamp_min(1e-12).rsqrt()
+        length = _lengths(grads).clamp_min(torch.finfo(reach.dtype).tiny)
+        there = [w + _like(reach / length, grad) * grad for w, grad in zip(self._w, grads, strict=True)]
+        turned = [after - before for after, before in zip(self._evaluate(there, step)[1], grads, strict=True)]
+        curvature = _lengths(turned) / reach
+        self._curvature = torch.maximum(self._curvature, torch.where(curvature.isfinite(), curvature, 0.0))
+
+    def _multiply(self, grads: Weights) -> None:
+        """Products of the chains' displacements with each other's gradients, and squares of both."""
+        total: Tensor | float = 0.0
+        for k, grad in enumerate(grads):
+            away, grad = (self._w[k] - self._anchors[k]).flatten(2), grad.flatten(2)
+            slope = torch.full_like(away[..., 0], math.nan)
+            if self._slopes is not None:
+                slope = (away * self._slopes[k].flatten(2)).sum(-1)
+            own = torch.stack([grad.square().sum(-1), away.square().sum(-1), slope], -1)
+            total = total + torch.cat([away @ grad.mT, own], -1).double()
+        assert isinstance(total, Tensor)
+        self._products.append(total)
+
+    def _stacked_masks(self) -> list[Tensor | None]:
+        """A mask for each parameter that doesn't move as a whole around all anchors."""
+        found: list[Tensor | None] = []
+        for k, anchor in enumerate(self._anchors):
+            masks = [None if start.masks is None else start.masks[k] for start in self._starts]
+            whole = torch.ones(anchor.shape[2:], dtype=torch.bool, device=anchor.device)
+            partial = any(mask is not None for mask in masks)
+            stack = torch.stack([whole if mask is None else mask for mask in masks]).unsqueeze(1) if partial else None
+            found.append(None if stack is None else stack.to(anchor.dtype))
+        return found
+
+
+def _stacked(anchors: Sequence[Weights]) -> Weights:
+    """Each parameter of all anchors, of shape (anchor, 1, ...); that of one anchor isn't copied."""
+    if len(anchors) == 1:
+        return [weight[None, None] for weight in anchors[0]]
+    return [torch.stack(list(weights)).unsqueeze(1) for weights in zip(*anchors, strict=True)]
+
+
+def _like(numbers: Tensor, tensor: Tensor) -> Tensor:
+    """Numbers of shape (anchor, chain), to be multiplied with a tensor of shape (..., chain, ...)."""
+    return numbers.view(*numbers.shape, *[1] * (tensor.ndim - 2))
+
+
+def _lengths(tensors: Weights) -> Tensor:
+    """The Euclidean length of each chain's vector, shape (anchor, chain)."""
+    return torch.stack([tensor.flatten(2).square().sum(-1) for tensor in tensors]).sum(0).sqrt()
