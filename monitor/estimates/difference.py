@@ -42,7 +42,7 @@ def difference(later: Estimate, earlier: Estimate) -> Difference:
     if abs(later.nbeta - earlier.nbeta) > 0:  # False for the NaN of a csv, which doesn't know its nβ
         raise PhasewatchError(
             f"difference(later, earlier) got estimates at nβ {later.nbeta:g} and {earlier.nbeta:g}, "
-            "which don't measure the same thing; measure both with one SGLD(nbeta=...)."
+            "which don't measure the same thing; measure both with one sampler."
         )
     chains = len(later.per_chain), len(earlier.per_chain)
     if chains[0] != chains[1] or chains[0] < 2:

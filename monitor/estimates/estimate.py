@@ -15,40 +15,40 @@ class Health(enum.Enum):
     OK = "The chains agree and have settled."
     DIVERGED = (
         "The chains left the snapshot's surroundings for NaN or an impossibly high loss, so there is no estimate. "
-        "If the snapshot's own loss is not finite, training has diverged; else lower SGLD(step_size=...)."
+        "If the snapshot's own loss is not finite, training has diverged; else lower the sampler's step_size."
     )
     UNMIXED = (
         "The chains disagree by more than each one moves, or are still on their way, so each has seen only a part of "
-        "the surroundings. Use more SGLD(draws=...) or a larger SGLD(step_size=...)."
+        "the surroundings. Use more draws or a larger step_size."
     )
     DRIFTING = (
         "The loss along the chains is still moving, so the estimate depends on how long they ran. "
-        "Raise SGLD(burn_in=...)."
+        "Raise the sampler's burn_in."
     )
     NEGATIVE = (
         "The chains found lower loss than the snapshot's own: it is not at a minimum (normal early in training). "
-        "Read the curve's shape, not this value; late in training, raise SGLD(localization=...)."
+        "Read the curve's shape, not this value; late in training, raise the sampler's localization."
     )
     OFF_MINIMUM = (
         "The loss still slopes at the snapshot: it is not at a minimum, and part of the estimate is descent (normal "
         "early in training). Read the curve's shape, not this value; late in training, measure averaged weights, or "
-        "raise SGLD(localization=...)."
+        "raise the sampler's localization."
     )
     OVERSTEPPING = (
         "The steps are too long for the curvature here, so the estimate is too large. "
-        "Lower SGLD(step_size=...), or give SGLD(kappa=0.5) in its place."
+        "Lower the sampler's step_size, or give Langevin(kappa=0.5) in its place."
     )
     NOISY = (
         "The minibatches' noise heats the chains, so the estimate is too large. "
-        "Raise SGLD(batch_size=...), or lower SGLD(step_size=...)."
+        "Raise the sampler's batch_size, or lower its step_size."
     )
     CREEPING = (
         "The steps are so short that the chains hardly leave the snapshot, so the estimate is too small. "
-        "Raise SGLD(step_size=...), or give SGLD(kappa=0.5) in its place."
+        "Raise the sampler's step_size, or give Langevin(kappa=0.5) in its place."
     )
     LOCALIZED = (
         "The localization is as strong as the loss in many directions, so the estimate is smaller than without it. "
-        "Compare points of one setting with each other; for the level, lower SGLD(localization=...) or raise nbeta."
+        "Compare points of one setting with each other; for the level, lower the sampler's localization or raise nbeta."
     )
 
     @property
@@ -75,7 +75,6 @@ class Estimate:
         nbeta: the inverse temperature nβ.
         rhat: split R-hat of the paired losses; 1 when the chains agree.
         ess: effective number of independent draws among all chains.
-        acceptance: mean Metropolis acceptance that the steps would have had on their own minibatches, 0 to 1.
         health: the verdict.
         checks: what else it was judged by.
         trace: for a doubtful estimate, nβ · (L(w) − L(w*)) along each chain, at most 100 values a chain, evenly
@@ -88,7 +87,6 @@ class Estimate:
     nbeta: float
     rhat: float
     ess: float
-    acceptance: float
     health: Health
     trace: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
     checks: Checks = field(default=Checks(), repr=False, compare=False)
@@ -102,7 +100,6 @@ class Estimate:
             "nbeta": json_number(self.nbeta),
             "rhat": json_number(self.rhat),
             "ess": json_number(self.ess),
-            "acceptance": json_number(self.acceptance),
             "health": self.health.name,
             "checks": {name: json_number(value) for name, value in asdict(self.checks).items()},
         }
@@ -112,7 +109,8 @@ class Estimate:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Estimate":
-        """The inverse of `as_json`, exact to the last bit."""
+        """The inverse of `as_json`, exact to the last bit; checks that it doesn't know are left out."""
+        checks = record.get("checks", {})
         return cls(
             value=float(record["value"]),
             error=float(record["error"]),
@@ -120,9 +118,8 @@ class Estimate:
             nbeta=float(record["nbeta"]),
             rhat=float(record["rhat"]),
             ess=float(record["ess"]),
-            acceptance=float(record["acceptance"]),
             health=Health[record["health"]],
-            checks=Checks(**{name: float(value) for name, value in record.get("checks", {}).items()}),
+            checks=Checks(**{name: float(checks[name]) for name in Checks.__dataclass_fields__ if name in checks}),
             trace=tuple(tuple(float(v) for v in chain) for chain in record.get("trace", ())),
         )
 

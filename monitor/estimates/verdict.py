@@ -60,7 +60,6 @@ def estimate_from_losses(
     reference: np.ndarray,
     *,
     nbeta: float,
-    acceptance: float,
     parameters: int,
     checks: Checks = Checks(),  # noqa: B008 - it is frozen
 ) -> Estimate:
@@ -70,7 +69,6 @@ def estimate_from_losses(
         losses: L_m(w), shape (chain, draw).
         reference: L_m(w*) on the same minibatches, shape (chain, draw).
         nbeta: nβ.
-        acceptance: mean Metropolis acceptance, passed on.
         parameters: how many parameters were sampled; λ is at most half of it.
         checks: what else was measured.
 
@@ -83,15 +81,13 @@ def estimate_from_losses(
     value = float(per_chain.mean())
     if not math.isfinite(value) or value > IMPLAUSIBLE * parameters:
         nowhere = (math.nan,) * len(losses)
-        return Estimate(
-            math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, acceptance, Health.DIVERGED, checks=checks
-        )
+        return Estimate(math.nan, math.nan, nowhere, nbeta, math.nan, math.nan, Health.DIVERGED, checks=checks)
     rhat, ess = mixing(paired)
     error = standard_error(per_chain)
     health = verdict(paired, error, rhat, checks)
     thinned = paired[:, :: math.ceil(paired.shape[1] / TRACE_LENGTH)]
     trace = () if health is Health.OK else tuple(tuple(chain) for chain in thinned.tolist())
-    return Estimate(value, error, tuple(per_chain.tolist()), nbeta, rhat, ess, acceptance, health, trace, checks)
+    return Estimate(value, error, tuple(per_chain.tolist()), nbeta, rhat, ess, health, trace, checks)
 
 
 def mixing(paired: np.ndarray) -> tuple[float, float]:
@@ -146,7 +142,7 @@ def verdict(
     tolerated = TOLERATED_DESCENT * abs(value)
     if checks.descent - 2 * checks.descent_error > max(NATS, tolerated):
         return Health.OFF_MINIMUM
-    if checks.slid - 2 * checks.slid_error > tolerated:
+    if checks.drop - 2 * checks.drop_error > tolerated:
         return Health.OFF_MINIMUM
     if checks.kappa > UNSTABLE or checks.overshoot > TOLERATED_OVERSHOOT * abs(value):
         return Health.OVERSTEPPING
@@ -158,8 +154,8 @@ def verdict(
     if rhat > DISAGREEMENT:
         return short or Health.UNMIXED
     # What holds λ̂ back is the localization, or else want of steps.
-    if checks.pull >= TOLERATED_HOLD and checks.held - 2 * checks.held_error > TOLERATED_HOLD:
+    if checks.held_at_most >= TOLERATED_HOLD and checks.held - 2 * checks.held_error > TOLERATED_HOLD:
         return Health.LOCALIZED
-    if checks.pull < TOLERATED_HOLD and checks.held - by_chance(checks.held_error, 0.95) > TOLERATED_HOLD:
+    if checks.held_at_most < TOLERATED_HOLD and checks.held - by_chance(checks.held_error, 0.95) > TOLERATED_HOLD:
         return Health.UNMIXED
     return Health.OK

@@ -70,7 +70,7 @@ class DatasetData(HeldData):
         return self.collate([self.dataset[row] for row in rows.tolist()])
 
 
-def as_minibatches(data: Any, batch_size: int | None) -> Minibatches:
+def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin") -> Minibatches:
     """Turn any form of data into a source of minibatches.
 
     A DataLoader is asked for its dataset and its collate function and never iterated, so that its sampler, its
@@ -80,6 +80,7 @@ def as_minibatches(data: Any, batch_size: int | None) -> Minibatches:
         data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset; a DataLoader over
             one; or a function `(generator, batch_size) -> batch`.
         batch_size: the samples that will be drawn at a time; None for all of them.
+        sampler: the name of the settings that say so, for messages.
 
     Returns:
         The source.
@@ -108,15 +109,15 @@ def as_minibatches(data: Any, batch_size: int | None) -> Minibatches:
     elif callable(data):
         if batch_size is None:
             raise PhasewatchError(
-                "SGLD(batch_size=None) means all of the data at each step, and Probe(data=...) is a function, which "
-                "has no end. Give batch_size a number, or give the data as tensors."
+                f"{sampler}(batch_size=None) means all of the data at each step, and Probe(data=...) is a function, "
+                "which has no end. Give batch_size a number, or give the data as tensors."
             )
         return cast(Minibatches, data)
     else:
         raise PhasewatchError(f"{_FORMS}; a {type(dataset).__name__} came.")
     if source.size < (batch_size or 1):
         raise PhasewatchError(
-            f"Probe(data=...) has {source.size} samples, fewer than SGLD(batch_size={batch_size or 1}). "
+            f"Probe(data=...) has {source.size} samples, fewer than {sampler}(batch_size={batch_size or 1}). "
             "Give more data or a smaller batch_size."
         )
     return source

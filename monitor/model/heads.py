@@ -30,9 +30,7 @@ _FUSED = (
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_key_value_heads", "n_kv_heads")
-_BY_HAND = (
-    "A head can be given by hand: Probe(weights={name: mask, ...}), with boolean masks of the parameters' shapes."
-)
+_BY_HAND = "A head can be given by hand: Probe(parts={name: mask, ...}), with boolean masks of the parameters' shapes."
 
 
 class _Projection(NamedTuple):
@@ -68,7 +66,7 @@ class _Slices(NamedTuple):
 
 
 def heads(model: nn.Module) -> dict[str, Mapping[str, Tensor]]:
-    """The attention heads of a model, each as a part of it for `Probe(weights=...)`.
+    """The attention heads of a model, each as a part of it for `Probe(parts=...)`.
 
     A head is its rows of the query, key and value projections, with their biases, and the columns of the output
     projection that read it. What heads share belongs to none of them: the output projection's bias, norms and

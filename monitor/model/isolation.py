@@ -52,7 +52,7 @@ def measuring(seed: int, device: torch.device, *, threads: int, precision: str |
         stack.enter_context(untouched_randomness(seed))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(_no_autocast(device.type))
         # It would raise at the first NaN, where chains that diverge are a verdict.
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(_threads(threads))
@@ -97,6 +97,23 @@ def _matmul_precision(wanted: str | None) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _no_autocast(device_type: str) -> Iterator[None]:
+    """Autocast off, and no cache of half-precision weights, without a region of autocast's own.
+
+    Autocast keeps its copies of the weights until the outermost region ends. With one around a whole measurement, every
+    loss inside that uses autocast would see the first chain's first weights for ever.
+    """
+    before = torch.is_autocast_enabled(device_type), torch.is_autocast_cache_enabled()
+    torch.set_autocast_enabled(device_type, False)
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device_type, before[0])
+        torch.set_autocast_cache_enabled(before[1])
 
 
 @contextmanager

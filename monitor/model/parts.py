@@ -48,7 +48,7 @@ def masks_of(model: nn.Module, part: Part) -> dict[str, Tensor]:
             selected = [_checked(name, mask, aliases, trainable) for name, mask in single.items()]
         else:
             raise PhasewatchError(
-                "Probe(weights=...) takes a name or pattern, a mapping from parameter names to boolean masks, or a "
+                "Probe(parts=...) takes a name or pattern, a mapping from parameter names to boolean masks, or a "
                 f"list of these; a {type(single).__name__} came."
             )
         for name, mask in selected:
@@ -56,7 +56,7 @@ def masks_of(model: nn.Module, part: Part) -> dict[str, Tensor]:
     masks = {name: masks[name] for name in trainable if name in masks and masks[name].any()}
     if not masks:
         raise PhasewatchError(
-            "Probe(weights=...) selects no weight. Name a part of the model, or give masks that are True somewhere."
+            "Probe(parts=...) selects no weight. Name a part of the model, or give masks that are True somewhere."
         )
     return masks
 
@@ -70,13 +70,13 @@ def _matched(pattern: str, aliases: Mapping[str, str], trainable: Mapping[str, T
     matched = _reached(aliases, pattern.__eq__) or _reached(aliases, lambda name: fnmatchcase(name, pattern))
     if not matched:
         raise PhasewatchError(
-            f"Probe(weights={pattern!r}) matches no parameter or module of the model. {_closest(pattern, aliases)}"
+            f"Probe(parts={pattern!r}) matches no parameter or module of the model. {_closest(pattern, aliases)}"
         )
     if found := [name for name in matched if name in trainable]:
         return found
     some = f"{next(iter(matched.values()))}{' and others' if len(matched) > 1 else ''}"
     raise PhasewatchError(
-        f"Probe(weights={pattern!r}) matches only frozen parameters and buffers ({some}), which are never sampled. "
+        f"Probe(parts={pattern!r}) matches only frozen parameters and buffers ({some}), which are never sampled. "
         "Name a part that is trained, or unfreeze it with requires_grad_()."
     )
 
@@ -87,9 +87,9 @@ def _reached(aliases: Mapping[str, str], wanted: Callable[[str], bool]) -> dict[
 
 
 def _checked(name: str, mask: Any, aliases: Mapping[str, str], trainable: Mapping[str, Tensor]) -> tuple[str, Tensor]:
-    call = f"Probe(weights={{{name!r}: ...}})"
+    call = f"Probe(parts={{{name!r}: ...}})"
     if not isinstance(mask, Tensor):
-        several = f" These are several parts; give one, such as weights=parts[{name!r}]."
+        several = f" These are several parts; give one, such as parts=parts[{name!r}]."
         raise PhasewatchError(
             f"{call} takes a boolean tensor of the parameter's shape, True where sampled; a {type(mask).__name__} came."
             + several * isinstance(mask, Mapping)

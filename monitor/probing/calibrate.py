@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
 
-from phasewatch.monitor.errors import PhasewatchError, whole_number
-from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.errors import PhasewatchError, real_number, whole_number
 from phasewatch.monitor.estimates.difference import difference
+from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.formatting import MISSING, integer, number
 from phasewatch.monitor.probing.calibration import Calibration, Trial
-from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.sampling.chains import cost_of_a_point
-from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.probing.probe import Probe, measure_whole
+from phasewatch.monitor.sampling.chains import gradients_of_a_point
+from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
 KAPPA = 1.0
@@ -56,7 +56,7 @@ _UNSETTLED = {Health.DRIFTING, Health.CREEPING, Health.UNMIXED}
 _HELP = {
     Health.DIVERGED: "look whether the loss is finite and smooth around that snapshot, or measure in float64",
     Health.OVERSTEPPING: "measure in float64, or give a larger budget",
-    Health.NOISY: "raise SGLD(batch_size=...) of the probe",
+    Health.NOISY: "raise the batch_size of the probe's sampler",
     Health.NEGATIVE: "give a last snapshot that is at a minimum: train longer or with a lower learning rate, or "
     "average the weights",
 }
@@ -69,7 +69,7 @@ def calibrate(
     budget: int = 20_000,
     error: float = 0.03,
     show: Callable[[Calibration], object] | None = print,
-) -> SGLD:
+) -> Sampler:
     """Choose step size, localization, nβ, burn-in, draws and chains for a whole series.
 
     The largest curvature h at any snapshot sets the scale. The step size starts at κ = ε·(nβ·h + γ) = 1, and the
@@ -80,7 +80,7 @@ def calibrate(
 
     Args:
         snapshots: of the series, such as an early, a middle and a late one; the sharpest decides the step size.
-        probe: what to calibrate for. Of its sampler, the batch size, the method and the backend are kept.
+        probe: what to calibrate for. Of its sampler, its class, the batch size and the momentum are kept.
         budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
             gradient counts as a third. It also says how long chains may be: with three snapshots, a point comes to
             cost between a twenty-fifth and a tenth of it.
@@ -97,16 +97,10 @@ def calibrate(
     ordered = _in_order(snapshots)
     if not isinstance(probe, Probe):
         raise PhasewatchError(f"calibrate(snapshots, probe) takes a Probe; a {type(probe).__name__} came.")
-    if probe.sampler.method == "mala":
-        raise PhasewatchError(
-            "calibrate(snapshots, probe) looks for one step size for a series, and SGLD(method='mala') of the probe "
-            "adapts its own to each snapshot. Leave method out."
-        )
-    if not 0 < error < 1:
-        raise PhasewatchError(f"calibrate(error={error!r}) must be a share of λ̂, between 0 and 1.")
+    error = real_number("calibrate(error=...)", error, above=0, below=1, hint="a share of λ̂")
     search = _Search(ordered, probe, whole_number("calibrate(budget=...)", budget, least=1))
     chosen = search.choose(error)
-    sampler = None if chosen is None else replace(chosen.sampler, backend=probe.sampler.backend)
+    sampler = None if chosen is None else chosen.sampler
     curvatures = {snapshot.step: h for snapshot, h in zip(ordered, search.curvatures, strict=True)}
     if show is not None:
         show(
@@ -151,16 +145,17 @@ class _Search:
 
     def __init__(self, snapshots: list[Snapshot], probe: Probe, budget: int) -> None:
         self.snapshots = snapshots
-        self.probe = probe.without_extras().with_sampler(replace(probe.sampler, backend="vectorised"))
+        self.probe = probe
         self.left = budget
         self.trials: list[Trial] = []
         self.reasons: list[str] = []
-        self._doubted: set[SGLD] = set()
-        keep = self.probe.sampler.resolved().momentum or 0.0
-        self._heat = (1 + keep) / (1 - keep)
-        self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(keep)) if keep else 0)
+        self._doubted: set[Sampler] = set()
+        kept = probe.sampler.velocity_kept or 0.0
+        self._gain = probe.sampler.noise_gain
+        self._kind = probe.sampler if probe.sampler.target_kappa is None else replace(probe.sampler, kappa=None)  # pyright: ignore[reportCallIssue]
+        self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(kept)) if kept else 0)
         self._too_short = 0.0
-        samples = probe.samples or math.inf
+        samples = probe.subject.samples or math.inf
         nbeta = _rounded(min(NBETA, samples / math.log(samples))) if 3 <= samples < math.inf else NBETA
         self.curvatures = self._survey(nbeta, budget)
         self._longest = self._longest_burn_in(budget)
@@ -179,8 +174,7 @@ class _Search:
     def _survey(self, nbeta: float, budget: int) -> list[float]:
         """The curvature at each snapshot, by chains too short to move."""
         still = replace(self._with(1e-12, 0.0, nbeta, 0), draws=4)
-        probe = self.probe.with_sampler(still)
-        cost = len(self.snapshots) * cost_of_a_point(still, probe.minibatches)
+        cost = len(self.snapshots) * gradients_of_a_point(still, self._minibatches(still))
         least = cost + len(self.snapshots) * self._most(self._least)
         if budget < least:
             raise PhasewatchError(
@@ -189,7 +183,7 @@ class _Search:
             )
         found = []
         for snapshot in self.snapshots:
-            point = probe(snapshot)
+            point = measure_whole(self.probe, snapshot, still)
             curvature = point.llc.checks.curvature
             if not math.isfinite(curvature):
                 raise PhasewatchError(
@@ -205,10 +199,15 @@ class _Search:
         self.left -= cost
         return found
 
+    def _minibatches(self, sampler: Sampler) -> int:
+        """How many are kept for a setting."""
+        with self.probe.subject.measuring():
+            return len(self.probe.subject.kept(sampler))
+
     def _most(self, burn_in: int) -> int:
         """What a point with this burn-in takes, however many minibatches are kept."""
         sampler = self._with(1.0, 0.0, 1.0, burn_in)
-        return cost_of_a_point(sampler, sampler.chains * 3 * burn_in)
+        return gradients_of_a_point(sampler, sampler.chains * 3 * burn_in)
 
     def _longest_burn_in(self, budget: int) -> int:
         allowed, burn_in = SHARE * budget / len(self.snapshots), self._least
@@ -216,11 +215,10 @@ class _Search:
             burn_in += 1
         return burn_in
 
-    def _with(self, eps: float, gamma: float, nbeta: float, burn_in: int) -> SGLD:
+    def _with(self, eps: float, gamma: float, nbeta: float, burn_in: int) -> Sampler:
         return replace(
-            self.probe.sampler,
+            self._kind,
             step_size=_rounded(eps),
-            kappa=None,
             localization=_rounded(gamma),
             nbeta=_rounded(nbeta),
             chains=CHAINS[0],
@@ -228,30 +226,31 @@ class _Search:
             draws=max(2 * burn_in, 4),
         )
 
-    def _sampler(self, eps: float, gamma: float, nbeta: float) -> SGLD:
+    def _sampler(self, eps: float, gamma: float, nbeta: float) -> Sampler:
         """Of a length to settle in, twice the first trial's at most; γ is raised where that isn't enough."""
-        burn_in = max(self._least, min(round(SETTLING / (eps * gamma * self._heat)), 2 * self._longest))
+        burn_in = max(self._least, min(round(SETTLING / (eps * gamma * self._gain)), 2 * self._longest))
         return self._with(eps, max(gamma, 0.9 * self._gamma(eps, burn_in)), nbeta, burn_in)
 
     def _gamma(self, eps: float, burn_in: int) -> float:
         """The localization that settles in a burn-in."""
-        return SETTLING / (eps * burn_in * self._heat)
+        return SETTLING / (eps * burn_in * self._gain)
 
-    def _at_kappa(self) -> SGLD:
+    def _at_kappa(self) -> Sampler:
         """The first trial's: κ as it should be at the sharpest snapshot, and γ such that chains settle."""
         eps = (KAPPA - self._gamma(1.0, self._longest)) / (self._nbeta * max(self.curvatures))
         return self._sampler(eps, self._gamma(eps, self._longest), self._nbeta)
 
-    def _try(self, name: str, sampler: SGLD, snapshots: Sequence[Snapshot]) -> Trial | None:
+    def _try(self, name: str, sampler: Sampler, snapshots: Sequence[Snapshot]) -> Trial | None:
         """Measure with a setting, if the budget allows it."""
-        if len(snapshots) * cost_of_a_point(sampler, 1) > self.left:
+        if len(snapshots) * gradients_of_a_point(sampler, 1) > self.left:
             return None
-        probe = self.probe.with_sampler(sampler)
-        cost = len(snapshots) * cost_of_a_point(sampler, probe.minibatches)
+        cost = len(snapshots) * gradients_of_a_point(sampler, self._minibatches(sampler))
         if cost > self.left:
             return None
         self.left -= cost
-        trial = Trial(name, sampler, tuple(map(probe, snapshots)), cost)
+        trial = Trial(
+            name, sampler, tuple(measure_whole(self.probe, snapshot, sampler) for snapshot in snapshots), cost
+        )
         self.trials.append(trial)
         return trial
 
@@ -276,7 +275,7 @@ class _Search:
         useless = last not in _USABLE | {Health.OFF_MINIMUM}
         return useless, flawed, trial.sampler in self._doubted
 
-    def _move(self, trial: Trial) -> tuple[str, SGLD] | None:
+    def _move(self, trial: Trial) -> tuple[str, Sampler] | None:
         """What the verdicts of a trial say to try next; None if it is sound, and flat with twice the step size."""
         sampler, last = trial.sampler, trial.points[-1]
         assert sampler.step_size is not None
@@ -333,7 +332,7 @@ class _Search:
             return self._less_noise(sampler, kappa, min(0.5, max(0.6 * FLAT / sure, 0.25)))
         return None
 
-    def _less_noise(self, sampler: SGLD, kappa: float, share: float) -> tuple[str, SGLD]:
+    def _less_noise(self, sampler: Sampler, kappa: float, share: float) -> tuple[str, Sampler]:
         """Shorter steps, and where they would take too many a lower nβ: the noise goes with κ·nβ."""
         assert sampler.step_size is not None
         shorter = max(share, min(LEAST_KAPPA / kappa, 1.0))
@@ -374,7 +373,7 @@ class _Search:
         wanted = trial.sampler
         for chains in CHAINS:
             sampler = replace(trial.sampler, chains=chains)
-            if cost_of_a_point(sampler, chains * (sampler.burn_in + sampler.draws)) > room and chains > CHAINS[0]:
+            if gradients_of_a_point(sampler, chains * (sampler.burn_in + sampler.draws)) > room and chains > CHAINS[0]:
                 break
             wanted = sampler
             if spread / math.sqrt(chains) * float(stdtrit(chains - 1, 0.975)) / 2 <= error * abs(last.value):
@@ -394,13 +393,12 @@ class _Search:
         assert sampler.step_size is not None
         sharpest = max(range(len(self.snapshots)), key=lambda i: self.curvatures[i])
         stiff = max(trial.points, key=lambda point: point.llc.checks.kappa)
-        accepted = [point.llc.acceptance for point in trial.points]
         cost = trial.cost // len(trial.points)
-        settling = sampler.burn_in * sampler.step_size * sampler.localization * self._heat
+        settling = sampler.burn_in * sampler.step_size * sampler.localization * self._gain
         self.reasons += [
             f"The sharpest snapshot is that of step {integer(self.snapshots[sharpest].step)}, with curvature "
             f"{number(self.curvatures[sharpest])}. κ = ε·(nβ·h + γ) reaches {stiff.llc.checks.kappa:.2f} along the "
-            f"chains, where 4 is unstable; acceptance is {min(accepted):.2f} to {max(accepted):.2f}.",
+            "chains, where 4 is unstable.",
             f"γ is such that chains of this length settle: the burn-in is {settling:.1f} times what the softest "
             "directions take to forget where they started. A weaker one sees softer directions, and takes longer "
             "chains and a larger budget.",
@@ -421,7 +419,7 @@ def _percent(value: float, of: float = 1.0) -> str:
     return f"{100 * value / of:.1f} %" if of and math.isfinite(value / of) else MISSING
 
 
-def _setting(sampler: SGLD) -> str:
+def _setting(sampler: Sampler) -> str:
     return f"ε {sampler.step_size:g}, γ {sampler.localization:g}, nβ {sampler.nbeta:g}"
 
 

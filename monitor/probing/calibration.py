@@ -1,13 +1,11 @@
 """What a calibration tried, what it chose, and why."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from phasewatch.monitor.estimates.estimate import Estimate
 from phasewatch.monitor.formatting import integer, value_and_error
-from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.trajectories.trajectory import Point
-
-_ALWAYS = "step_size", "localization", "nbeta", "chains", "draws", "burn_in", "batch_size"
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Trial:
     """
 
     name: str
-    sampler: SGLD
+    sampler: Sampler
     points: tuple[Point, ...]
     cost: int
 
@@ -40,7 +38,7 @@ class Calibration:
         budget: gradient evaluations that were allowed.
     """
 
-    sampler: SGLD | None
+    sampler: Sampler | None
     trials: tuple[Trial, ...]
     reasons: tuple[str, ...]
     curvatures: dict[int, float]
@@ -52,8 +50,7 @@ class Calibration:
         """The trial of the choice."""
         if self.sampler is None:
             return None
-        tried = replace(self.sampler, backend="vectorised")
-        return next(trial for trial in self.trials if trial.sampler == tried)
+        return next(trial for trial in self.trials if trial.sampler == self.sampler)
 
     def __str__(self) -> str:
         rows = [["", "trial", "ε", "γ", "nβ", "chains × steps", *(f"step {integer(step)}" for step in self.curvatures)]]
@@ -74,13 +71,7 @@ class Calibration:
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines += ["", *(f"- {reason}" for reason in self.reasons)]
         lines.append(f"- All of this took {integer(self.spent)} of {integer(self.budget)} gradient evaluations.")
-        return "\n".join(lines if self.sampler is None else [*lines, "", as_typed(self.sampler)])
-
-
-def as_typed(sampler: SGLD) -> str:
-    """A setting as it is typed: `SGLD(step_size=5.6e-05, ...)`."""
-    given = {name: value for name, value in vars(sampler).items() if value != getattr(SGLD, name) or name in _ALWAYS}
-    return f"SGLD({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        return "\n".join(lines if self.sampler is None else [*lines, "", str(self.sampler)])
 
 
 def _cell(estimate: Estimate) -> str:

@@ -1,84 +1,104 @@
-"""The same chains through devinterp's optimizer, one after another: a second opinion on our own sampler."""
+"""The same estimate through devinterp's optimizer: an independent implementation to check our own sampler by."""
 
-import copy
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from phasewatch.monitor.estimates.checks import Checks
-from phasewatch.monitor.model.minibatches import Batches
-from phasewatch.monitor.model.weights import FlatModel, LossOnBatches
-from phasewatch.monitor.sampling.chains import Chains, Stream, chain_seed
-from phasewatch.monitor.sampling.curvature import Refused, attempt
+from phasewatch.monitor.errors import PhasewatchError, requires
+from phasewatch.monitor.estimates.estimate import Estimate
+from phasewatch.monitor.estimates.verdict import estimate_from_losses
+from phasewatch.monitor.model.weights import Weights
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.sampling.curvature import clear_gradients
+from phasewatch.monitor.sampling.random_streams import Stream, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.sampling.target import Target
+from phasewatch.monitor.snapshots.snapshot import Snapshot
 
 
-def run_devinterp_chains(
-    model: FlatModel,
-    anchor: Tensor,
-    pool: Sequence[Any] | Batches,
-    order: np.ndarray,
-    sampler: SGLD,
-    seed: int,
-    mask: Tensor | None = None,
-) -> Chains:
-    """Sample with `devinterp.optim.SGMCMC.sgld`, whose step is that of `sgld_step` (Lau et al. 2023, eq. 15).
+def second_opinion(probe: Probe, snapshot: Snapshot) -> Estimate:
+    """Estimate the local learning coefficient of a snapshot with `devinterp.optim.SGMCMC.sgld`, chain after chain.
 
-    Only the plain model and its own gradient are used, nothing vectorised, so a model with control flow that depends
-    on its data can be sampled too. The noise is seeded as in `run_chains`: with float32 weights on the CPU both walk
-    the same way, up to rounding. The walk is kept in the precision of `anchor`, not in that of the model's own
-    parameters, which in half precision can't hold a small step.
+    Its step is that of `SGLD` (Lau et al. 2023, eq. 15), its minibatches and noise those of our own chains. Only the
+    plain model and its own gradient are used, nothing vectorised.
 
     Args:
-        model: what is sampled; left with the weights at which it was last called.
-        anchor: w*, shape (parameter,).
-        pool: minibatches on the model's device.
-        order: which of them each chain takes at each step, indices of shape (burn_in + draws, chain).
-        sampler: the settings.
-        seed: seed of the noise.
-        mask: True for the weights that move, shape (parameter,); all of them if None.
+        probe: with `sampler=pw.SGLD(...)`, which is what that optimizer does; its whole model is sampled.
+        snapshot: of the probe's model.
 
     Returns:
-        The paired losses, and an acceptance of NaN: devinterp computes none.
-    """
-    from devinterp.optim import SGMCMC
+        The estimate. Its checks are NaN, so that its verdict is by the chains' losses alone.
 
-    plain = copy.copy(model)
-    plain.vectorised = False
-    target = LossOnBatches(plain, pool if isinstance(pool, Batches) else Batches(pool))
-    numbers = torch.arange(len(pool), device=anchor.device).unsqueeze(1)
-    reference = np.empty(len(pool))
-    for i in np.unique(order[sampler.burn_in :]):
-        reference[i] = target.losses(anchor, numbers[i]).item()
-    losses = np.empty(order.shape)
-    for chain in range(sampler.chains):
-        w = anchor.clone()
+    Raises:
+        PhasewatchError: if devinterp isn't installed, or the probe samples by another step or only a part.
+
+    Example:
+        >>> import torch, phasewatch as pw
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = torch.nn.Linear(3, 1), torch.randn(64, 3)
+        >>> def loss(model, batch):
+        ...     return model(batch).square().mean()
+        >>> probe = pw.Probe(model, loss, x, sampler=pw.SGLD(step_size=1e-3, batch_size=None))
+        >>> snapshot = pw.Snapshot.of(model, step=0)
+        >>> ours, theirs = probe(snapshot).llc, pw.second_opinion(probe, snapshot)
+        >>> abs(ours.value - theirs.value) < 3 * (ours.error + theirs.error)
+        True
+    """
+    sampler, subject = probe.sampler, probe.subject
+    if not isinstance(sampler, SGLD):
+        raise PhasewatchError(
+            f"second_opinion(probe, snapshot) samples by SGLD, and the probe by {type(sampler).__name__}. "
+            "Give a probe with sampler=pw.SGLD(...)."
+        )
+    with subject.measuring():
+        subject.model.load(snapshot)
+        target = subject.loss.on(subject.kept(sampler))
+        losses, reference = run_devinterp_chains(target, subject.model.weights(), sampler, probe.seed)
+    return estimate_from_losses(losses, reference, nbeta=sampler.nbeta, parameters=subject.model.size)
+
+
+def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The losses of chains that devinterp's optimizer moves.
+
+    Args:
+        target: the loss; its parameters are left at the anchor.
+        anchor: w*.
+        sampler: the settings.
+        seed: of the noise and the minibatches.
+
+    Returns:
+        L_m(w) and L_m(w*) on the same minibatches, each of shape (chain, draw); NaN where a loss isn't finite.
+    """
+    with requires("devinterp", "second_opinion(probe, snapshot)"):
+        from devinterp.optim import SGMCMC
+    steps = sampler.burn_in + sampler.draws
+    orders = minibatch_orders(seed, sampler.chains, steps, target.minibatches, whole=target.whole).numpy()
+    target.set(anchor)
+    reference = np.array([float(target.loss(number)) for number in range(target.minibatches)])
+    losses = np.full(orders.shape, math.nan)
+    for chain, order in enumerate(orders):
+        weights = [weight.clone().requires_grad_() for weight in anchor]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="nbeta set to 1")
             optimizer = SGMCMC.sgld(
-                [w],
-                lr=cast(float, sampler.resolved().step_size),
-                nbeta=sampler.nbeta,
-                localization=sampler.localization,
-                mask=mask,
+                weights, lr=cast(float, sampler.step_size), nbeta=sampler.nbeta, localization=sampler.localization
             )
-        noise = Generator(anchor.device).manual_seed(chain_seed(seed, chain, Stream.NOISE))
-        for step, i in enumerate(order[:, chain]):
-            try:
-                loss, grads = attempt(target, anchor, w[None], numbers[i])
-            except Refused:
-                return Chains.nowhere(sampler)
-            losses[step, chain] = loss.item()
-            if not math.isfinite(losses[step, chain]):
-                return Chains.nowhere(sampler)
-            w.grad = grads[0]
+        noise = Generator(anchor[0].device).manual_seed(chain_seed(seed, chain, Stream.NOISE))
+        for weight in anchor:  # our own chains take their first noise for their start, where SGLD needs none
+            torch.empty_like(weight).normal_(generator=noise)
+        for step, number in enumerate(order):
+            clear_gradients(target.parameters)
+            losses[chain, step] = float(target.add_gradient(int(number)))
+            if not math.isfinite(losses[chain, step]):
+                break
+            for weight, parameter in zip(weights, target.parameters, strict=True):
+                weight.grad = torch.zeros_like(weight) if parameter.grad is None else parameter.grad.to(weight.dtype)
             optimizer.step(noise_generator=noise)
-    drawn = order[sampler.burn_in :].T
-    if not np.isfinite(reference[drawn]).all():
-        return Chains.nowhere(sampler)
-    return Chains(losses[sampler.burn_in :].T, reference[drawn], math.nan, Checks())
+            target.set([weight.detach() for weight in weights])
+        target.set(anchor)
+    clear_gradients(target.parameters)
+    return losses[:, sampler.burn_in :], reference[orders[:, sampler.burn_in :]]

@@ -9,19 +9,27 @@ from phasewatch.monitor.model.weights import Weights
 
 
 class Target(Protocol):
-    """The loss that chains sample.
+    """The loss that chains sample."""
 
-    Attributes:
-        parameters: what is sampled, in place; each a leaf that requires a gradient.
-        minibatches: how many there are.
-        whole: whether the minibatches together are the loss that is sampled, and not a sample of it.
-        vectorised: whether `rows` and `rows_and_gradients` can be used.
-    """
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """What is sampled, in place; each a leaf that requires a gradient."""
+        ...
 
-    parameters: Sequence[Tensor]
-    minibatches: int
-    whole: bool
-    vectorised: bool
+    @property
+    def minibatches(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """Whether the minibatches together are the loss that is sampled, and not a sample of it."""
+        ...
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether `rows` and `rows_and_gradients` can be used."""
+        ...
 
     def set(self, weights: Sequence[Tensor]) -> None:
         """Replace the values of the parameters."""

@@ -1,0 +1,239 @@
+"""What a probe measures: a copy of the model, its loss, its data and its parts, checked and ready."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeGuard, cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from phasewatch.monitor.errors import PhasewatchError, in_words, warn
+from phasewatch.monitor.model.copying import own_copy
+from phasewatch.monitor.model.data import HeldData, as_minibatches, move
+from phasewatch.monitor.model.isolation import matmul_precision, measuring
+from phasewatch.monitor.model.loss import Loss, ModelLoss, under_autocast
+from phasewatch.monitor.model.minibatches import Batches, keep_minibatches
+from phasewatch.monitor.model.parts import Part, masks_of
+from phasewatch.monitor.model.weights import Mask, SampledModel
+from phasewatch.monitor.probing.preflight import check_loss
+from phasewatch.monitor.sampling.random_streams import Stream, chain_seed
+from phasewatch.monitor.sampling.settings import Sampler
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+
+WHOLE = ""
+"""The name of what `Point.llc` is of, among the parts."""
+
+EVAL_SAMPLES = 1024
+"""Samples of the evaluation batch that is drawn where none is given, or all if there are fewer: the loss of a point is
+then known to about 3 % of the spread of a sample's loss."""
+
+Metric: TypeAlias = Callable[[nn.Module, Any], float]
+Parts: TypeAlias = Part | Mapping[str, Part] | None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a probe was made with, checked; another process makes the same subject of it.
+
+    Attributes:
+        model: a module, or a function of no arguments that builds one.
+        loss: `loss(model, batch)`.
+        data: a source of minibatches.
+        eval_batch: what the loss and the metrics of a point are taken on; None to draw one.
+        sampler: the settings.
+        parts: what is sampled.
+        seed: of the minibatches and the noise.
+        device: where to measure; None for the model's own.
+        autocast: the type that the loss is taken in; None for the weights' own.
+        threads: of torch's CPU operators while measuring.
+        precision: of float32 matrix products while measuring; None where torch has no one word for it.
+        dtype: torch's default type while measuring.
+    """
+
+    model: nn.Module | Callable[[], nn.Module]
+    loss: Loss
+    data: Any
+    eval_batch: Any
+    sampler: Sampler
+    parts: Parts
+    seed: int
+    device: torch.device | None
+    autocast: torch.dtype | None
+    threads: int
+    precision: str | None = field(default_factory=matmul_precision)
+    dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
+
+
+class Subject:
+    """What is measured, ready: it belongs to the probe alone, in evaluation mode.
+
+    Args:
+        arguments: what the probe was made with.
+
+    Attributes:
+        loss: the model's loss, chosen to run vectorised or not.
+        parts: the names of what is sampled, `WHOLE` first, each with its mask.
+        eval_batch: what the loss and the metrics of a point are taken on.
+
+    Raises:
+        PhasewatchError: for a model, loss or data that can't be measured.
+    """
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+        sampler = arguments.sampler
+        self._source = as_minibatches(arguments.data, sampler.batch_size, type(sampler).__name__)
+        self._batch_size = sampler.batch_size or cast(HeldData, self._source).size
+        self._kept: dict[tuple[Any, ...], Batches] = {}
+        with self._isolated(arguments.device or torch.device("cpu")):
+            model = arguments.model
+            mine = self._in_single_precision(own_copy(model if isinstance(model, nn.Module) else _built(model)))
+            by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: cast(Part, arguments.parts)}
+            masks = {name: masks_of(mine, part) for name, part in by_name.items() if part is not None}
+            only = set(masks[WHOLE]) if WHOLE in masks else None
+            loss, device = arguments.loss, arguments.device
+            if arguments.autocast is not None:
+                device_type = (device or next(mine.parameters()).device).type
+                loss = under_autocast(loss, device_type, arguments.autocast)
+            self.loss = ModelLoss(SampledModel(mine, device, only), loss)
+            self.parts: dict[str, Mask] = {
+                name: self.loss.model.mask(masks.get(name)) for name in {WHOLE: None, **by_name}
+            }
+            self._chosen = {name or "llc": fingerprint(mask, *mask) for name, mask in masks.items()}
+        generators = [Generator().manual_seed(chain_seed(0, number, Stream.MINIBATCHES)) for number in range(3)]
+        with self.measuring():
+            batches = [self._draw(generator) for generator in generators[:2]]
+            check_loss(self.loss, batches[0])
+            self.loss.choose_path(Batches(batches))
+            self.eval_batch = self._evaluation_batch(generators[2])
+            self._fingerprint = fingerprint([batches, self.eval_batch])
+
+    @property
+    def model(self) -> SampledModel:
+        """The copy of the model."""
+        return self.loss.model
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples the data has; None where a function draws them."""
+        return self._source.size if isinstance(self._source, HeldData) else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a point depends on besides the snapshot, the sampler and the metrics."""
+        loss = self.loss.loss
+        return {
+            "seed": self._arguments.seed,
+            "loss": getattr(loss, "__name__", type(loss).__name__),
+            "model": type(self.model.module).__name__,
+            "parameters": self.model.size,
+            "parts": self._chosen,
+            "data": self._fingerprint,
+            "device": self.model.device.type,
+            "dtype": str(self._arguments.autocast or self.model.dtype).removeprefix("torch."),
+        }
+
+    def size_of(self, part: str) -> int:
+        """How many numbers of a part are sampled."""
+        mask = self.parts[part]
+        if mask is None:
+            return self.model.size
+        return sum(p.numel() if m is None else int(m.sum()) for p, m in zip(self.model.parameters, mask, strict=True))
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """The same arithmetic wherever this is measured, and no trace of it outside."""
+        return self._isolated(self.model.device)
+
+    def kept(self, sampler: Sampler) -> Batches:
+        """The minibatches that chains of a sampler see, drawn once; its batch size is this subject's."""
+        key = (sampler.nbeta, sampler.chains, sampler.burn_in + sampler.draws)
+        if key not in self._kept:
+            self._kept = {
+                key: keep_minibatches(
+                    self._source,
+                    self._batch_size,
+                    nbeta=sampler.nbeta,
+                    chains=sampler.chains,
+                    steps=sampler.burn_in + sampler.draws,
+                    generator=Generator().manual_seed(chain_seed(self._arguments.seed, 0, Stream.MINIBATCHES)),
+                    device=self.model.device,
+                )
+            }
+        return self._kept[key]
+
+    def alike(self, snapshots: Sequence[Snapshot]) -> bool:
+        """Whether the snapshots differ in what is sampled alone, so that one model serves them all."""
+        fixed = self.model.fixed
+        if not fixed:
+            return True
+        self.model.load(snapshots[0])
+        first = [tensor.clone() for tensor in fixed]
+        for snapshot in snapshots[1:]:
+            self.model.load(snapshot)
+            if not all(map(torch.equal, first, fixed)):
+                return False
+        return True
+
+    def _isolated(self, device: torch.device) -> AbstractContextManager[None]:
+        arguments = self._arguments
+        return measuring(arguments.seed, device, threads=arguments.threads, precision=arguments.precision)
+
+    def _draw(self, generator: Generator) -> Any:
+        return move(self._source(generator, self._batch_size), self.model.device)
+
+    def _evaluation_batch(self, generator: Generator) -> Any:
+        batch = self._arguments.eval_batch
+        if batch is None:
+            size = max(EVAL_SAMPLES, self._batch_size)
+            batch = self._source(generator, size if self.samples is None else min(size, self.samples))
+        return move(batch, self.model.device)
+
+    def _in_single_precision(self, model: nn.Module) -> nn.Module:
+        """A model of half precision as one of single precision, since chains move by less than it can hold."""
+        low = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize == 2}
+        if not low:
+            return model
+        batch = self._source(Generator().manual_seed(chain_seed(0, 0, Stream.MINIBATCHES)), self._batch_size)
+        single = copy.deepcopy(model).float().eval()
+        try:
+            with torch.no_grad():
+                self._arguments.loss(single, move(batch, next(single.parameters()).device))
+        except Exception as error:
+            warn(
+                f"Probe(model={type(model).__name__}(...)) has {str(low.pop()).removeprefix('torch.')} weights and "
+                f"can't run with float32 ones ({in_words(error)}), so losses are rounded to 3 digits and λ̂ is rough."
+            )
+            return model
+        return single
+
+
+def are_parts(parts: Parts) -> TypeGuard[Mapping[str, Part]]:
+    """Whether it is several parts by name, and not one part's masks by parameter."""
+    return isinstance(parts, Mapping) and not any(isinstance(part, Tensor) for part in parts.values())
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors anywhere in nested lists, tuples and dicts."""
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def fingerprint(tree: Any, *names: str) -> str:
+    """A short hash of tensors and names, to tell one data set or part of a model from another."""
+    digest = hashlib.sha256(repr(names).encode() if names else b"")
+    for tensor in tensors_in(tree):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _built(make_model: Callable[[], nn.Module]) -> nn.Module:
+    model = make_model()
+    if not isinstance(model, nn.Module):
+        raise PhasewatchError(
+            f"Probe(model={getattr(make_model, '__name__', make_model)!r}) was called to build the model and "
+            f"returned a {type(model).__name__}; it must return a torch.nn.Module."
+        )
+    return model
