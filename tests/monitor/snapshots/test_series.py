@@ -1,6 +1,7 @@
 """Every form of checkpoint series is built as real files and read back against the weights that were saved."""
 
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -240,6 +241,60 @@ def test_optimizers_next_to_models_are_no_rivals(tmp_path):
     series = open_series(tmp_path)
     assert series.steps == (100,)
     assert series.source(100).name == "model_100.pt"
+
+
+def test_olmo_composer_timm_and_nanogpt(tmp_path):
+    for name in ("model", "optim", "train"):
+        content = weights(1000) if name == "model" else {"global_step": 7}
+        save(tmp_path / "olmo" / "step1000-unsharded" / f"{name}.pt", content)
+    save(tmp_path / "composer" / "ep0-ba1000-rank0.pt", {"state": {"model": weights(1000)}})
+    save(tmp_path / "nanogpt" / "ckpt.pt", {"model": weights(1000), "iter_num": 1000})
+    save(tmp_path / "runs" / "a" / "ckpt.pt", {"model": weights(1000), "iter_num": 1000})
+    save(tmp_path / "timm" / "checkpoint-1000.pth.tar", {"state_dict": weights(1000)})
+    for name in ("olmo", "composer", "nanogpt", "runs", "timm"):
+        series = open_series(tmp_path / name)
+        assert series.steps == (1000,), name
+        assert_weights(series.load(1000), weights(1000))
+
+
+def test_branches_in_the_cache_of_a_hub(tmp_path):
+    cache = tmp_path / "models--org--name"
+    (cache / "refs").mkdir(parents=True)
+    for step in (0, 512, 143_000):
+        commit = hashlib.sha1(str(step).encode()).hexdigest()
+        save(cache / "snapshots" / commit / "model.safetensors", weights(step))
+        (cache / "refs" / f"step{step}").write_text(commit)
+    (cache / "refs" / "main").write_text(commit)
+    (cache / "refs" / "outside").write_text("../../elsewhere")
+    for path in (cache, cache / "snapshots"):
+        series = open_series(path)
+        assert series.steps == (0, 512, 143_000)
+        assert series.left_out == ("main",)
+        assert_weights(series.load(512), weights(512))
+
+
+def test_the_reason_why_nothing_is_read(tmp_path):
+    (tmp_path / "dcp" / "step-10").mkdir(parents=True)
+    (tmp_path / "dcp" / "step-10" / ".metadata").write_bytes(b"")
+    with pytest.raises(
+        PhasewatchError, match=r"step-10 is a torch\.distributed\.checkpoint folder, .*dcp_to_torch_save"
+    ):
+        open_series(tmp_path / "dcp")
+    for name in ("a.pt", "b.pt"):
+        save(tmp_path / "two" / "step20" / name, weights(20))
+    with pytest.raises(PhasewatchError, match=r"step20 holds a\.pt and b\.pt, and it isn't clear which one to read"):
+        open_series(tmp_path / "two")
+    save(tmp_path / "logs" / "version_0" / "checkpoints" / "step=5.ckpt", weights(5))
+    with pytest.raises(PhasewatchError, match=r"version_0 holds no checkpoint itself; version_0/checkpoints does"):
+        open_series(tmp_path / "logs")
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    save(tmp_path / "step5.pt", weights(5))
+    (tmp_path / "step6").mkdir()
+    os.mkfifo(tmp_path / "step6" / name)
+    assert open_series(tmp_path).steps == (5,)
 
 
 # What a file holds
