@@ -18,7 +18,8 @@ from phasewatch.monitor.runs.folder import RunFolder, keep_average
 from phasewatch.monitor.runs.processes import Worker, WorkerDied, packed
 from phasewatch.monitor.runs.publish import Publisher, Sink
 from phasewatch.monitor.snapshots.averaging import RunningAverage
-from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder, same_weights
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
+from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 
 BACKGROUND_NICE = 10

@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.files import write_atomically
-from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
+from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Point, parse_points
 from phasewatch.monitor.trajectories.transitions import Transition
 

@@ -7,18 +7,20 @@ cut the jitter 3 and 2 times on the two toy tasks, the last 5 % 6 and 4 times; w
 about that share of the step later (experiments/smooth_curves.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from phasewatch.monitor.errors import PhasewatchError, whole_number
+from phasewatch.monitor.errors import PhasewatchError, real_number, whole_number
+from phasewatch.monitor.snapshots.names import match_names
 from phasewatch.monitor.snapshots.series import open_series
 from phasewatch.monitor.snapshots.snapshot import Snapshot, Snapshots, unwrap
 
 _STATISTICS = ("running_mean", "running_var")
+"""Buffers of batch norm, which belong to the weights that they were collected with; the mean of several is of none."""
 
 
 class RunningAverage:
@@ -32,7 +34,7 @@ class RunningAverage:
     The model is only read.
 
     Args:
-        share: above 0 and at most 0.5.
+        share: above 0 and at most 0.5. A larger one removes more of the noise, and shows a change later.
 
     Attributes:
         share: as given.
@@ -93,6 +95,14 @@ def _is_continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def _found(middle: Snapshot, tensors: Mapping[str, Tensor], step: int) -> dict[str, str]:
+    """The names of a snapshot's tensors in another one, perhaps saved inside a wrapper; none if it lacks some."""
+    try:
+        return match_names(tensors, {name: name for name in middle.tensors}, step=step).names
+    except PhasewatchError:
+        return {}
+
+
 @dataclass(frozen=True)
 class AveragedSnapshots:
     """Another series' snapshots, each the mean of its neighbours; made by `averaged`.
@@ -151,13 +161,15 @@ class AveragedSnapshots:
             if other == step:
                 continue
             tensors = self.series.load(other).tensors
+            found = _found(middle, tensors, other)
             for name in total:
-                if name not in tensors or tensors[name].shape != total[name].shape:
+                tensor = tensors.get(found.get(name, name))
+                if tensor is None or tensor.shape != total[name].shape:
                     raise PhasewatchError(
                         f"averaged(...) can't average steps {step} and {other}: {name} has another shape in one of "
                         "them, or is missing. Give a series of one model."
                     )
-                total[name] = total[name] + tensors[name]
+                total[name] = total[name] + tensor
         means = {name: (t / len(window)).to(middle.tensors[name].dtype) for name, t in total.items()}
         return Snapshot(step, {**middle.tensors, **means})
 
@@ -182,13 +194,20 @@ def averaged(series: str | Path | Snapshots, *, neighbours: int = 5, within: flo
 
     Raises:
         PhasewatchError: if the series can't be used, or none of its snapshots has neighbours as close as that.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from phasewatch import SnapshotFolder
+        >>> folder = SnapshotFolder(tempfile.mkdtemp())
+        >>> for step in (1000, 1010, 1020):
+        ...     folder.save(Snapshot(step, {"w": torch.tensor([float(step)])}))
+        >>> series = averaged(folder)
+        >>> series.window(1010), series.load(1010).tensors["w"]
+        ((1000, 1010, 1020), tensor([1010.]))
     """
     neighbours = whole_number("averaged(neighbours=...)", neighbours, least=1)
-    if isinstance(within, bool) or not isinstance(within, int | float) or not 0 < within < 1:
-        raise PhasewatchError(
-            f"averaged(within={within!r}) must be a number above 0 and below 1, the share of a step that a neighbour "
-            "may be away, such as 0.05."
-        )
+    hint = "the share of a step that a neighbour may be away, such as 0.05"
+    within = real_number("averaged(within=...)", within, above=0, below=1, hint=hint)
     snapshots = open_series(series) if isinstance(series, str | Path) else series
     made = AveragedSnapshots(snapshots, neighbours, within)
     if all(len(made.window(step)) == 1 for step in made.steps):

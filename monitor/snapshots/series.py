@@ -1,34 +1,31 @@
-"""Other people's checkpoint series as snapshots: which files are checkpoints, of which step, and what they hold."""
+"""Series of checkpoints: which of the things in a folder are checkpoints, of which steps, and who reads them."""
 
-import json
-import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from torch import Tensor
+from typing import NamedTuple
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.snapshots.snapshot import Snapshot
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
+from phasewatch.monitor.snapshots.formats import FORMATS, Entry, Format
+from phasewatch.monitor.snapshots.formats.base import stem_of
+from phasewatch.monitor.snapshots.formats.hugging_face import TRAINER_STATE, WEIGHTS, weights_files
+from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
+from phasewatch.monitor.snapshots.steps import step_in_name
 
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_TRAINING_STATE = re.compile(
-    r"(?<![a-z])(optim(izer)?s?|(lr_)?sched(uler)?s?|(grad_)?scaler|rng|random_states?|training_args)(?![a-z])", re.I
-)
-_SHARD = re.compile(r"-\d+-of-\d+$")
-_STEP_WORDS = (r"global[-_]?step", r"steps?", r"iter(?:ation)?s?")
-_THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
-_STEP_KEYS = ("global_step", "step", "iteration")
 
-_WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "params")
-_PICKLED_CODE = re.compile(r"GLOBAL \S|Can only (create|build)|unrecognized function|TorchScript")
+class Checkpoint(NamedTuple):
+    """One checkpoint of a series.
+
+    Attributes:
+        step: its training step.
+        source: the file that is read.
+        format: what reads it.
+    """
+
+    step: int
+    source: Path
+    format: Format
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,30 @@ class Series:
 
     Attributes:
         path: the folder of the checkpoints.
-        steps: their training steps, ascending.
+        checkpoints: what it holds, by ascending step.
         left_out: names in the folder that look like checkpoints and whose step or weights file isn't clear, or that
-            are copies of a step that another file carries in its name (Lightning's `last.ckpt`).
+            are copies of a step that is there (Lightning's `last.ckpt`).
     """
 
     path: Path
-    steps: tuple[int, ...]
-    sources: tuple[Path, ...] = field(repr=False)
+    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
     left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.checkpoints)
 
     def __iter__(self) -> Iterator[Snapshot]:
         return (self.load(step) for step in self.steps)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The training steps, ascending."""
+        return tuple(checkpoint.step for checkpoint in self.checkpoints)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The file that is read for each step."""
+        return tuple(checkpoint.source for checkpoint in self.checkpoints)
 
     def source(self, step: int) -> Path:
         """The file that holds the weights of `step`; of a sharded checkpoint, its index.
@@ -59,34 +65,54 @@ class Series:
         Raises:
             PhasewatchError: if the series has no such step.
         """
-        if step not in self.steps:
-            nearest = min(self.steps, key=lambda known: abs(known - step))
-            raise PhasewatchError(
-                f"The series {self.path} has no step {step!r}: it has {len(self)} steps from {self.steps[0]} to "
-                f"{self.steps[-1]}, and the nearest is {nearest}."
-            )
-        return self.sources[self.steps.index(step)]
+        return self._checkpoint(step).source
 
     def load(self, step: int) -> Snapshot:
         """Read the weights of `step`: copies on the CPU, contiguous, without gradients, by the names in the file.
 
         Raises:
-            PhasewatchError: if there is no such step, or its file is gone, damaged, not a state dict, or pickled code.
+            PhasewatchError: if there is no such step, or its file is gone, damaged, or holds no state dict.
         """
-        source = self.source(step)
-        return Snapshot(step=int(step), tensors=_read_checkpoint(source))
+        checkpoint = self._checkpoint(step)
+        return Snapshot(step=int(step), tensors=checkpoint.format.load(checkpoint.source))
+
+    def _checkpoint(self, step: int) -> Checkpoint:
+        steps = self.steps
+        if step not in steps:
+            nearest = min(steps, key=lambda known: abs(known - step))
+            raise PhasewatchError(
+                f"The series {self.path} has no step {step!r}: it has {len(self)} steps from {steps[0]} to "
+                f"{steps[-1]}, and the nearest is {nearest}."
+            )
+        return self.checkpoints[steps.index(step)]
 
 
-def open_series(path: str | Path) -> Series:
-    """The checkpoints of a folder, in order of step. Opens no weights, unless a name carries no step.
+def open_series(path: str | Path) -> Series | SnapshotFolder:
+    """The checkpoints of a folder, in order of step. Reads no weights, except those of two checkpoints of one step.
 
-    `path` is a run folder of phasewatch, or a folder of state dicts (.safetensors, .pt, .pth, .bin, .ckpt), or of
-    folders that hold one each, as Hugging Face's Trainer leaves them. A checkpoint's step is the `global_step` of a
-    trainer_state.json in its folder; or else in its name (see `step_in_name`); or else an integer `global_step`, `step`
-    or `iteration` beside the weights in the file.
+    A folder of checkpoints holds files of state dicts (.safetensors, .pt, .pth, .bin, .ckpt), or folders with one such
+    file each, as Hugging Face's Trainer leaves them. In the cache of a model hub, the checkpoints are the branches
+    (`models--ORG--NAME/refs`). A checkpoint's step is the `global_step` in its trainer_state.json or in the file; or
+    else in its name (see `steps.step_in_name`); or else an integer `step`, `iteration`, `iter_num` or `step_count` in
+    the file.
+
+    Args:
+        path: the folder of a phasewatch run, or of checkpoints.
+
+    Returns:
+        A run's own `SnapshotFolder`, or the series of the checkpoints.
 
     Raises:
-        PhasewatchError: if there is no such folder, it holds no checkpoints, or two of them share a step.
+        PhasewatchError: if there is no such folder, it holds no checkpoints, or two of one step differ.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for step in (20, 100):
+        ...     torch.save(torch.nn.Linear(2, 1).state_dict(), folder / f"model_{step}.pt")
+        >>> series = open_series(folder)
+        >>> series.steps, sorted(series.load(100).tensors)
+        ((20, 100), ['bias', 'weight'])
     """
     folder = Path(path)
     call = f"open_series({str(path)!r})"
@@ -95,236 +121,106 @@ def open_series(path: str | Path) -> Series:
             raise PhasewatchError(f"{call}: there is no such folder; give the folder that holds the checkpoints.")
         if not folder.is_dir():
             raise PhasewatchError(f"{call}: this is a file; give the folder that holds it and the other checkpoints.")
-        if (folder / "run.json").is_file() and (folder / "snapshots").is_dir():
-            folder = folder / "snapshots"
-        return _scan(folder, call)
+        return _of_a_run(folder, call) or _scan(folder, call)
     except OSError as error:
         raise PhasewatchError(
             f"{call}: {error.filename or folder} can't be read ({error.strerror}); check its permissions."
         ) from error
 
 
-def step_in_name(stem: str) -> int | None:
-    """The training step that a name without suffix carries, if any.
-
-    The number at a word `global_step`, `step` or `iter` (in this order; `step10k` is 10 000), or else the number that
-    the name ends with, or else the only number that stands by itself: `gpt2_100` and `gpt2_100_ema` are step 100.
-    """
-    if _SHARD.search(stem):
+def _of_a_run(folder: Path, call: str) -> SnapshotFolder | None:
+    run = folder.parent if folder.name == "snapshots" else folder
+    if not (run / "run.json").is_file() or not (run / "snapshots").is_dir():
         return None
-    for word in _STEP_WORDS:
-        after = re.search(rf"(?<![a-z]){word}[-_=. ]*(\d+)(?!\.?\d)(?:([km])(?![a-z\d]))?", stem, re.I)
-        if after:
-            return int(after[1]) * _THOUSANDS[(after[2] or "").lower()]
-        before = re.search(rf"(?<![a-z\d.])(\d+)[-_ ]?{word}(?![a-z])", stem, re.I)
-        if before:
-            return int(before[1])
-    last = re.search(r"(?<!\d)(?<!\d\.)\d+$", stem)
-    if last:
-        return int(last[0])
-    alone = re.findall(r"(?<![a-z\d.])\d+(?![a-z\d]|\.\d)", stem, re.I)
-    return int(alone[0]) if len(alone) == 1 else None
+    snapshots = SnapshotFolder(run / "snapshots")
+    if not snapshots.steps:
+        raise PhasewatchError(f"{call}: {snapshots.path} holds no snapshots of the run; give a run that saved some.")
+    return snapshots
+
+
+def _entries(folder: Path) -> list[Entry]:
+    """What may be a checkpoint in a folder; in the cache of a hub, the branches."""
+    cache = folder.parent if folder.name == "snapshots" else folder
+    if (cache / "refs").is_dir() and (cache / "snapshots").is_dir():
+        refs = sorted(ref for ref in (cache / "refs").iterdir() if ref.is_file())
+        revisions = {ref.name: ref.read_text(encoding="utf-8", errors="replace").strip() for ref in refs}
+        found = {name: cache / "snapshots" / Path(revision).name for name, revision in revisions.items()}
+        return [Entry(name, revision) for name, revision in found.items() if revision.is_dir()]
+    return [Entry(stem_of(path), path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
 
 
 def _scan(folder: Path, call: str) -> Series:
     """The series of a folder, `call` being what the user typed.
 
     Raises:
-        PhasewatchError: if the folder holds no checkpoints, or two of them share a step.
+        PhasewatchError: if the folder holds no checkpoints, or two of one step differ.
     """
-    named: list[tuple[int, str, Path]] = []
-    unnamed: list[tuple[int, str, Path]] = []
-    left_out = []
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = _entries(folder)
+    named: dict[int, list[tuple[str, Checkpoint]]] = {}
+    unnamed: dict[int, list[tuple[str, Checkpoint]]] = {}
+    left_out: list[str] = []
+    refused = ""
     for entry in entries:
-        files = _weights_files(entry)
-        step = _step_outside(entry) if len(files) == 1 else None
-        inside = _step_inside(files[0]) if len(files) == 1 and step is None else None
-        if step is not None:
-            named.append((step, entry.name, files[0]))
-        elif inside is not None:
-            unnamed.append((inside, entry.name, files[0]))
-        elif files:
-            left_out.append(entry.name)
-    known = {step for step, _, _ in named}
-    left_out += [name for step, name, _ in unnamed if step in known]
-    found = sorted(named + [checkpoint for checkpoint in unnamed if checkpoint[0] not in known])
-    if not found:
-        raise PhasewatchError(_nothing_found(folder, call, [entry.name for entry in entries]))
-    for (step, name, _), (next_step, next_name, _) in pairwise(found):
-        if step == next_step:
-            raise PhasewatchError(
-                f"{call}: {name} and {next_name} are both of step {step}; move one of them out of {folder}."
-            )
-    steps, _, sources = zip(*found, strict=True)
-    return Series(path=folder, steps=steps, sources=sources, left_out=tuple(sorted(left_out)))
+        shown = entry.path.name if stem_of(entry.path) == entry.name else entry.name
+        form, source = next(((f, source) for f in FORMATS if (source := f.claims(entry.path))), (None, None))
+        step = form.step(entry) if form else None
+        if form and source and step is not None:
+            found = unnamed if step_in_name(entry.name) is None else named
+            found.setdefault(step, []).append((shown, Checkpoint(step, source, form)))
+        elif reason := _reason(entry, claimed=form is not None):
+            refused = refused or f"{shown} {reason}"
+            left_out += [shown] if form or weights_files(entry.path) else []
+    left_out += [name for step in named.keys() & unnamed.keys() for name, _ in unnamed.pop(step)]
+    checkpoints: list[Checkpoint] = []
+    for _, same in sorted((named | unnamed).items()):
+        kept, *copies = same
+        checkpoints.append(kept[1])
+        for copy in copies:
+            if not _are_equal(kept[1], copy[1]):
+                raise PhasewatchError(
+                    f"{call}: {kept[0]} and {copy[0]} are both of step {kept[1].step} and differ; "
+                    f"move one of them out of {folder}."
+                )
+            left_out.append(copy[0])
+    if not checkpoints:
+        raise PhasewatchError(_nothing_found(folder, call, [entry.path.name for entry in entries], refused))
+    return Series(folder, tuple(checkpoints), tuple(sorted(left_out)))
 
 
-def _nothing_found(folder: Path, call: str, names: list[str]) -> str:
-    if any(name in _HF_FILES or name == "trainer_state.json" for name in names):
+def _are_equal(a: Checkpoint, b: Checkpoint) -> bool:
+    """Whether two checkpoints of one step hold the same weights, as the last one's copy does."""
+    try:
+        weights = [Snapshot(c.step, c.format.load(c.source)) for c in (a, b)]
+    except (PhasewatchError, MemoryError):
+        return False
+    return same_weights(*weights)
+
+
+def _reason(entry: Entry, *, claimed: bool) -> str:
+    """Why an entry that looks like a checkpoint is none that can be read; nothing if it doesn't look like one."""
+    if claimed:
+        return "carries no step, neither in its name nor in its metadata"
+    if not entry.path.is_dir():
+        return ""
+    if next(entry.path.glob(".metadata"), None) or next(entry.path.glob("*/.metadata"), None):
+        return (
+            "is a torch.distributed.checkpoint folder, which isn't read; write each one into a file with "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+        )
+    if len(files := weights_files(entry.path)) > 1:
+        return f"holds {files[0].name} and {files[1].name}, and it isn't clear which one to read"
+    below = next((sub for sub in sorted(entry.path.glob("*/")) if weights_files(sub)), None)
+    return f"holds no checkpoint itself; {below.relative_to(entry.path.parent)} does" if below else ""
+
+
+def _nothing_found(folder: Path, call: str, names: list[str], refused: str) -> str:
+    if any(name in WEIGHTS or name == TRAINER_STATE for name in names):
         return f"{call}: {folder} is one checkpoint, not a series; give the folder that holds it and the others."
+    if refused:
+        return f"{call} found no checkpoint that can be read: {refused}."
     there = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return (
-        f"{call} looked in {folder} for {', '.join(_SUFFIXES)} files, or folders with one such file, that carry a step "
-        f"(step1000.pt, checkpoint-500/), and found {there or 'nothing'}; give the folder that holds the checkpoints."
+        f"{call} looked in {folder} for .safetensors, .pt, .pth, .bin, .ckpt files, or folders with one such file, "
+        f"that carry a step (step1000.pt, checkpoint-500/), and found {there or 'nothing'}; give the folder that holds "
+        "the checkpoints."
     )
-
-
-def _weights_files(entry: Path) -> list[Path]:
-    """The files of weights that an entry of a folder stands for: itself, or those in it."""
-    if entry.is_file():
-        return [entry] if _may_be_weights(entry) else []
-    if not entry.is_dir():
-        return []
-    for name in _HF_FILES:
-        if (entry / name).is_file():
-            return [entry / name]
-    return sorted(file for file in entry.iterdir() if file.is_file() and _may_be_weights(file))
-
-
-def _may_be_weights(file: Path) -> bool:
-    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and not _TRAINING_STATE.search(file.stem)
-
-
-def _step_outside(entry: Path) -> int | None:
-    """The step of a checkpoint as far as it can be known without its weights."""
-    try:
-        step = json.loads((entry / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        if _is_step(step):
-            return step
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none there, or torn by a crash: the name is as good
-    return step_in_name(entry.name if entry.is_dir() else entry.stem)
-
-
-def _step_inside(source: Path) -> int | None:
-    """The step that a file of torch.save holds beside the weights; None if it can't be read either."""
-    if source.suffix.lower() in {".safetensors", ".json"}:
-        return None
-    try:
-        with _reading(source):
-            content = _torch_load(source)
-    except (PhasewatchError, MemoryError):  # a foreign .bin may ask for any amount
-        return None
-    steps = (content.get(key) for key in _STEP_KEYS) if isinstance(content, Mapping) else ()
-    return next((step for step in steps if _is_step(step)), None)
-
-
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _read_checkpoint(source: Path) -> dict[str, Tensor]:
-    if not source.name.endswith(".index.json"):
-        return _read_weights(source)
-    with _reading(source):
-        shard_of = json.loads(source.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(shard_of.values()))
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        if not (source.parent / shard).is_file():
-            raise PhasewatchError(f"{source} names the shard {shard}, which isn't there; put it next to the index.")
-        tensors |= _read_weights(source.parent / shard)
-    if missing := shard_of.keys() - tensors.keys():
-        name = min(missing)
-        raise PhasewatchError(
-            f"{source.parent / shard_of[name]} lacks {name}, which {source.name} puts there; copy the checkpoint again."
-        )
-    return tensors
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    """Copies of the tensors in a file: memory-mapped ones would change when a training run writes over it.
-
-    Raises:
-        PhasewatchError: if the file can't be read or holds no state dict.
-    """
-    with _reading(file):
-        if file.suffix.lower() == ".safetensors":
-            file.open("rb").close()  # safetensors reports every file that it can't open as missing
-            with safe_open(file, framework="pt") as content:
-                tensors = {name: content.get_tensor(name).clone() for name in content.keys()}
-        else:
-            state = _state_dict(_torch_load(file), file)
-            tensors = {
-                name: value.detach().clone(memory_format=torch.contiguous_format)
-                for name, value in state.items()
-                if isinstance(name, str) and isinstance(value, Tensor)
-            }
-    if not tensors:
-        raise PhasewatchError(f"{file} holds no tensors; save model.state_dict() there, or move it out of the folder.")
-    return tensors
-
-
-def _torch_load(file: Path) -> Any:
-    with file.open("rb") as opened:
-        zipped = opened.read(4) == b"PK\x03\x04"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of what is refused right after: TorchScript, foreign pickles
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turns whatever a damaged or foreign file makes its reader raise into a sentence.
-
-    Raises:
-        PhasewatchError: instead of it.
-    """
-    try:
-        yield
-    except (PhasewatchError, MemoryError):
-        raise
-    except FileNotFoundError as error:
-        raise PhasewatchError(f"{file} is no longer there; put it back, or open the series again.") from error
-    except OSError as error:
-        raise PhasewatchError(f"{file} can't be read ({error.strerror or error}); check its permissions.") from error
-    except Exception as error:
-        if _PICKLED_CODE.search(str(error)):
-            raise PhasewatchError(
-                f"{file} holds pickled code, which phasewatch never runs; save model.state_dict() instead."
-            ) from error
-        raise PhasewatchError(
-            f"{file} is empty, cut off, or not a checkpoint at all; copy it again, or move it out of the folder."
-        ) from error
-
-
-def _state_dict(content: Any, file: Path) -> Mapping[Any, Any]:
-    """The one state dict in what a file holds.
-
-    Raises:
-        PhasewatchError: if there is none, or more than one.
-    """
-    if not isinstance(content, Mapping):
-        raise PhasewatchError(
-            f"{file} holds a {type(content).__name__}, not a state dict; save model.state_dict() there."
-        )
-    found = _state_dicts(content)
-    if not found:
-        keys = ", ".join(repr(key) for key in list(content)[:6]) or "nothing"
-        raise PhasewatchError(f"{file} holds a dict without a state dict ({keys}); save model.state_dict() there.")
-    if len(found) > 1:
-        keys = " and ".join(repr(key) if key else "at its top level" for key in found)
-        raise PhasewatchError(
-            f"{file} holds {len(found)} state dicts, {keys}; save the one to measure as {{'state_dict': ...}}."
-        )
-    return next(iter(found.values()))
-
-
-def _state_dicts(content: Mapping[Any, Any], path: str = "") -> dict[str, Mapping[Any, Any]]:
-    """Candidates by their dotted key: those under a usual key if there are any, else whatever holds tensors."""
-    if "param_groups" in content:  # an optimizer's
-        return {}
-    usual: dict[str, Mapping[Any, Any]] = {}
-    other: dict[str, Mapping[Any, Any]] = {}
-    for key, value in content.items():
-        if isinstance(key, str) and isinstance(value, Mapping) and not key.endswith("_extra_state"):
-            inner = _state_dicts(value, f"{path}.{key}" if path else key)
-            if key in _WEIGHTS_KEYS:
-                usual |= inner
-            elif not _TRAINING_STATE.search(key):
-                other |= inner
-    if usual:
-        return usual
-    direct = any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
-    return ({path: content} if direct else {}) | other

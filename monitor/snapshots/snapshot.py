@@ -1,15 +1,11 @@
-"""A model's weights at a training step, in memory and in the folder of a run."""
+"""A model's weights at a training step, in memory."""
 
-import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,7 +19,15 @@ class Snapshot:
     Attributes:
         step: the training step.
         tensors: parameters and buffers together, on the CPU and contiguous. `Snapshot.of` names them as
-            `named_parameters` and `named_buffers` do; other people's files name them as `state_dict` does.
+            `named_parameters` and `named_buffers` do; other people's files name them as `state_dict` does, wrappers
+            and all, and `names.match_names` finds a model's tensors among them.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> snapshot = Snapshot.of(model, step=100)
+        >>> snapshot.step, {name: tuple(tensor.shape) for name, tensor in snapshot.tensors.items()}
+        (100, {'weight': (1, 2), 'bias': (1,)})
     """
 
     step: int
@@ -74,77 +78,6 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _copy(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
-
-
-@dataclass(frozen=True)
-class SnapshotFolder:
-    """The snapshots of a run, one safetensors file a step: `step-00001234.safetensors`.
-
-    Attributes:
-        path: the folder, as a path or a string; made when the first snapshot is saved.
-    """
-
-    path: Path
-
-    _PATTERN = re.compile(r"step-(\d+)\.safetensors")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The steps that are there, in order."""
-        if not self.path.is_dir():
-            return ()
-        found = (self._PATTERN.fullmatch(entry.name) for entry in self.path.iterdir())
-        return tuple(sorted(int(match[1]) for match in found if match))
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[Snapshot]:
-        return (self.load(step) for step in self.steps)
-
-    def source(self, step: int) -> Path:
-        """The file of a step."""
-        return self.path / f"step-{step:08d}.safetensors"
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot; a file under its final name is always whole, whatever kills the process.
-
-        Raises:
-            OSError: if the disk refuses it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        target = self.source(snapshot.step)
-        unfinished = target.with_suffix(".unfinished")
-        try:
-            save_file(dict(snapshot.tensors), unfinished, metadata={"step": str(snapshot.step)})
-            os.replace(unfinished, target)
-        except SafetensorError as error:  # which is what a full disk is to safetensors
-            raise OSError(str(error)) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    def load(self, step: int) -> Snapshot:
-        """Read the snapshot of a step.
-
-        Args:
-            step: one of `steps`.
-
-        Returns:
-            The snapshot as it was saved, bit for bit.
-
-        Raises:
-            PhasewatchError: if the file is missing or damaged.
-        """
-        source = self.source(step)
-        try:
-            return Snapshot(step, load_file(source))
-        except (OSError, SafetensorError) as error:
-            raise PhasewatchError(
-                f"The snapshot {source} can't be read ({error}). Delete it to go on without step {step}."
-            ) from error
 
 
 def same_weights(a: Snapshot, b: Snapshot) -> bool:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from phasewatch.monitor.sampling.settings import SGLD
     from phasewatch.monitor.snapshots.averaging import averaged
     from phasewatch.monitor.snapshots.series import open_series
-    from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder
+    from phasewatch.monitor.snapshots.folder import SnapshotFolder
+    from phasewatch.monitor.snapshots.snapshot import Snapshot
     from phasewatch.monitor.trajectories.coincide import Coincidence, Coincidences, coincide
     from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
     from phasewatch.monitor.trajectories.transitions import Kind, Transition, find_transitions
@@ -46,7 +47,7 @@ _HOME = {
     "SGLD": "monitor.sampling.settings",
     "Sink": "monitor.runs.publish",
     "Snapshot": "monitor.snapshots.snapshot",
-    "SnapshotFolder": "monitor.snapshots.snapshot",
+    "SnapshotFolder": "monitor.snapshots.folder",
     "Trajectory": "monitor.trajectories.trajectory",
     "Transition": "monitor.trajectories.transitions",
     "WandbSink": "callbacks.sinks.wandb",

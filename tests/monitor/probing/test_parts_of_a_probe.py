@@ -16,7 +16,8 @@ from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.replay import replay
 from phasewatch.monitor.sampling.settings import SGLD
-from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
+from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 
 FULL = SGLD(kappa=0.5, localization=1.0, nbeta=2000.0, chains=12, draws=400, burn_in=100, batch_size=None)

@@ -205,10 +205,10 @@ def test_a_folder_is_opened_and_the_series_travels(tmp_path):
     [
         ({"neighbours": 0}, r"averaged\(neighbours=0\) must be a whole number of at least 1"),
         ({"neighbours": 1.5}, r"averaged\(neighbours=1.5\) must be a whole number"),
-        ({"within": 0}, r"averaged\(within=0\) must be a number above 0 and below 1"),
-        ({"within": 5}, r"averaged\(within=5\) must be a number above 0 and below 1"),
-        ({"within": float("nan")}, r"averaged\(within=nan\) must be a number above 0"),
-        ({"within": "0.1"}, r"averaged\(within='0.1'\) must be a number above 0"),
+        ({"within": 0}, r"averaged\(within=0\) must be a finite number above 0 and below 1, the share of a step"),
+        ({"within": 5}, r"averaged\(within=5\) must be a finite number above 0 and below 1"),
+        ({"within": float("nan")}, r"averaged\(within=nan\) must be a finite number above 0"),
+        ({"within": "0.1"}, r"averaged\(within='0.1'\) must be a finite number above 0"),
         ({"within": 1e-3}, r"averaged\(within=0.001\) finds no snapshot among 3 with one on each side.*Raise it, or"),
     ],
 )
@@ -216,6 +216,14 @@ def test_what_makes_no_average_is_refused(tmp_path, arguments, message):
     folder = saved(tmp_path, range(1000, 1030, 10))
     with pytest.raises(PhasewatchError, match=message):
         pw.averaged(folder, **arguments)
+
+
+def test_names_of_wrappers_in_some_of_the_snapshots_are_looked_through(tmp_path):
+    folder = saved(tmp_path, range(1000, 1030, 10))
+    expected = pw.averaged(folder).load(1010)
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in folder.load(1020).tensors.items()}
+    folder.save(pw.Snapshot(1020, compiled))
+    assert same_weights(pw.averaged(folder).load(1010), expected)
 
 
 def test_snapshots_of_different_models_are_named(tmp_path):

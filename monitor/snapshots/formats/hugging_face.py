@@ -1,0 +1,137 @@
+"""Folders of one checkpoint: as Hugging Face's Trainer leaves them, or with one file of weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.snapshots.formats.base import Entry, reading
+from phasewatch.monitor.snapshots.formats.safetensors import SafetensorsFile
+from phasewatch.monitor.snapshots.formats.torch_files import TorchFile, is_step
+from phasewatch.monitor.snapshots.steps import step_in_name
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The files that may hold the weights; the first one that is there is read."""
+
+TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """`checkpoint-1000/` with `model.safetensors` or `pytorch_model.bin`, whole or in shards with an index."""
+
+    def claims(self, path: Path) -> Path | None:
+        """A folder with one of the usual files, safetensors first."""
+        return next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+
+    def step(self, entry: Entry) -> int | None:
+        """The `global_step` of the Trainer, or the step in the folder's name, or one in the file."""
+        step = step_of_trainer(entry.path)
+        if step is None:
+            step = step_in_name(entry.name)
+        source = self.claims(entry.path)
+        if step is None and source and source.suffix == ".bin":
+            step = TorchFile().step(Entry(entry.name, source))
+        return step
+
+    def load(self, source: Path) -> dict[str, Tensor]:
+        """The tensors of the file, or of all shards that the index names.
+
+        Raises:
+            PhasewatchError: if a file can't be read, or index and shards don't fit.
+        """
+        if not source.name.endswith(".index.json"):
+            return load_file(source)
+        with reading(source):
+            shard_of = dict(json.loads(source.read_text(encoding="utf-8"))["weight_map"])
+            shards = sorted({str(shard) for shard in shard_of.values()})
+        if not shards:
+            raise PhasewatchError(f"{source} names no shard; copy the checkpoint again.")
+        tensors: dict[str, Tensor] = {}
+        for shard in shards:
+            if shard != Path(shard).name:
+                raise PhasewatchError(
+                    f"{source} names the shard {shard!r}, which isn't a file beside it; only such shards are read."
+                )
+            if not (source.parent / shard).is_file():
+                raise PhasewatchError(f"{source} names the shard {shard}, which isn't there; put it next to the index.")
+            tensors |= load_file(source.parent / shard)
+        if missing := shard_of.keys() - tensors.keys():
+            name = min(missing)
+            raise PhasewatchError(
+                f"{source.parent / shard_of[name]} lacks {name}, which {source.name} puts there; "
+                "copy the checkpoint again."
+            )
+        return tensors
+
+
+@dataclass(frozen=True)
+class FolderOfOneFile:
+    """`step1000/weights.pt`: a folder in which one file holds weights, or one is called `model` or like it."""
+
+    usual = ("model", "weights", "state_dict", "consolidated.00")
+
+    def claims(self, path: Path) -> Path | None:
+        """A folder whose file of weights is clear."""
+        files = weights_files(path)
+        named = [file for file in files if file.stem in self.usual]
+        return files[0] if len(files) == 1 else named[0] if len(named) == 1 else None
+
+    def step(self, entry: Entry) -> int | None:
+        """The `global_step` of the Trainer, or as the format of the file says, the folder's name standing for its."""
+        step = step_of_trainer(entry.path)
+        source = self.claims(entry.path)
+        if step is not None or source is None:
+            return step
+        return _format_of(source).step(Entry(entry.name, source))
+
+    def load(self, source: Path) -> dict[str, Tensor]:
+        """As the format of the file.
+
+        Raises:
+            PhasewatchError: if it can't be read.
+        """
+        return load_file(source)
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files in a folder that may hold weights, sorted; none if it isn't one.
+
+    Args:
+        folder: any path.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if SafetensorsFile().claims(file) or TorchFile().claims(file))
+
+
+def step_of_trainer(folder: Path) -> int | None:
+    """The `global_step` of `trainer_state.json`; None if there is no such file, or a crash tore it.
+
+    Args:
+        folder: of a checkpoint.
+    """
+    file = folder / TRAINER_STATE
+    try:
+        step = json.loads(file.read_text(encoding="utf-8"))["global_step"] if file.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if is_step(step) else None
+
+
+def load_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file, by its suffix.
+
+    Args:
+        file: of safetensors or torch.save.
+
+    Raises:
+        PhasewatchError: if it can't be read.
+    """
+    return _format_of(file).load(file)
+
+
+def _format_of(file: Path) -> SafetensorsFile | TorchFile:
+    return SafetensorsFile() if file.suffix.lower() in SafetensorsFile.suffixes else TorchFile()
