@@ -419,6 +419,14 @@ def test_a_link_made_after_the_look_is_not_appended_to(run, monkeypatch):
     assert (run.parent / "secret").read_bytes() == b"secret"
 
 
+@posix
+def test_a_device_that_takes_the_place_of_a_file_after_the_look_is_not_written(run, monkeypatch):
+    before = os.lstat(run / "points.jsonl")
+    monkeypatch.setattr(files.os, "lstat", lambda path: before)
+    with pytest.raises(PhasewatchError, match="null is a device, and only a regular file can be written"):
+        open_append("/dev/null")
+
+
 def test_the_disk_s_own_errors_stay_for_those_who_wait(run):
     with pytest.raises(FileNotFoundError):
         open_append(run / "deleted" / "points.jsonl")

@@ -93,7 +93,7 @@ def test_the_name_is_shown_without_its_escape_sequences():
 @pytest.mark.parametrize(
     "hostile",
     [
-        '["' + '\\"' * 1_000_000,
+        "[" * 65 + '"' + '\\"' * 1_000_000,
         '"' * 2_000_001 + "[" * 100,
         "[" * 65 + "\\" * 2_000_000,
         "[]," * 700_000,
