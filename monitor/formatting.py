@@ -1,8 +1,11 @@
 """Numbers as a person reads them: thousands apart, as many digits as the error allows, never "nan"."""
 
 import math
+import unicodedata
 
 MISSING = "–"
+
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # Persian words and composed emoji need them
 
 
 def integer(value: int) -> str:
@@ -51,3 +54,44 @@ def percent(probability: float) -> str:
     if not math.isfinite(probability):
         return MISSING
     return "> 99.9 %" if probability > 0.999 else f"{math.floor(probability * 1000) / 10:.1f} %"
+
+
+def printable(text: object, most: int = 200) -> str:
+    r"""Text from others as one line that does nothing but show itself, for terminals, logs and messages.
+
+    Control characters, line ends, bidirectional overrides, other invisible characters and half surrogates become
+    escapes such as `\x1b`, `\n` and `\u202e`. Letters of every script, blanks and joiners stay, so that what is
+    printable already stays as it is.
+
+    Args:
+        text: a string, or what `str` makes one of, such as a path.
+        most: characters of the result; longer text is cut in its middle, where its length is noted.
+
+    Returns:
+        The text to print.
+
+    >>> printable("step10\x1b[31m\n.pt")
+    'step10\\x1b[31m\\n.pt'
+    >>> printable("a" * 1000, most=30)
+    'aaa...[1 000 characters]...aaa'
+    """
+    text = str(text)
+    if len(text) <= most:
+        shown = _escaped(text)
+        if len(shown) <= most:
+            return shown
+    note = f"...[{integer(len(text))} characters]..."
+    kept = max(most - len(note), 0)
+    head, tail = _escaped(text[:kept])[: kept - kept // 2], _escaped(text[max(len(text) - kept, 0) :])
+    return head + note + (tail[-(kept // 2) :] if kept // 2 else "")
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(
+        char
+        if char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
