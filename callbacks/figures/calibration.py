@@ -10,13 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from phasewatch.callbacks.figures.style import INK, MUTED
 from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.probing.calibration import Calibration, Trial
 from phasewatch.monitor.sampling.settings import SGLD
-
-_INK = "#1c1c1c"
-_MUTED = "#6b6b6b"
 
 
 def draw_calibration(calibration: Calibration) -> Figure:
@@ -41,7 +39,7 @@ def draw_calibration(calibration: Calibration) -> Figure:
     _draw(
         panels[2], calibration, colours, lambda s: s.step_size or math.nan, lambda s: (s.localization, s.nbeta), _kappa
     )
-    panels[2].axhline(4, color=_MUTED, linestyle="--", linewidth=0.8)
+    panels[2].axhline(4, color=MUTED, linestyle="--", linewidth=0.8)
     panels[2].set_yscale("log")
     panels[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
     panels[2].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
@@ -49,10 +47,10 @@ def draw_calibration(calibration: Calibration) -> Figure:
     for panel, x, y in zip(
         panels, ("step size ε", "nβ, with γ and 1/ε", "step size ε"), ("λ̂ ± 2 s.e.", "λ̂ ± 2 s.e.", "κ"), strict=True
     ):
-        panel.set_xlabel(x, fontsize=9, color=_INK)
-        panel.set_ylabel(y, fontsize=9, color=_INK)
+        panel.set_xlabel(x, fontsize=9, color=INK)
+        panel.set_ylabel(y, fontsize=9, color=INK)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(which="both", color=_MUTED, labelcolor=_INK, labelsize=8)
+        panel.tick_params(which="both", color=MUTED, labelcolor=INK, labelsize=8)
     legend = [Line2D([], [], color=colours[s], marker="o", markersize=4, label=f"step {integer(s)}") for s in steps]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, fontsize=8)
     return figure
@@ -116,4 +114,4 @@ def _draw(
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     panel.xaxis.set_minor_locator(NullLocator())
     if chosen is not None:
-        panel.axvline(across(chosen.sampler), color=_MUTED, linewidth=0.8, zorder=0)
+        panel.axvline(across(chosen.sampler), color=MUTED, linewidth=0.8, zorder=0)

@@ -13,28 +13,24 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from phasewatch.callbacks.figures.style import INK, KIND_STYLES, MUTED, PROVISIONAL_HATCH
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Kind, Transition
-
-STAGE_COLOURS = {Kind.A: "#0072B2", Kind.B: "#D55E00", Kind.OTHER: "#767676"}
-"""Blue, vermilion (Okabe & Ito's, told apart by every colour vision) and grey."""
+from phasewatch.monitor.trajectories.changes import Transition
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 MAX_METRICS = 4
+"""A figure has panels for at most this many metrics, so that it fits on a page."""
 
-_SHADES = {Kind.A: 0.12, Kind.B: 0.32, Kind.OTHER: 0.2}
-"""How much of its colour each kind's shade has, so that they differ in black and white too."""
-
-_INK = "#1c1c1c"
-_MUTED = "#6b6b6b"
+_INTERVAL = "95 % interval of a boundary"
 
 
 def draw_trajectory(
     trajectory: Trajectory,
     transitions: Sequence[Transition] = (),
     *,
-    metric: str = "llc",
+    signal: str = "llc",
     metrics: Sequence[str] = (),
     width: float = 6.8,
 ) -> Figure:
@@ -48,7 +44,8 @@ def draw_trajectory(
     Args:
         trajectory: the points, in order of step.
         transitions: the stages to shade.
-        metric: the signal whose stages they are, "llc", "loss" or a metric's name; its panel is the first and largest.
+        signal: the signal whose transitions they are, "llc", "loss" or a metric's name. Its panel is the first and
+            largest.
         metrics: names of the points' own metrics, at most four, each in a panel of its own below the loss.
         width: in inches. Letters keep their size: 3.4 is a column of a paper, 6.8 the page.
 
@@ -57,11 +54,19 @@ def draw_trajectory(
 
     Raises:
         PhasewatchError: if a metric is on no point, or more than four are named.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> from phasewatch.callbacks.figures.trajectory import draw_trajectory
+        >>> trajectory = pw.Trajectory.from_values([1, 10, 100], loss=[3.0, 2.0, 1.9], llc=[1.0, 20.0, 21.0])
+        >>> figure = draw_trajectory(trajectory, pw.find_transitions(trajectory), width=3.4)
+        >>> len(figure.axes)
+        2
     """
     points, transitions = list(trajectory), list(transitions)
-    others = [name for name in metrics if name != metric]
-    _check_metrics(metrics if metric in {"llc", "loss"} else [metric, *others], points)
-    signals = [metric, *(name for name in ("llc", "loss") if name != metric and _is_there(trajectory, name)), *others]
+    others = [name for name in metrics if name != signal]
+    _check_metrics(metrics if signal in {"llc", "loss"} else [signal, *others], points)
+    signals = [signal, *(name for name in ("llc", "loss") if name != signal and _is_there(trajectory, name)), *others]
     steps = np.asarray(trajectory.steps, dtype=float)
     heights = [2.2, *(1.3 if name in {"llc", "loss"} else 0.9 for name in signals[1:])]
     figure = Figure(figsize=(width, 0.9 + (0.3 + 0.11 * width) * sum(heights)), dpi=200, layout="constrained")
@@ -78,14 +83,14 @@ def draw_trajectory(
             marks += _draw_llc(panel, steps, trajectory, [point.llc.health for point in points])
             band = "  ± 2 s.e." if np.isfinite(trajectory.llc_error).any() else ""
             label = rf"{'complexity  ' if panel is panels[0] else ''}$\hat{{\lambda}}${band}"
-            panel.set_ylabel(label, fontsize=8, color=_INK)
+            panel.set_ylabel(label, fontsize=8, color=INK)
         else:
             _draw_curve(panel, steps, trajectory.signal(name))
             short = name if len(name) <= 16 else f"{name[:15]}…"
-            panel.set_ylabel(short, fontsize=8, color=_INK, parse_math=False)
+            panel.set_ylabel(short, fontsize=8, color=INK, parse_math=False)
     figure.align_ylabels(panels)
     if not points:
-        panels[0].text(0.5, 0.5, "no points yet", transform=panels[0].transAxes, ha="center", color=_MUTED, fontsize=9)
+        panels[0].text(0.5, 0.5, "no points yet", transform=panels[0].transAxes, ha="center", color=MUTED, fontsize=9)
         for panel in panels:
             panel.set_yticks([])
 
@@ -97,7 +102,7 @@ def draw_trajectory(
             ncols=min(len(legend), max(1, round(width / 1.7))),
             frameon=False,
             fontsize=7,
-            labelcolor=_MUTED,
+            labelcolor=MUTED,
             handletextpad=0.5,
             columnspacing=1.8,
             handler_map={entry: HandlerLine2D(numpoints=2) for entry in legend if entry.get_label() == _INTERVAL},
@@ -148,12 +153,12 @@ def _set_step_axis(panels: Sequence[Axes], steps: np.ndarray) -> None:
     bottom.xaxis.set_minor_locator(FixedLocator(minor))
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _step_label(step)))
     bottom.xaxis.set_minor_formatter(NullFormatter())
-    bottom.set_xlabel("training step", fontsize=8, color=_INK)
+    bottom.set_xlabel("training step", fontsize=8, color=INK)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(_MUTED)
+        panel.spines[["left", "bottom"]].set_color(MUTED)
         panel.spines[["left", "bottom"]].set_linewidth(0.7)
-        panel.tick_params(which="both", width=0.7, color=_MUTED, labelcolor=_INK, labelsize=7)
+        panel.tick_params(which="both", width=0.7, color=MUTED, labelcolor=INK, labelsize=7)
         panel.tick_params(which="major", length=3.5)
         panel.tick_params(which="minor", length=2)
         if panel is not bottom:
@@ -192,18 +197,18 @@ def _shade_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
     left, right = panel.get_xlim()
     for stage in transitions:
         start, end = np.clip((stage.start, stage.end), left, right)
-        colour, share = STAGE_COLOURS[stage.kind], _SHADES[stage.kind]
+        style = KIND_STYLES[stage.kind]
         panel.axvspan(
             start,
             end,
-            facecolor=_tint(colour, share / 2 if stage.provisional else share),
-            edgecolor=_tint(colour, 0.2 + share),
-            hatch="////" if stage.provisional else None,
+            facecolor=_tint(style.colour, style.shade / 2 if stage.provisional else style.shade),
+            edgecolor=_tint(style.colour, 0.2 + style.shade),
+            hatch=PROVISIONAL_HATCH if stage.provisional else None,
             linewidth=0,
             zorder=0,
         )
         for edge in (start, end):
-            panel.axvline(edge, color=_INK, alpha=0.4, linewidth=0.5, zorder=0.5)
+            panel.axvline(edge, color=INK, alpha=0.4, linewidth=0.5, zorder=0.5)
 
 
 def _label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: float) -> None:
@@ -226,13 +231,13 @@ def _label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: flo
         reach[row] = last
         rows.append(row)
     for stage, row in zip(transitions, rows, strict=True):
-        colour, (a, b) = STAGE_COLOURS[stage.kind], across(stage.start, stage.end)
+        colour, (a, b) = KIND_STYLES[stage.kind].colour, across(stage.start, stage.end)
         up = panel.transAxes + ScaledTranslation(0, (4 + 5 * row) / 72, panel.figure.dpi_scale_trans)
         bar = [Line2D([a, b], [1, 1], color=colour, linewidth=3, solid_capstyle="butt")]
         if stage.provisional:
             bar.append(Line2D([a, b], [1, 1], color="white", linewidth=1.6, solid_capstyle="butt"))
         whiskers = [
-            Line2D(across(*interval), [1, 1], color=_INK, linewidth=0.8, marker="|", markersize=4, markeredgewidth=0.8)
+            Line2D(across(*interval), [1, 1], color=INK, linewidth=0.8, marker="|", markersize=4, markeredgewidth=0.8)
             for interval in (stage.start_interval, stage.end_interval)
         ]
         for line in (*bar, *whiskers):
@@ -256,7 +261,7 @@ def _label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: flo
             va="bottom",
             fontsize=9 if len(label) == 1 else 7.5,
             fontweight="bold" if len(label) == 1 else "normal",
-            color=STAGE_COLOURS[stage.kind],
+            color=KIND_STYLES[stage.kind].colour,
             annotation_clip=False,
         )
 
@@ -264,7 +269,7 @@ def _label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: flo
 def _draw_curve(panel: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     values = np.where(np.isfinite(values), values, math.nan)
     size = 1.6 if steps.size > 60 else 3.0
-    panel.plot(steps, values, color=_INK, linewidth=1.0, marker="o", markersize=size, markeredgewidth=0, zorder=3)
+    panel.plot(steps, values, color=INK, linewidth=1.0, marker="o", markersize=size, markeredgewidth=0, zorder=3)
 
 
 def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: Sequence[Health]) -> list[Line2D]:
@@ -280,7 +285,7 @@ def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: S
     error = np.asarray(trajectory.llc_error, dtype=float)
     error = np.where(np.isfinite(error), error, 0.0)
 
-    panel.fill_between(steps, llc - 2 * error, llc + 2 * error, color=_INK, alpha=0.2, linewidth=0, zorder=2)
+    panel.fill_between(steps, llc - 2 * error, llc + 2 * error, color=INK, alpha=0.2, linewidth=0, zorder=2)
     low, high = _limits(llc, error, doubtful)
     panel.set_ylim(low, high)
     above, below = doubtful & (llc > high), doubtful & (llc < low)
@@ -296,7 +301,7 @@ def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: S
             heights[where],
             marker=marker,
             linestyle="none",
-            color=_INK,
+            color=INK,
             markerfacecolor="white",
             markersize=4.5,
             markeredgewidth=0.9,
@@ -334,18 +339,16 @@ def _limits(llc: np.ndarray, error: np.ndarray, doubtful: np.ndarray) -> tuple[f
     return low - margin, high + margin
 
 
-_INTERVAL = "95 % interval of a boundary"
-
-
 def _stage_legend(transitions: Sequence[Transition]) -> list[Patch | Line2D]:
     entries: list[Patch | Line2D] = []
     if transitions:
-        entries.append(Line2D([], [], color=_INK, linewidth=0.8, marker="|", markersize=4, label=_INTERVAL))
+        entries.append(Line2D([], [], color=INK, linewidth=0.8, marker="|", markersize=4, label=_INTERVAL))
     if any(stage.provisional for stage in transitions):
         entries.append(
-            Patch(facecolor="white", edgecolor=_MUTED, hatch="//////", linewidth=0, label="provisional stage")
+            Patch(facecolor="white", edgecolor=MUTED, hatch="//////", linewidth=0, label="provisional stage")
         )
-    if any(stage.kind is Kind.OTHER for stage in transitions):
-        grey = _tint(STAGE_COLOURS[Kind.OTHER], 0.3)
-        entries.append(Patch(facecolor=grey, linewidth=0, label="other: neither A nor B"))
+    there = {stage.kind for stage in transitions}
+    for kind, style in KIND_STYLES.items():
+        if kind in there and style.explanation:
+            entries.append(Patch(facecolor=_tint(style.colour, 0.3), linewidth=0, label=style.explanation))
     return entries

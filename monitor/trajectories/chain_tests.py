@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import stdtr  # Student's t: degrees of freedom, then t
 
 
-def disagreement(differences: np.ndarray, variance: float | None = None, freedom: float | None = None) -> float:
+def p_value_of_a_rise(differences: np.ndarray, variance: float | None = None, freedom: float | None = None) -> float:
     """The probability that chains which don't change would seem to rise as surely as these, by the surer of two tests.
 
     Student's t takes the differences for Gaussian; Wilcoxon's signed ranks only for symmetric, so that a single stray
@@ -30,7 +30,7 @@ def disagreement(differences: np.ndarray, variance: float | None = None, freedom
     return min(float(stdtr(freedom, -mean / math.sqrt(variance / chains))), _signed_rank(differences))
 
 
-def wander(along: np.ndarray) -> tuple[float, float]:
+def variance_of_a_change(along: np.ndarray) -> tuple[float, float]:
     """By how much one chain's change differs from another's by chance, from what chains did along the way.
 
     A few chains know the variance of one difference badly. If their wanders are sums of independent steps, it is the

@@ -26,29 +26,33 @@ if TYPE_CHECKING:
     from phasewatch.monitor.snapshots.averaging import averaged
     from phasewatch.monitor.snapshots.series import open_series
     from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder
+    from phasewatch.monitor.trajectories.changes import Change, Transition
     from phasewatch.monitor.trajectories.coincide import Coincidence, Coincidences, coincide
-    from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-    from phasewatch.monitor.trajectories.transitions import Kind, Transition, find_transitions
+    from phasewatch.monitor.trajectories.kinds import Kind
+    from phasewatch.monitor.trajectories.points import Point
+    from phasewatch.monitor.trajectories.trajectory import Trajectory
+    from phasewatch.monitor.trajectories.transitions import find_transitions
 
 _HOME = {
     "Budget": "callbacks.trainers.schedule",
+    "Change": "monitor.trajectories.changes",
     "Coincidence": "monitor.trajectories.coincide",
     "Coincidences": "monitor.trajectories.coincide",
     "Difference": "monitor.estimates.difference",
     "Estimate": "monitor.estimates.estimate",
     "Health": "monitor.estimates.estimate",
-    "Kind": "monitor.trajectories.transitions",
+    "Kind": "monitor.trajectories.kinds",
     "PhaseMonitor": "callbacks.trainers.loop",
     "PhasewatchError": "monitor.errors",
     "PhasewatchWarning": "monitor.errors",
-    "Point": "monitor.trajectories.trajectory",
+    "Point": "monitor.trajectories.points",
     "Probe": "monitor.probing.probe",
     "SGLD": "monitor.sampling.settings",
     "Sink": "monitor.runs.publish",
     "Snapshot": "monitor.snapshots.snapshot",
     "SnapshotFolder": "monitor.snapshots.snapshot",
     "Trajectory": "monitor.trajectories.trajectory",
-    "Transition": "monitor.trajectories.transitions",
+    "Transition": "monitor.trajectories.changes",
     "WandbSink": "callbacks.sinks.wandb",
     "averaged": "monitor.snapshots.averaging",
     "calibrate": "monitor.probing.calibrate",
@@ -67,6 +71,7 @@ _HOME = {
 __all__ = [
     "SGLD",
     "Budget",
+    "Change",
     "Coincidence",
     "Coincidences",
     "Difference",
