@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from phasewatch.monitor.estimates.estimate import Health
-from phasewatch.monitor.trajectories.changes import Change, Transition
+from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Change, Transition
 from phasewatch.monitor.trajectories.evidence import CONFIDENT, Evidence, error_of_change
 from phasewatch.monitor.trajectories.kinds import Kind, Trend
 from phasewatch.monitor.trajectories.smoothing import WITNESSED, Curve, log_steps, smooth
@@ -201,7 +201,6 @@ def _transition(
     if llc is not None and signal != "llc":
         llc_error, llc_confidence = llc.error_and_confidence(start, end)
         changes["llc"] = _change(llc.curve, start, end, llc_error, is_flat=llc_confidence < CONFIDENT)
-    loss_trend, llc_trend = (changes[name].trend if name in changes else "flat" for name in ("loss", "llc"))
     settled = (
         len(usable) >= ENOUGH
         and len(usable) - 1 - stage.end_interval[1] >= SETTLED
@@ -210,7 +209,7 @@ def _transition(
     )
     steps = usable.steps.tolist()
     return Transition(
-        kind=Kind.of(loss=loss_trend, llc=llc_trend),
+        kind=Kind.of(loss=changes.get("loss", UNKNOWN_CHANGE).trend, llc=changes.get("llc", UNKNOWN_CHANGE).trend),
         signal=signal,
         start=steps[start],
         end=steps[end],
