@@ -20,15 +20,26 @@ from phasewatch.monitor.sampling.settings import SGLD
 def draw_calibration(calibration: Calibration) -> Figure:
     """Draw λ̂ against the step size and against nβ, and κ against the step size, a colour for each snapshot.
 
-    Lines join trials that differ in nothing else; a trial with nothing to compare it with is left out. Open markers are
-    doubtful estimates; those at no minimum or diverged have no level, and are left out of the first two panels. The
-    vertical line is the choice; κ is unstable at 4.
+    Lines join trials that differ in nothing else; a trial that can be compared with no other is left out. Open markers
+    are doubtful estimates. Those that have no level (diverged, negative, not at a minimum) are left out of the first
+    two panels. The vertical line is the choice; the sampler is unstable from κ = 4 on.
 
     Args:
         calibration: what `calibrate` shows.
 
     Returns:
         A figure that belongs to no window and no global state: `figure.savefig("calibration.pdf")`.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> from phasewatch.callbacks.figures.calibration import draw_calibration
+        >>> from phasewatch.monitor.probing.calibration import Calibration, Trial
+        >>> sampler = pw.SGLD(step_size=1e-3, localization=10.0, nbeta=100.0)
+        >>> points = tuple(pw.Trajectory.from_values([10, 20], loss=[2.0, 1.5], llc=[5.0, 8.0]))
+        >>> trial = Trial("first", sampler, points, cost=1000)
+        >>> calibration = Calibration(sampler, (trial,), ("It was the only one.",), {10: 1.0, 20: 2.0}, 1000, 2000)
+        >>> len(draw_calibration(calibration).axes)
+        3
     """
     figure = Figure(figsize=(9.0, 3.3), dpi=200, layout="constrained")
     panels = figure.subplots(1, 3)

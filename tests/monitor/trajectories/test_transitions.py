@@ -304,7 +304,7 @@ def test_the_error_is_that_of_the_curve_and_that_of_paired_differences_together(
 
 def test_the_cautious_curve_has_a_say_in_what_is_sure(monkeypatch):
     assert kinds(find_transitions(rise_and_fall())) == "AB"
-    all_noise = smoothing.ALONE._replace(signs=smoothing.Doubt(np.inf, np.inf))  # a straight line, which rises
+    all_noise = smoothing.ALONE._replace(signs=smoothing.Slack(np.inf, np.inf))  # a straight line, which rises
     monkeypatch.setattr(evidence, "ALONE", all_noise)
     assert "B" not in kinds(find_transitions(rise_and_fall()[:-1]))
 
