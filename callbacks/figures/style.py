@@ -35,7 +35,7 @@ KIND_STYLES = {
         "#767676", 0.2, on_light="#6b6b6b", on_dark="#a09f9a", terminal="bold", explanation="other: neither A nor B"
     ),
 }
-"""The look of each kind; a kind's label is `Kind.label`. Chosen by eye."""
+"""The look of each kind; a kind's label is `Kind.label`."""
 
 PROVISIONAL_HATCH = "////"
 """The hatch of a stage that is provisional, as matplotlib writes it."""

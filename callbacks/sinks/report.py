@@ -25,10 +25,10 @@ from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions
 
 MAX_TRACES = 12
-"""The chains of at most this many doubtful points are drawn, so that the page stays below a megabyte."""
+"""The chains of at most this many doubtful points are drawn, evenly spaced along the run, to keep the page small."""
 
 _TRACE_WIDTH, _TRACE_HEIGHT = 240.0, 84.0
-"""The size of such a drawing, in units of its own; the page scales it. Chosen by eye."""
+"""The size of such a drawing, in units of its own; the page scales it."""
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:

@@ -10,7 +10,7 @@ from phasewatch.monitor.formatting import integer, percent
 from phasewatch.monitor.trajectories.kinds import Kind, Trend
 
 _DECIMALS = {"llc": 1}
-"""How many decimals a signal is shown with at least; three where it isn't named. Chosen by eye."""
+"""How many decimals a signal is shown with at least; three where it isn't named."""
 
 
 @dataclass(frozen=True)

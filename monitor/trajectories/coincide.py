@@ -11,7 +11,7 @@ from phasewatch.monitor.trajectories.changes import Transition
 
 MIN_OVERLAP = 1 / 3
 """Two transitions go together from this overlap on, from 0 to 1. Of two that are equally long on the log axis, the
-later then starts where the earlier is half over; chosen for that meaning, and not tuned."""
+later then starts where the earlier is half over."""
 
 Order = Literal["first", "second", "unclear"]
 

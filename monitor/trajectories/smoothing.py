@@ -64,12 +64,12 @@ class Slacks(NamedTuple):
 ALONE = Slacks(shape=Slack(0.25, 3.0), signs=Slack(0.25, 4.5))
 """For λ̂ without chains and for metrics: nothing but the points themselves tells what is noise.
 
-Chosen for few false alarms on simulated noise whose neighbours are correlated. A shape without slack in its
-correlation more than doubles none of the errors, but see experiments/constants.py for what each number does.
+More slack finds fewer stages and gives fewer false alarms. How the four numbers were chosen is not recorded.
 """
 
 WITNESSED = Slacks(shape=Slack(0.0, 2.0), signs=Slack(0.1, 4.5))
-"""For λ̂ with chains, whose agreement is judged too, and for the loss, whose noise is small. Chosen in the same way."""
+"""For λ̂ with chains, whose agreement is judged too, and for the loss. How the four numbers were
+chosen is not recorded."""
 
 
 def log_steps(steps: np.ndarray) -> np.ndarray:

@@ -31,8 +31,8 @@ Widens intervals and changes no stage: with 0.5 they hold 0.3 % fewer of the sim
 FLAT = 0.03
 """A plateau lasts while the mean slope from its milestone is below this share of the stage's mean slope.
 
-With a tenth of it, 78 % instead of 86 % of the simulated boundaries lie in their intervals; with 0.1, 87 %, and the
-start of a slow rise is cut off (experiments/constants.py).
+With a tenth of it, 78 % instead of 86 % of the simulated boundaries lie in their intervals; with 0.1, 87 %
+(experiments/constants.py).
 """
 
 DRAWS = 100

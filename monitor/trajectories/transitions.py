@@ -19,31 +19,44 @@ FEWEST = 5
 """With fewer usable points than this there are no transitions."""
 
 MIN_EFFECT = 0.005
-"""The smallest change that counts, as a share of the signal's range so far."""
+"""The smallest change that counts, as a share of the signal's range so far.
+
+How it was chosen is not recorded.
+"""
 
 FLAT_LOSS = 0.002
-"""The loss counts as flat if it changes by at most this share of its range so far ..."""
+"""The loss counts as flat if it changes by at most this share of its range. How it was chosen is not recorded."""
 
 FLAT_LOSS_ERRORS = 2.33
-"""... or by at most this many standard errors of the smoothed loss: 99 % of a normal distribution lie below it."""
+"""The loss also counts as flat within this many of its standard errors: 99 % of a normal distribution lie below it."""
 
 ENOUGH = 20
-"""A transition stays provisional before there are this many usable points ..."""
+"""A transition stays provisional before there are this many usable points.
+
+This and the next three trade early confirmation against confirming noise. Settings were chosen on the simulated
+trajectories of experiments/latency.py, which counts both.
+"""
 
 SETTLED = 5
-"""... and before this many points lie behind the end of the 95 % interval of its end ..."""
+"""A transition stays provisional before this many points lie behind the 95 % interval of its end."""
 
 CERTAIN = 0.998
-"""... and while its confidence, a probability, is below this ..."""
+"""A transition stays provisional while its confidence, a probability, is below this."""
 
 SUBSTANTIAL = 0.03
-"""... or its change is below this share of the signal's range so far."""
+"""A transition stays provisional while its change is below this share of the signal's range so far."""
 
 LOOK = 1.2
-"""Transitions are confirmed at the first `ENOUGH` points, and each time when there are this many times as many."""
+"""Transitions are confirmed at the first `ENOUGH` points, and each time there are this many times as many.
+
+Not at each point, since each look is another chance to confirm noise. How it was chosen is not recorded.
+"""
 
 MOST_LOOKS = 1000
-"""How many such results are kept in memory, so that asking after every point costs one fit and not one for each."""
+"""How many such results are kept in memory, so that asking after every point costs one fit and not one for each.
+
+The oldest is dropped first, and costs one fit if it is needed again.
+"""
 
 _LOOKS: dict[bytes, tuple[Transition, ...]] = {}
 
