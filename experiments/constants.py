@@ -2,7 +2,7 @@
 
 150 trajectories of tests/scenarios.py with one to five stages each, 60 of them with four chains; 120 with no stage or
 one. A stage counts as found as in experiments/transitions.py. The standard error of a share of the 358 stages is 0.02;
-all rows are of the same trajectories, so that rows differ by less than that by chance.
+all rows are of the same trajectories.
 experiments/results/constants.md has the table.
 
     python experiments/constants.py

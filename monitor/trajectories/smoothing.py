@@ -64,7 +64,7 @@ class Slacks(NamedTuple):
 ALONE = Slacks(shape=Slack(0.25, 3.0), signs=Slack(0.25, 4.5))
 """For λ̂ without chains and for metrics: nothing but the points themselves tells what is noise.
 
-More slack finds fewer stages and gives fewer false alarms. How the four numbers were chosen is not recorded.
+More slack takes more of the scatter for noise. How the four numbers were chosen is not recorded.
 """
 
 WITNESSED = Slacks(shape=Slack(0.0, 2.0), signs=Slack(0.1, 4.5))
