@@ -190,7 +190,7 @@ def test_transitions_as_json_are_those_of_the_library(phasewatch, file):
     records = json.loads(out, parse_constant=pytest.fail)
     assert records == [transition.as_json() for transition in found]
     for record in records:
-        assert record["metric"] == "llc"
+        assert record["signal"] == "llc"
         for boundary in ("start", "end"):
             low, high = record[f"{boundary}_interval"]
             assert low <= record[boundary] <= high
@@ -240,14 +240,14 @@ def test_transitions_of_a_metric(phasewatch, tmp_path):
     trajectory = Trajectory.read(PUBLISHED[1])
     scored = [replace(p, metrics={"score": math.atan(math.log10(p.step + 1) - 4)}) for p in trajectory]
     Trajectory(scored).write(tmp_path / "run.csv")
-    for metric in ("score", "loss"):
-        status, out, err = phasewatch("transitions", tmp_path / "run.csv", "--metric", metric, "--json")
+    for name in ("score", "loss"):
+        status, out, err = phasewatch("transitions", tmp_path / "run.csv", "--signal", name, "--json")
         assert (status, err) == (0, "")
         records = json.loads(out)
-        assert records == [t.as_json() for t in find_transitions(Trajectory(scored), metric=metric)]
-        assert {record["metric"] for record in records} == {metric}
+        assert records == [t.as_json() for t in find_transitions(Trajectory(scored), signal=name)]
+        assert {record["signal"] for record in records} == {name}
     status, out, err = phasewatch(
-        "transitions", tmp_path / "run.csv", "--metric", "score", "--plot", tmp_path / "x.png"
+        "transitions", tmp_path / "run.csv", "--signal", "score", "--plot", tmp_path / "x.png"
     )
     assert (status, err) == (0, "")
     assert re.search(r"^kind +steps, 95 % intervals +score +loss +llc", out)
@@ -261,14 +261,14 @@ def test_transitions_of_a_metric_alone(phasewatch, tmp_path, name):
     lines = "".join(f'{{"step": {step}, "score": {score}}}\n' for step, score in rows)
     (tmp_path / name).write_text(f"step,score\n{SCORED}" if name.endswith("csv") else lines)
     picture = tmp_path / "x.svg"
-    arguments = ("transitions", tmp_path / name, "--metric", "score")
+    arguments = ("transitions", tmp_path / name, "--signal", "score")
     status, out, err = phasewatch(*arguments, "--plot", picture)
     assert (status, err) == (0, "")
     assert "18 points." in out
     assert "nan" not in out
     assert picture.exists()
     (record,) = json.loads(phasewatch(*arguments, "--json")[1], parse_constant=pytest.fail)
-    assert (record["metric"], record["before"] < record["after"]) == ("score", True)
+    assert (record["signal"], record["changes"]["score"]["trend"]) == ("score", "up")
 
 
 def test_points_left_out_are_counted(phasewatch, tmp_path):
@@ -321,16 +321,20 @@ FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
         ("empty.csv", "", r"has no points"),
         ("empty.jsonl", "", r"empty\.jsonl has no points, and transitions take at least 5; measure more"),
         ("lacks.csv", "step,loss\n1,2\n", r"has no column 'llc', and needs one; its columns are step, loss"),
-        ("words.csv", "step,loss,llc\n1,two,3\n", r"Line 2 of .*, column 'loss', holds 'two', which is no number"),
+        ("words.csv", "step,loss,llc\n1,two,3\n", r"Line 2 of .*, column 'loss', holds 'two', not a number"),
         ("infinite.csv", "step,loss,llc\n1,2,inf\n", r"column 'llc', holds 'inf'; leave it empty where"),
         ("negative.csv", "step,loss,llc\n-1,2,3\n", r"column 'step', holds '-1'; a training step is a whole number"),
         ("half.csv", "step,loss,llc\n0.5,2,3\n", r"column 'step', holds '0\.5'; a training step is a whole number"),
         ("twice.csv", "step,loss,llc\n1,2,3\n1,2,4\n", r"two different points at step 1, with λ̂ 3 and 4; pass"),
         ("four.csv", f"step,loss,llc\n{FOUR}5,,1\n4,2,4\n", r"has a finite λ̂ and loss at 4 of 5 points, and"),
         ("bytes.csv", b"\xff\xfe\x00\x01", r"can't be read as comma-separated text in UTF-8"),
-        ("bytes.jsonl", b"\xff\xfe\x00\n", r"Line 1 of .*bytes\.jsonl is no point, since it is not JSON"),
-        ("list.jsonl", "[1]\n", r"Line 1 of .*list\.jsonl is no object of named values; mend it or delete it"),
-        ("broken.jsonl", "not json\n{}\n", r"Line 1 of .* is no point, since it is not JSON; mend it or delete it"),
+        ("bytes.jsonl", b"\xff\xfe\x00\n", r"Line 1 of .*bytes\.jsonl is not a point, since it is not JSON"),
+        ("list.jsonl", "[1]\n", r"Line 1 of .*list\.jsonl is not an object of named values; correct it or delete it"),
+        (
+            "broken.jsonl",
+            "not json\n{}\n",
+            r"Line 1 of .* is not a point, since it is not JSON; correct it or delete it",
+        ),
         ("other.jsonl", "{}\n", r"other\.jsonl has no column 'step', and needs one"),
         ("folder", Path, r"folder is a folder without points\.jsonl; give"),
     ],
@@ -346,13 +350,13 @@ def test_trajectories_that_cannot_be_read(phasewatch, tmp_path, name, content, s
     assert re.search(says, one_sentence(err))
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "step", "llc_chain0", ""])
-def test_a_metric_that_is_not_there(phasewatch, tmp_path, metric):
+@pytest.mark.parametrize("name", ["accuracy", "step", "llc_chain0", ""])
+def test_a_signal_that_is_not_there(phasewatch, tmp_path, name):
     Trajectory.read(PUBLISHED[0]).write(tmp_path / "points.jsonl")
     for file in (PUBLISHED[0], tmp_path):
-        status, out, err = phasewatch("transitions", file, "--metric", metric)
+        status, out, err = phasewatch("transitions", file, "--signal", name)
         assert (status, out) == (2, "")
-        assert one_sentence(err).endswith(f" has no metric '{metric}'; it has loss, llc.")
+        assert one_sentence(err).endswith(f" has no signal '{name}'; it has loss, llc.")
 
 
 @pytest.mark.parametrize(

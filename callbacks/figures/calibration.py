@@ -10,27 +10,36 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from phasewatch.callbacks.figures.style import INK, MUTED
 from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.probing.calibration import Calibration, Trial
-from phasewatch.monitor.sampling.settings import SGLD
-
-_INK = "#1c1c1c"
-_MUTED = "#6b6b6b"
+from phasewatch.monitor.sampling.settings import Sampler
 
 
 def draw_calibration(calibration: Calibration) -> Figure:
     """Draw λ̂ against the step size and against nβ, and κ against the step size, a colour for each snapshot.
 
-    Lines join trials that differ in nothing else; a trial with nothing to compare it with is left out. Open markers are
-    doubtful estimates; those at no minimum or diverged have no level, and are left out of the first two panels. The
-    vertical line is the choice; κ is unstable at 4.
+    Lines join trials that differ in nothing else; a trial that can be compared with no other is left out. Open markers
+    are doubtful estimates. Those that have no level (diverged, negative, not at a minimum) are left out of the first
+    two panels. The vertical line is the choice; the sampler is unstable from κ = 4 on.
 
     Args:
         calibration: what `calibrate` shows.
 
     Returns:
         A figure that belongs to no window and no global state: `figure.savefig("calibration.pdf")`.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> from phasewatch.callbacks.figures.calibration import draw_calibration
+        >>> from phasewatch.monitor.probing.calibration import Calibration, Trial
+        >>> sampler = pw.SGLD(step_size=1e-3, localization=10.0, nbeta=100.0)
+        >>> points = tuple(pw.Trajectory.from_values([10, 20], loss=[2.0, 1.5], llc=[5.0, 8.0]))
+        >>> trial = Trial("first", sampler, points, cost=1000)
+        >>> calibration = Calibration(sampler, (trial,), ("It was the only one.",), {10: 1.0, 20: 2.0}, 1000, 2000)
+        >>> len(draw_calibration(calibration).axes)
+        3
     """
     figure = Figure(figsize=(9.0, 3.3), dpi=200, layout="constrained")
     panels = figure.subplots(1, 3)
@@ -41,7 +50,7 @@ def draw_calibration(calibration: Calibration) -> Figure:
     _draw(
         panels[2], calibration, colours, lambda s: s.step_size or math.nan, lambda s: (s.localization, s.nbeta), _kappa
     )
-    panels[2].axhline(4, color=_MUTED, linestyle="--", linewidth=0.8)
+    panels[2].axhline(4, color=MUTED, linestyle="--", linewidth=0.8)
     panels[2].set_yscale("log")
     panels[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
     panels[2].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
@@ -49,10 +58,10 @@ def draw_calibration(calibration: Calibration) -> Figure:
     for panel, x, y in zip(
         panels, ("step size ε", "nβ, with γ and 1/ε", "step size ε"), ("λ̂ ± 2 s.e.", "λ̂ ± 2 s.e.", "κ"), strict=True
     ):
-        panel.set_xlabel(x, fontsize=9, color=_INK)
-        panel.set_ylabel(y, fontsize=9, color=_INK)
+        panel.set_xlabel(x, fontsize=9, color=INK)
+        panel.set_ylabel(y, fontsize=9, color=INK)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(which="both", color=_MUTED, labelcolor=_INK, labelsize=8)
+        panel.tick_params(which="both", color=MUTED, labelcolor=INK, labelsize=8)
     legend = [Line2D([], [], color=colours[s], marker="o", markersize=4, label=f"step {integer(s)}") for s in steps]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, fontsize=8)
     return figure
@@ -67,7 +76,7 @@ def _kappa(estimate: Estimate) -> tuple[float, float]:
     return estimate.checks.kappa, 0.0
 
 
-def _scale_free(sampler: SGLD) -> tuple[float, ...]:
+def _scale_free(sampler: Sampler) -> tuple[float, ...]:
     """What stays the same when nβ, γ and 1/ε change together, to the digit that survives their rounding."""
     return tuple(
         float(f"{x:.1g}")
@@ -79,8 +88,8 @@ def _draw(
     panel: Axes,
     calibration: Calibration,
     colours: dict[int, np.ndarray],
-    across: Callable[[SGLD], float],
-    alike: Callable[[SGLD], tuple[float, ...]],
+    across: Callable[[Sampler], float],
+    alike: Callable[[Sampler], tuple[float, ...]],
     height: Callable[[Estimate], tuple[float, float]],
 ) -> None:
     groups: dict[tuple[float, ...], list[Trial]] = {}
@@ -116,4 +125,4 @@ def _draw(
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     panel.xaxis.set_minor_locator(NullLocator())
     if chosen is not None:
-        panel.axvline(across(chosen.sampler), color=_MUTED, linewidth=0.8, zorder=0)
+        panel.axvline(across(chosen.sampler), color=MUTED, linewidth=0.8, zorder=0)

@@ -5,36 +5,28 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerLine2D
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
-from matplotlib.transforms import ScaledTranslation
 
+from phasewatch.callbacks.figures.stage_marks import INTERVAL, label_stages, shade_stages, stage_legend
+from phasewatch.callbacks.figures.step_axis import set_step_axis
+from phasewatch.callbacks.figures.style import INK, MUTED
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Kind, Transition
-
-STAGE_COLOURS = {Kind.A: "#0072B2", Kind.B: "#D55E00", Kind.OTHER: "#767676"}
-"""Blue, vermilion (Okabe & Ito's, told apart by every colour vision) and grey."""
+from phasewatch.monitor.trajectories.changes import Transition
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 MAX_METRICS = 4
-
-_SHADES = {Kind.A: 0.12, Kind.B: 0.32, Kind.OTHER: 0.2}
-"""How much of its colour each kind's shade has, so that they differ in black and white too."""
-
-_INK = "#1c1c1c"
-_MUTED = "#6b6b6b"
+"""A figure has panels for at most this many metrics, so that it fits on a page."""
 
 
 def draw_trajectory(
     trajectory: Trajectory,
     transitions: Sequence[Transition] = (),
     *,
-    metric: str = "llc",
+    signal: str = "llc",
     metrics: Sequence[str] = (),
     width: float = 6.8,
 ) -> Figure:
@@ -48,7 +40,8 @@ def draw_trajectory(
     Args:
         trajectory: the points, in order of step.
         transitions: the stages to shade.
-        metric: the signal whose stages they are, "llc", "loss" or a metric's name; its panel is the first and largest.
+        signal: the signal whose transitions they are, "llc", "loss" or a metric's name. Its panel is the first and
+            largest.
         metrics: names of the points' own metrics, at most four, each in a panel of its own below the loss.
         width: in inches. Letters keep their size: 3.4 is a column of a paper, 6.8 the page.
 
@@ -57,20 +50,28 @@ def draw_trajectory(
 
     Raises:
         PhasewatchError: if a metric is on no point, or more than four are named.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> from phasewatch.callbacks.figures.trajectory import draw_trajectory
+        >>> trajectory = pw.Trajectory.from_values([1, 10, 100], loss=[3.0, 2.0, 1.9], llc=[1.0, 20.0, 21.0])
+        >>> figure = draw_trajectory(trajectory, pw.find_transitions(trajectory), width=3.4)
+        >>> len(figure.axes)
+        2
     """
     points, transitions = list(trajectory), list(transitions)
-    others = [name for name in metrics if name != metric]
-    _check_metrics(metrics if metric in {"llc", "loss"} else [metric, *others], points)
-    signals = [metric, *(name for name in ("llc", "loss") if name != metric and _is_there(trajectory, name)), *others]
+    others = [name for name in metrics if name != signal]
+    _check_metrics(metrics if signal in {"llc", "loss"} else [signal, *others], points)
+    signals = [signal, *(name for name in ("llc", "loss") if name != signal and _is_there(trajectory, name)), *others]
     steps = np.asarray(trajectory.steps, dtype=float)
     heights = [2.2, *(1.3 if name in {"llc", "loss"} else 0.9 for name in signals[1:])]
     figure = Figure(figsize=(width, 0.9 + (0.3 + 0.11 * width) * sum(heights)), dpi=200, layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
 
-    _set_step_axis(panels, steps)
+    set_step_axis(panels, steps)
     for panel in panels:
-        _shade_stages(panel, transitions)
-    _label_stages(panels[0], transitions, letter=0.1 / width)
+        shade_stages(panel, transitions)
+    label_stages(panels[0], transitions, letter=0.1 / width)
 
     marks: list[Line2D] = []
     for panel, name in zip(panels, signals, strict=True):
@@ -78,18 +79,18 @@ def draw_trajectory(
             marks += _draw_llc(panel, steps, trajectory, [point.llc.health for point in points])
             band = "  ± 2 s.e." if np.isfinite(trajectory.llc_error).any() else ""
             label = rf"{'complexity  ' if panel is panels[0] else ''}$\hat{{\lambda}}${band}"
-            panel.set_ylabel(label, fontsize=8, color=_INK)
+            panel.set_ylabel(label, fontsize=8, color=INK)
         else:
             _draw_curve(panel, steps, trajectory.signal(name))
             short = name if len(name) <= 16 else f"{name[:15]}…"
-            panel.set_ylabel(short, fontsize=8, color=_INK, parse_math=False)
+            panel.set_ylabel(short, fontsize=8, color=INK, parse_math=False)
     figure.align_ylabels(panels)
     if not points:
-        panels[0].text(0.5, 0.5, "no points yet", transform=panels[0].transAxes, ha="center", color=_MUTED, fontsize=9)
+        panels[0].text(0.5, 0.5, "no points yet", transform=panels[0].transAxes, ha="center", color=MUTED, fontsize=9)
         for panel in panels:
             panel.set_yticks([])
 
-    legend = [*_stage_legend(transitions), *marks]
+    legend = [*stage_legend(transitions), *marks]
     if legend:
         figure.legend(
             handles=legend,
@@ -97,10 +98,10 @@ def draw_trajectory(
             ncols=min(len(legend), max(1, round(width / 1.7))),
             frameon=False,
             fontsize=7,
-            labelcolor=_MUTED,
+            labelcolor=MUTED,
             handletextpad=0.5,
             columnspacing=1.8,
-            handler_map={entry: HandlerLine2D(numpoints=2) for entry in legend if entry.get_label() == _INTERVAL},
+            handler_map={entry: HandlerLine2D(numpoints=2) for entry in legend if entry.get_label() == INTERVAL},
         )
     return figure
 
@@ -125,146 +126,10 @@ def _check_metrics(wanted: Sequence[str], points: Sequence[Point]) -> None:
             )
 
 
-def _set_step_axis(panels: Sequence[Axes], steps: np.ndarray) -> None:
-    """A logarithmic axis of steps, with step 0 a little to the left of the first step after it."""
-    positive = steps[steps > 0]
-    first, last = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
-    bottom = panels[-1]
-    if steps.size and steps.min() <= 0:
-        gap = min(0.5, 0.15 * math.log10(last / first)) or 0.5
-        bottom.set_xscale("symlog", linthresh=first, linscale=gap)
-        zero = [0.0]
-    else:
-        bottom.set_xscale("log")
-        zero = []
-
-    to_axis = bottom.xaxis.get_transform()
-    left, right = to_axis.transform(np.array([*zero, first, last], dtype=float))[[0, -1]]
-    margin = 0.02 * (right - left) or 0.2
-    bottom.set_xlim(*to_axis.inverted().transform(np.array([left - margin, right + margin])))
-
-    major, minor = _ticks(first, last)
-    bottom.xaxis.set_major_locator(FixedLocator([*zero, *major]))
-    bottom.xaxis.set_minor_locator(FixedLocator(minor))
-    bottom.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _step_label(step)))
-    bottom.xaxis.set_minor_formatter(NullFormatter())
-    bottom.set_xlabel("training step", fontsize=8, color=_INK)
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(_MUTED)
-        panel.spines[["left", "bottom"]].set_linewidth(0.7)
-        panel.tick_params(which="both", width=0.7, color=_MUTED, labelcolor=_INK, labelsize=7)
-        panel.tick_params(which="major", length=3.5)
-        panel.tick_params(which="minor", length=2)
-        if panel is not bottom:
-            panel.tick_params(axis="x", which="both", length=0)
-        panel.yaxis.set_major_locator(MaxNLocator(5 if panel is panels[0] else 3))
-
-
-def _ticks(first: float, last: float) -> tuple[list[float], list[float]]:
-    """Major ticks at powers of ten, thinned or filled in so that there are between two and nine, and minor ones."""
-    exponents = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
-    decades = [10.0**k for k in exponents]
-    fine = [m * d for d in decades for m in range(1, 10)]
-    for multiples in ((1,), (1, 3), (1, 2, 5)):
-        major = [m * d for d in decades for m in multiples if first <= m * d <= last]
-        if len(major) >= 3:
-            return major[:: math.ceil(len(major) / 9)], [t for t in fine if first <= t <= last]
-    even = [float(t) for t in MaxNLocator(4, integer=True).tick_values(first, last) if first <= t <= last]
-    return even or [first], []
-
-
-def _step_label(step: float) -> str:
-    """A step in as few characters as say it: 0, 300, 10k, 2.5M."""
-    for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if step >= unit:
-            return f"{step / unit:.6g}{suffix}"
-    return f"{step:.6g}"
-
-
-def _tint(colour: str, share: float) -> tuple[float, float, float]:
-    """A colour thinned with white; opaque, since matplotlib's SVG gives a face's transparency to its hatch as well."""
-    r, g, b = (share * c + 1 - share for c in to_rgb(colour))
-    return r, g, b
-
-
-def _shade_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
-    left, right = panel.get_xlim()
-    for stage in transitions:
-        start, end = np.clip((stage.start, stage.end), left, right)
-        colour, share = STAGE_COLOURS[stage.kind], _SHADES[stage.kind]
-        panel.axvspan(
-            start,
-            end,
-            facecolor=_tint(colour, share / 2 if stage.provisional else share),
-            edgecolor=_tint(colour, 0.2 + share),
-            hatch="////" if stage.provisional else None,
-            linewidth=0,
-            zorder=0,
-        )
-        for edge in (start, end):
-            panel.axvline(edge, color=_INK, alpha=0.4, linewidth=0.5, zorder=0.5)
-
-
-def _label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: float) -> None:
-    """Above each stage a bar from start to end, whiskers over the intervals of both, and its kind.
-
-    Bars whose whiskers meet lie in different rows, of which there are three. A kind that would touch that of a longer
-    stage is left out; `letter` is the width of one as a share of the axis.
-    """
-    to_axis = panel.xaxis.get_transform()
-    low, high = to_axis.transform(np.array(panel.get_xlim()))
-
-    def across(*steps: float) -> np.ndarray:
-        """Steps as shares of the axis."""
-        return (np.clip(to_axis.transform(np.array(steps, dtype=float)), low, high) - low) / (high - low)
-
-    reach, rows = [-1.0, -1.0, -1.0], []
-    for stage in transitions:
-        first, last = across(min(stage.start, stage.start_interval[0]), max(stage.end, stage.end_interval[1]))
-        row = next((i for i, end in enumerate(reach) if first > end + 0.01), int(np.argmin(reach)))
-        reach[row] = last
-        rows.append(row)
-    for stage, row in zip(transitions, rows, strict=True):
-        colour, (a, b) = STAGE_COLOURS[stage.kind], across(stage.start, stage.end)
-        up = panel.transAxes + ScaledTranslation(0, (4 + 5 * row) / 72, panel.figure.dpi_scale_trans)
-        bar = [Line2D([a, b], [1, 1], color=colour, linewidth=3, solid_capstyle="butt")]
-        if stage.provisional:
-            bar.append(Line2D([a, b], [1, 1], color="white", linewidth=1.6, solid_capstyle="butt"))
-        whiskers = [
-            Line2D(across(*interval), [1, 1], color=_INK, linewidth=0.8, marker="|", markersize=4, markeredgewidth=0.8)
-            for interval in (stage.start_interval, stage.end_interval)
-        ]
-        for line in (*bar, *whiskers):
-            line.set(transform=up, clip_on=False)
-            panel.add_line(line)
-
-    labelled: list[tuple[float, float]] = []
-    for stage in sorted(transitions, key=lambda stage: np.ptp(across(stage.start, stage.end)), reverse=True):
-        label, (a, b) = stage.kind.label, across(stage.start, stage.end)
-        left, right = (a + b) / 2 + np.array([-0.5, 0.5]) * letter * (1 if len(label) == 1 else 4)
-        if any(left < other_right and other_left < right for other_left, other_right in labelled):
-            continue
-        labelled.append((left, right))
-        panel.annotate(
-            label,
-            ((a + b) / 2, 1),
-            xycoords="axes fraction",
-            xytext=(0, 8 + 5 * max(rows)),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9 if len(label) == 1 else 7.5,
-            fontweight="bold" if len(label) == 1 else "normal",
-            color=STAGE_COLOURS[stage.kind],
-            annotation_clip=False,
-        )
-
-
 def _draw_curve(panel: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     values = np.where(np.isfinite(values), values, math.nan)
     size = 1.6 if steps.size > 60 else 3.0
-    panel.plot(steps, values, color=_INK, linewidth=1.0, marker="o", markersize=size, markeredgewidth=0, zorder=3)
+    panel.plot(steps, values, color=INK, linewidth=1.0, marker="o", markersize=size, markeredgewidth=0, zorder=3)
 
 
 def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: Sequence[Health]) -> list[Line2D]:
@@ -280,7 +145,7 @@ def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: S
     error = np.asarray(trajectory.llc_error, dtype=float)
     error = np.where(np.isfinite(error), error, 0.0)
 
-    panel.fill_between(steps, llc - 2 * error, llc + 2 * error, color=_INK, alpha=0.2, linewidth=0, zorder=2)
+    panel.fill_between(steps, llc - 2 * error, llc + 2 * error, color=INK, alpha=0.2, linewidth=0, zorder=2)
     low, high = _limits(llc, error, doubtful)
     panel.set_ylim(low, high)
     above, below = doubtful & (llc > high), doubtful & (llc < low)
@@ -296,7 +161,7 @@ def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: S
             heights[where],
             marker=marker,
             linestyle="none",
-            color=_INK,
+            color=INK,
             markerfacecolor="white",
             markersize=4.5,
             markeredgewidth=0.9,
@@ -332,20 +197,3 @@ def _limits(llc: np.ndarray, error: np.ndarray, doubtful: np.ndarray) -> tuple[f
     low, high = min(low, float(llc[near].min())), max(high, float(llc[near].max()))
     margin = 0.06 * ((high - low) or 1.0)
     return low - margin, high + margin
-
-
-_INTERVAL = "95 % interval of a boundary"
-
-
-def _stage_legend(transitions: Sequence[Transition]) -> list[Patch | Line2D]:
-    entries: list[Patch | Line2D] = []
-    if transitions:
-        entries.append(Line2D([], [], color=_INK, linewidth=0.8, marker="|", markersize=4, label=_INTERVAL))
-    if any(stage.provisional for stage in transitions):
-        entries.append(
-            Patch(facecolor="white", edgecolor=_MUTED, hatch="//////", linewidth=0, label="provisional stage")
-        )
-    if any(stage.kind is Kind.OTHER for stage in transitions):
-        grey = _tint(STAGE_COLOURS[Kind.OTHER], 0.3)
-        entries.append(Patch(facecolor=grey, linewidth=0, label="other: neither A nor B"))
-    return entries

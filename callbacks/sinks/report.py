@@ -13,25 +13,29 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.callbacks.figures.trajectory import MAX_METRICS, draw_trajectory
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.files import write_atomically
 from phasewatch.monitor.formatting import MISSING, count, integer, measured, number, percent, value_and_error
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Transition, find_transitions
+from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Transition
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
 
 MAX_TRACES = 12
-"""How many doubtful points have their chains drawn."""
+"""The chains of at most this many doubtful points are drawn, evenly spaced along the run, to keep the page small."""
 
 _TRACE_WIDTH, _TRACE_HEIGHT = 240.0, 84.0
+"""The size of such a drawing, in units of its own; the page scales it."""
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write a run's report: the figure, the transitions in words, every point with its verdict, and the settings.
 
-    The page is one HTML file without scripts and without anything to fetch. Transitions are found anew from the
-    points. The file appears whole or not at all.
+    The page is one HTML file, without scripts, that loads nothing from elsewhere. Transitions are found anew from the
+    points. The file is replaced in one step, so that a reader never sees half of it.
 
     Args:
         run: the run's folder, with its `run.json` (settings) and `points.jsonl`.
@@ -41,7 +45,17 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         The path of the page.
 
     Raises:
-        PhasewatchError: if `run` is no run's folder, or its settings or points can't be read.
+        PhasewatchError: if `run` is not a run's folder, or its settings or points can't be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import phasewatch as pw
+        >>> trajectory = pw.Trajectory.from_values([1, 10, 100], loss=[3.0, 2.0, 1.9], llc=[1.0, 20.0, 21.0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trajectory.write(pathlib.Path(folder, "points.jsonl"))
+        ...     page = pw.write_report(folder)
+        ...     page.name, "3 points from step 1 to step 100: no transition." in page.read_text(encoding="utf-8")
+        ('report.html', True)
     """
     run = Path(run)
     settings = _read_settings(run)
@@ -104,6 +118,8 @@ def _render(
         integer=_typeset(integer), number=_typeset(number), percent=_typeset(percent), count_of=_typeset(count)
     )
     environment.globals.update(measured=_measured, value_and_error=_typeset(value_and_error), setting=_setting)
+    environment.globals.update(styles={kind.label.lower(): style for kind, style in KIND_STYLES.items()})
+    environment.globals.update(unknown=UNKNOWN_CHANGE)
     return environment.get_template("report.html.j2").render(
         name=name,
         summary=_summary(points, transitions),
@@ -133,7 +149,7 @@ def _summary(points: Sequence[Point], transitions: Sequence[Transition]) -> str:
     else:
         text = f"{integer(len(points))} points from step {first} to step {last}"
     found = {0: "no transition", 1: "one transition"}.get(len(transitions), f"{len(transitions)} transitions")
-    kinds = [transition.kind.name if len(transition.kind.name) == 1 else "other" for transition in transitions]
+    kinds = [transition.kind.label for transition in transitions]
     text += f": {found}"
     if kinds:
         text += f" ({', '.join(kinds)})"

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import MISSING, integer, measured, number, percent, value_and_error
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Kind, Transition
-
-_STYLES = {Kind.A: "bold blue", Kind.B: "bold yellow", Kind.OTHER: "bold"}
+from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Transition
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 _INSIDE_A_NUMBER = re.compile(r"(?<=\d) (?=\d{3}\b|[±%])|(?<=[±>]) (?=\d)")
 
@@ -25,26 +25,34 @@ def print_transitions(
     transitions: Sequence[Transition],
     console: Console | None = None,
     *,
-    metric: str = "llc",
+    signal: str = "llc",
     remarks: str = "",
 ) -> None:
-    """Print the transitions as a table, then each as a sentence, then how many points stand behind them.
+    """Print the transitions as a table, then each as a sentence, then how many points they were found in.
 
-    Below a row's start and end are the steps between which each lies with 95 % probability.
+    The second line of a row has the 95 % intervals of start and end, and how many of the points are doubtful.
 
-    Piped into a file or another program, the same text comes without colours, and neither there nor in a narrow
-    terminal is a row folded or a number broken.
+    Without a terminal the same text comes without colours. No row is folded and no number is broken, however narrow
+    the terminal.
 
     Args:
         trajectory: the points that the transitions were found in.
         transitions: what to print, in order.
-        console: where to; standard output if left out.
-        metric: the signal whose transitions they are.
+        console: where to print; standard output if None.
+        signal: the signal whose transitions they are.
         remarks: lines to print after the sentences.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> from phasewatch.callbacks.sinks.terminal import print_transitions
+        >>> trajectory = pw.Trajectory.from_values([1, 10, 100], loss=[3.0, 2.0, 1.9], llc=[1.0, 20.0, 21.0])
+        >>> print_transitions(trajectory, pw.find_transitions(trajectory))
+        No transition so far.
+        3 points.
     """
     console = console or Console(highlight=False)
     if transitions:
-        table = _table(transitions, metric)
+        table = _table(transitions, signal)
         # Rich folds cells to fit the console, inside a number if need be; it leaves a table of fixed width alone.
         table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
         console.print(table, soft_wrap=True)
@@ -58,7 +66,7 @@ def print_transitions(
         _print_wrapped(console, remark)
     if remarks:
         console.print()
-    _print_wrapped(console, _count(trajectory, metric), style="dim")
+    _print_wrapped(console, _count(trajectory, signal), style="dim")
 
 
 def point_line(point: Point) -> str:
@@ -71,25 +79,26 @@ def point_line(point: Point) -> str:
     )
 
 
-def _table(transitions: Sequence[Transition], metric: str) -> Table:
+def _table(transitions: Sequence[Transition], signal: str) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-    own = metric not in {"llc", "loss"}
+    own = signal not in {"llc", "loss"}
     table.add_column("kind")
-    for name in ("steps, 95 % intervals", *([metric] if own else []), "loss", "llc", "confidence"):
+    for name in ("steps, 95 % intervals", *([signal] if own else []), "loss", "llc", "confidence"):
         table.add_column(Text(name), justify="right")
     for transition in transitions:
+        llc = transition.changes.get("llc", UNKNOWN_CHANGE)
         cells: list[Text | str] = [
-            Text(transition.kind.label, style=_STYLES[transition.kind]),
+            Text(transition.kind.label, style=KIND_STYLES[transition.kind].terminal),
             Text.assemble(
                 f"{integer(transition.start)} → {integer(transition.end)}\n",
                 (f"{_interval(transition.start_interval)} → {_interval(transition.end_interval)}", "dim"),
             ),
             number(transition.loss_change, sign=True),
-            value_and_error(transition.llc_change, transition.llc_error, sign=True),
-            Text.assemble(percent(transition.confidence), ("\nprovisional" if transition.provisional else "", "dim")),
+            value_and_error(llc.value, llc.error, sign=True),
+            Text.assemble(percent(transition.confidence), *((f"\n{remark}", "dim") for remark in transition.remarks)),
         ]
         if own:
-            cells.insert(2, value_and_error(transition.after - transition.before, transition.error, sign=True))
+            cells.insert(2, value_and_error(transition.change.value, transition.change.error, sign=True))
         table.add_row(*cells)
     return table
 
@@ -98,13 +107,13 @@ def _interval(steps: tuple[int, int]) -> str:
     return f"{integer(steps[0])}–{integer(steps[1])}"
 
 
-def _count(trajectory: Trajectory, metric: str) -> str:
+def _count(trajectory: Trajectory, signal: str) -> str:
     """How many points there are, and how many of them are doubtful or left out."""
-    points, usable = len(trajectory), trajectory.usable(metric)
+    points, usable = len(trajectory), trajectory.usable(signal)
     text = f"{integer(points)} point{'' if points == 1 else 's'}"
     if len(usable) < points:
-        text += f", {integer(points - len(usable))} left out without {'λ̂ or loss' if metric == 'llc' else metric}"
-    if metric == "llc" and (doubtful := sum(point.llc.health is not Health.OK for point in usable)):
+        text += f", {integer(points - len(usable))} left out without {'λ̂ or loss' if signal == 'llc' else signal}"
+    if signal == "llc" and (doubtful := sum(point.llc.health is not Health.OK for point in usable)):
         text += f", {integer(doubtful)} doubtful"
     return text + "."
 

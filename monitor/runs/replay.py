@@ -9,15 +9,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from phasewatch.monitor.snapshots.averaging import AveragedSnapshots
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn, whole_number
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.runs.publish import Publisher, Sink
 from phasewatch.monitor.runs.folder import RunFolder, keep_average
+from phasewatch.monitor.runs.processes import Worker, WorkerDied, packed
+from phasewatch.monitor.runs.publish import Publisher, Sink
+from phasewatch.monitor.snapshots.averaging import AveragedSnapshots
 from phasewatch.monitor.snapshots.series import open_series
 from phasewatch.monitor.snapshots.snapshot import Snapshots
 from phasewatch.monitor.trajectories.trajectory import Point
-from phasewatch.monitor.runs.processes import Worker, WorkerDied, packed
 
 OnError = Callable[[str], None]
 Result = tuple[int, Point | Exception]

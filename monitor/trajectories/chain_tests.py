@@ -1,4 +1,4 @@
-"""Whether chains agree that something changed. numpy and scipy alone."""
+"""Tests of whether chains agree that something changed. numpy and scipy alone."""
 
 import functools
 import math
@@ -7,16 +7,16 @@ import numpy as np
 from scipy.special import stdtr  # Student's t: degrees of freedom, then t
 
 
-def disagreement(differences: np.ndarray, variance: float | None = None, freedom: float | None = None) -> float:
-    """The probability that chains which don't change would seem to rise as surely as these, by the surer of two tests.
+def p_value_of_a_rise(differences: np.ndarray, variance: float | None = None, freedom: float | None = None) -> float:
+    """The p-value of chains that rise, under the hypothesis that none changes: the smaller one of two tests.
 
-    Student's t takes the differences for Gaussian; Wilcoxon's signed ranks only for symmetric, so that a single stray
-    chain weighs as much as its rank. The latter can't fall below 2 ** -chains.
+    Student's t assumes that the differences are Gaussian. Wilcoxon's signed-rank test assumes only that they are
+    symmetric, so that a single stray chain counts no more than its rank; its p-value can't fall below 2 ** -chains.
 
     Args:
-        differences: of each chain, shape (chain,), at least two.
-        variance: of one chain's difference by chance; by default that of these.
-        freedom: the degrees of freedom with which `variance` is known.
+        differences: later minus earlier of each chain, shape (chain,), at least two.
+        variance: the variance of one chain's difference by chance; that of `differences` if None.
+        freedom: the degrees of freedom with which `variance` is known; chains - 1 if None.
 
     Returns:
         A one-sided p-value.
@@ -30,16 +30,16 @@ def disagreement(differences: np.ndarray, variance: float | None = None, freedom
     return min(float(stdtr(freedom, -mean / math.sqrt(variance / chains))), _signed_rank(differences))
 
 
-def wander(along: np.ndarray) -> tuple[float, float]:
-    """By how much one chain's change differs from another's by chance, from what chains did along the way.
+def variance_of_a_change(along: np.ndarray) -> tuple[float, float]:
+    """The variance, between chains, of a change from the first place to the last.
 
-    A few chains know the variance of one difference badly. If their wanders are sums of independent steps, it is the
-    sum of the variances of the parts, which have more degrees of freedom together (Satterthwaite 1946). The whole, its
-    halves and its quarters are averaged by theirs: a wander that comes back makes the parts' sum too large, one that
-    goes on makes it too small.
+    A few chains determine the variance of one difference badly. If the chains drift in independent steps, it is the
+    sum of the variances of the parts, which have more degrees of freedom together (Satterthwaite 1946). The estimates
+    from the whole, its halves and its quarters are averaged, weighted by their degrees of freedom: a drift that
+    reverts makes the sum of the parts too large, one that goes on makes it too small.
 
     Args:
-        along: of each chain, at 2, 3 or 5 places evenly spaced from start to end, shape (place, chain).
+        along: λ̂ of each chain at 2, 3 or 5 places evenly spaced from start to end, shape (place, chain).
 
     Returns:
         The variance of a chain's change from the first place to the last, and its degrees of freedom.
@@ -56,7 +56,7 @@ def wander(along: np.ndarray) -> tuple[float, float]:
 
 @functools.cache
 def _rank_sums(chains: int) -> np.ndarray:
-    """The probability of each sum of the ranks of those that rose, when each chain's sign is a coin's."""
+    """The probability of each sum of the ranks of the chains that rose, if each sign is + or − with probability 1/2."""
     probability = np.ones(1)
     for rank in range(1, chains + 1):
         none = np.zeros(rank)

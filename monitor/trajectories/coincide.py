@@ -1,4 +1,4 @@
-"""Which transitions of one signal go with which of another, and which come first. Plain numbers: no torch here."""
+"""Which transitions of one signal go with which of another, and which come first."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,13 @@ from typing import Literal
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.formatting import integer
-from phasewatch.monitor.trajectories.transitions import Transition
+from phasewatch.monitor.trajectories.changes import Transition
+
+MIN_OVERLAP = 1 / 3
+"""Two transitions go together from this overlap on, from 0 to 1. Of two that are equally long on the log axis, the
+later then starts where the earlier is half over."""
+
+Order = Literal["first", "second", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -15,14 +21,23 @@ class Coincidence:
     """A transition of one signal and the one of another that goes with it.
 
     Attributes:
-        first: of the first signal.
-        second: of the second.
-        overlap: share of the stretch of log step from the earlier start to the later end that both cover, from 0 to 1,
-            where boundaries are taken as close to each other as their intervals allow.
+        first: the transition of the first signal.
+        second: the transition of the second signal.
+        overlap: the share of log steps, from the earlier start to the later end, that both cover, from 0 to 1; where
+            boundaries are taken as close to each other as their intervals allow.
         start_lag: steps from the first's start to the second's; positive where the first starts first.
         end_lag: steps from the first's end to the second's; positive where the first ends first.
         start_lag_interval: the steps between which `start_lag` lies with 95 % probability.
         end_lag_interval: the same of `end_lag`.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> def rise(signal, start, end):
+        ...     intervals = (start - 10, start + 10), (end - 50, end + 50)
+        ...     return pw.Transition(pw.Kind.OTHER, signal, start, end, *intervals, 0.99, False, {})
+        >>> [pair] = pw.coincide([rise("llc", 100, 1000)], [rise("accuracy", 150, 1020)]).pairs
+        >>> pair.start_lag, pair.starts_first, pair.ends_first
+        (50, 'first', 'unclear')
     """
 
     first: Transition
@@ -34,12 +49,12 @@ class Coincidence:
     end_lag_interval: tuple[int, int]
 
     @property
-    def starts_first(self) -> Literal["first", "second", "unclear"]:
+    def starts_first(self) -> Order:
         """Which of the two starts first; "unclear" while 0 lies in `start_lag_interval`."""
         return _earlier(self.start_lag_interval)
 
     @property
-    def ends_first(self) -> Literal["first", "second", "unclear"]:
+    def ends_first(self) -> Order:
         """Which of the two ends first; "unclear" while 0 lies in `end_lag_interval`."""
         return _earlier(self.end_lag_interval)
 
@@ -59,8 +74,15 @@ class Coincidences:
 
     Attributes:
         pairs: those that go together, in order of the first's start.
-        only_first: the first signal's others, in order.
-        only_second: the second signal's others, in order.
+        only_first: the first signal's other transitions, in order.
+        only_second: the second signal's other transitions, in order.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> alone = pw.Transition(pw.Kind.OTHER, "llc", 10, 90, (8, 12), (80, 99), 0.99, False, {})
+        >>> print(pw.coincide([alone], []))
+        No transition of one goes with one of the other.
+        Alone: llc 10 -> 90.
     """
 
     pairs: tuple[Coincidence, ...]
@@ -71,11 +93,11 @@ class Coincidences:
         alone = [*self.only_first, *self.only_second]
         lines = [str(pair) for pair in self.pairs] or ["No transition of one goes with one of the other."]
         if alone:
-            lines.append(f"Alone: {', '.join(_stretch(transition, transition.metric) for transition in alone)}.")
+            lines.append(f"Alone: {', '.join(_stretch(transition, transition.signal) for transition in alone)}.")
         return "\n".join(lines)
 
 
-def coincide(first: Iterable[Transition], second: Iterable[Transition], *, min_overlap: float = 1 / 3) -> Coincidences:
+def coincide(first: Iterable[Transition], second: Iterable[Transition]) -> Coincidences:
     """Match the transitions of one signal with those of another, each with one at most.
 
     Two transitions are compared on the axis of log step. Their starts are apart by the distance between their 95 %
@@ -83,8 +105,8 @@ def coincide(first: Iterable[Transition], second: Iterable[Transition], *, min_o
     ends) / (distance from the earlier start to the later end), and 0 where that is negative: for boundaries that are
     known exactly it is the length that both share over the length that either covers (Jaccard's index), and boundaries
     that can't be told apart count as one. The pair that overlaps most goes together, then the pair that does so among
-    the rest, down to `min_overlap`; of pairs that overlap alike, the one whose boundaries themselves lie closer. The
-    default, a third, is where of two transitions of one length the later starts as the earlier is half over.
+    the rest, down to an overlap of a third; of pairs that overlap alike, the one whose boundaries themselves lie
+    closer.
 
     A lag is the difference of two boundaries in steps. Its interval follows from theirs as if they were independent:
     from the lag, on either side, the root of the sum of the squares of the two distances that widen it there (Zou and
@@ -96,17 +118,27 @@ def coincide(first: Iterable[Transition], second: Iterable[Transition], *, min_o
     Args:
         first: transitions of one signal, in any order, as `find_transitions` returns them.
         second: transitions of another, or of the same signal in another run.
-        min_overlap: the least overlap of two that go together, above 0 and at most 1.
 
     Returns:
-        The pairs with their lags, and the transitions that are alone. Swapping the arguments swaps the sides and
+        The pairs with their lags, and the transitions without a partner. Swapping the arguments swaps the sides and
         changes the signs of the lags.
 
     Raises:
-        PhasewatchError: an argument is no transitions or mixes those of several signals, or `min_overlap` is no share.
+        PhasewatchError: an argument holds something else than transitions, or those of several signals.
+
+    Example:
+        >>> import numpy as np
+        >>> import phasewatch as pw
+        >>> steps = np.unique(np.geomspace(1, 100_000, 60).round())
+        >>> early, late = (1 / (1 + (at / steps) ** 3) for at in (100, 200))
+        >>> noise = np.random.default_rng(0).normal(size=(2, len(steps)))
+        >>> trajectory = pw.Trajectory.from_values(
+        ...     steps, loss=3 - early, llc=80 * early + noise[0], metrics={"accuracy": late + 0.01 * noise[1]}
+        ... )
+        >>> found = pw.coincide(pw.find_transitions(trajectory), pw.find_transitions(trajectory, signal="accuracy"))
+        >>> [(pair.overlap > 0.9, pair.start_lag > 0) for pair in found.pairs]
+        [(True, True)]
     """
-    if not 0 < min_overlap <= 1:
-        raise PhasewatchError(f"coincide(min_overlap={min_overlap!r}) must be above 0 and at most 1.")
     one, other = _of_one_signal("first", first), _of_one_signal("second", second)
     steps = [s for t in (*one, *other) for s in (t.start, t.end, *t.start_interval, *t.end_interval) if s > 0]
     zero = math.log(min(steps, default=1)) - 1
@@ -119,7 +151,7 @@ def coincide(first: Iterable[Transition], second: Iterable[Transition], *, min_o
     partner: dict[int, tuple[int, float]] = {}
     taken = set()
     for near, _, _, _, i, j in sorted(ranked):
-        if -near >= min_overlap and i not in partner and j not in taken:
+        if -near >= MIN_OVERLAP and i not in partner and j not in taken:
             partner[i] = (j, -near)
             taken.add(j)
     return Coincidences(
@@ -137,7 +169,7 @@ def _of_one_signal(name: str, transitions: Iterable[Transition]) -> list[Transit
                 f"coincide({name}=...) takes the transitions that find_transitions returns, and got a "
                 f"{type(item).__name__}."
             )
-    signals = sorted({transition.metric for transition in found})
+    signals = sorted({transition.signal for transition in found})
     if len(signals) > 1:
         raise PhasewatchError(
             f"coincide({name}=...) got transitions of {' and '.join(signals)}; pass those of one signal."
@@ -178,14 +210,14 @@ def _lag_interval(a: int, a_interval: tuple[int, int], b: int, b_interval: tuple
     return math.floor(b - a - lower), math.ceil(b - a + upper)
 
 
-def _earlier(lag_interval: tuple[int, int]) -> Literal["first", "second", "unclear"]:
+def _earlier(lag_interval: tuple[int, int]) -> Order:
     low, high = lag_interval
     return "first" if low > 0 else "second" if high < 0 else "unclear"
 
 
 def _names(first: Transition, second: Transition) -> tuple[str, str]:
-    same = first.metric == second.metric
-    return ("the first", "the second") if same else (first.metric, second.metric)
+    same = first.signal == second.signal
+    return ("the first", "the second") if same else (first.signal, second.signal)
 
 
 def _stretch(transition: Transition, name: str) -> str:

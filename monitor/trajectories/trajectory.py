@@ -1,62 +1,16 @@
-"""Points in order of step, in memory and on disk. numpy and scipy alone: reading a run needs no torch."""
+"""The points of one training run in order of step. numpy and scipy alone: reading a run needs no torch."""
 
-import csv
-import io
-import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.estimates.estimate import Estimate, Health, json_number
-from phasewatch.monitor.estimates.uncertainty import standard_error
-
-
-@dataclass(frozen=True)
-class Point:
-    """One snapshot, measured.
-
-    Attributes:
-        step: the training step of the snapshot.
-        loss: the loss on the probe's fixed evaluation batch.
-        llc: the estimate of the local learning coefficient.
-        metrics: the probe's own metrics by name.
-        refined: the estimates of the probe's named parts, each with all other weights held fast (Wang et al. 2024).
-    """
-
-    step: int
-    loss: float
-    llc: Estimate
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    refined: Mapping[str, Estimate] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """This point as plain JSON types."""
-        record: dict[str, Any] = {
-            "step": self.step,
-            "loss": json_number(self.loss),
-            "llc": self.llc.as_json(),
-            "metrics": {name: json_number(value) for name, value in self.metrics.items()},
-        }
-        if self.refined:
-            record["refined"] = {name: estimate.as_json() for name, estimate in self.refined.items()}
-        return record
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Point":
-        """The inverse of `as_json`, exact to the last bit."""
-        return cls(
-            step=int(record["step"]),
-            loss=float(record["loss"]),
-            llc=Estimate.from_json(record["llc"]),
-            metrics={name: float(value) for name, value in record.get("metrics", {}).items()},
-            refined={name: Estimate.from_json(value) for name, value in record.get("refined", {}).items()},
-        )
+from phasewatch.monitor.trajectories.points import Point, estimate_without_diagnostics
+from phasewatch.monitor.trajectories.tables import points_of_lines, read_points, write_points
 
 
 class Trajectory(Sequence[Point]):
@@ -70,6 +24,18 @@ class Trajectory(Sequence[Point]):
 
     Raises:
         PhasewatchError: a step is negative, or comes twice with different values.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> trajectory = pw.Trajectory.from_values(
+        ...     [1, 10, 100], loss=[3.0, 2.0, 1.5], llc=[1.0, 20.0, 35.0], metrics={"accuracy": [0.1, 0.4, 0.8]}
+        ... )
+        >>> trajectory
+        <Trajectory of 3 points, steps 1 to 100>
+        >>> trajectory.signal("accuracy")
+        array([0.1, 0.4, 0.8])
+        >>> trajectory[-1].llc.value
+        35.0
     """
 
     def __init__(self, points: Iterable[Point] = ()) -> None:
@@ -119,7 +85,7 @@ class Trajectory(Sequence[Point]):
 
     @property
     def llc_error(self) -> np.ndarray:
-        """The error of each λ̂, shape (point,): of its level, not of its difference to a neighbour."""
+        """The error of each λ̂, shape (point,). Use `difference` for the error of a change between two points."""
         return np.array([point.llc.error for point in self.points], dtype=float)
 
     @property
@@ -131,7 +97,7 @@ class Trajectory(Sequence[Point]):
         return np.array([point.llc.per_chain for point in self.points], dtype=float)
 
     def signal(self, name: str) -> np.ndarray:
-        """One of the signals that the points carry.
+        """The values of λ̂, the loss or a metric along the trajectory.
 
         Args:
             name: "llc" for λ̂, "loss", or the name of a metric.
@@ -148,46 +114,104 @@ class Trajectory(Sequence[Point]):
             return self.loss
         there = dict.fromkeys(metric for point in self.points for metric in point.metrics)
         if self.points and name not in there:
-            raise PhasewatchError(f"No point has the metric {name!r}; they have {', '.join(['llc', 'loss', *there])}.")
+            known = ", ".join(["llc", "loss", *there])
+            raise PhasewatchError(f"trajectory.signal({name!r}): no point has it; the points have {known}.")
         return np.array([point.metrics.get(name, math.nan) for point in self.points], dtype=float)
 
-    def usable(self, metric: str = "llc") -> "Trajectory":
-        """The points by which a signal's transitions can be judged.
+    def usable(self, signal: str = "llc") -> "Trajectory":
+        """The points that `find_transitions` uses for a signal.
 
         Args:
-            metric: "llc", "loss" or the name of a metric.
+            signal: "llc", "loss" or the name of a metric.
 
         Returns:
-            Those where it is finite; for λ̂, those whose estimate didn't fail and whose loss is finite too.
+            The points where it is finite; for λ̂, those whose estimate didn't fail and whose loss is finite too.
 
         Raises:
-            PhasewatchError: if there are points and none carries it.
+            PhasewatchError: if there are points and none carries the signal.
         """
-        finite = np.isfinite(self.signal(metric) + (self.loss if metric == "llc" else 0))
+        finite = np.isfinite(self.signal(signal) + (self.loss if signal == "llc" else 0))
         return Trajectory(point for point, is_finite in zip(self.points, finite, strict=True) if is_finite)
 
-    def of(self, part: str) -> "Trajectory":
-        """The trajectory of one of the probe's parts: the same steps, losses and metrics, with its λ̂.
+    def part(self, name: str) -> "Trajectory":
+        """The trajectory of one of the probe's parts: the same steps, losses and metrics, with the part's λ̂.
 
         Args:
-            part: a name in `Probe(weights={...})`.
+            name: a name in `Probe(parts={...})`.
 
         Returns:
             The points that have it.
 
         Raises:
-            PhasewatchError: if none has.
+            PhasewatchError: if no point has it.
+
+        Example:
+            >>> from dataclasses import replace
+            >>> import phasewatch as pw
+            >>> whole = pw.Trajectory.from_values([1, 10], loss=[3.0, 2.0], llc=[5.0, 9.0])
+            >>> head = pw.Trajectory.from_values([1, 10], loss=[3.0, 2.0], llc=[1.0, 2.0])
+            >>> points = [replace(p, parts={"L0H0": q.llc}) for p, q in zip(whole, head)]
+            >>> pw.Trajectory(points).part("L0H0").llc
+            array([1., 2.])
         """
-        names = dict.fromkeys(name for point in self.points for name in point.refined)
-        if part not in names:
+        names = dict.fromkeys(part for point in self.points for part in point.parts)
+        if name not in names:
             known = f"its parts are {', '.join(map(repr, names))}" if names else "its points have no parts"
-            raise PhasewatchError(f"trajectory.of({part!r}): there is no such part; {known}.")
+            raise PhasewatchError(f"trajectory.part({name!r}): there is no such part; {known}.")
         return Trajectory(
-            replace(point, llc=point.refined[part], refined={}) for point in self.points if part in point.refined
+            replace(point, llc=point.parts[name], parts={}) for point in self.points if name in point.parts
         )
 
     @classmethod
-    def read(cls, path: str | Path, *, metric: str = "llc") -> "Trajectory":
+    def from_values(
+        cls,
+        steps: Sequence[int] | np.ndarray,
+        *,
+        loss: Sequence[float] | np.ndarray,
+        llc: Sequence[float] | np.ndarray,
+        llc_error: Sequence[float] | np.ndarray | None = None,
+        metrics: Mapping[str, Sequence[float] | np.ndarray] | None = None,
+    ) -> "Trajectory":
+        """A trajectory from series that were measured elsewhere.
+
+        Args:
+            steps: training steps, shape (point,).
+            loss: the loss at each, shape (point,).
+            llc: λ̂ at each, shape (point,); NaN where it failed.
+            llc_error: the standard error of each λ̂, shape (point,); None if it isn't known.
+            metrics: other series by name, each of shape (point,).
+
+        Returns:
+            The points in order of step. Their estimates carry no diagnostics, and count as OK where λ̂ is not NaN.
+
+        Raises:
+            PhasewatchError: if the series differ in length, or `Trajectory` refuses their steps.
+
+        Example:
+            >>> import phasewatch as pw
+            >>> pw.Trajectory.from_values([0, 10], loss=[3.0, 2.5], llc=[1.0, 4.0], llc_error=[0.1, 0.2]).llc_error
+            array([0.1, 0.2])
+        """
+        errors = [math.nan] * len(steps) if llc_error is None else llc_error
+        others = metrics or {}
+        for name, values in {"loss": loss, "llc": llc, "llc_error": errors, **others}.items():
+            if len(values) != len(steps):
+                raise PhasewatchError(
+                    f"Trajectory.from_values(...) got {len(steps)} steps and {len(values)} values of {name}; "
+                    "pass one value for each step."
+                )
+        return cls(
+            Point(
+                step=int(step),
+                loss=float(loss[i]),
+                llc=estimate_without_diagnostics(float(llc[i]), float(errors[i])),
+                metrics={name: float(values[i]) for name, values in others.items()},
+            )
+            for i, step in enumerate(steps)
+        )
+
+    @classmethod
+    def read(cls, path: str | Path, *, signal: str = "llc") -> "Trajectory":
         """A trajectory from a run's points.jsonl, or from a table.
 
         A table is a csv, or a jsonl whose lines are flat, such as `{"step": 10, "loss": 2.5, "llc": 31.0}`. It has the
@@ -196,9 +220,9 @@ class Trajectory(Sequence[Point]):
         W&B exports them (`Step`, `my run - phase/llc`, `phase/llc`) are understood.
 
         Args:
-            path: a file that ends in .jsonl or .csv. A last line of a .jsonl that was torn off by a crash is left out.
-            metric: the signal that is wanted: "llc", "loss" or the name of a metric. It has to be there; if it isn't
-                "llc", a table may lack llc and loss.
+            path: a file that ends in .jsonl or .csv. A last line of a .jsonl that was cut off by a crash is left out.
+            signal: "llc", "loss" or the name of a metric. The file must have it; unless it is "llc", a table may lack
+                the columns llc and loss.
 
         Returns:
             The points in order of step.
@@ -206,18 +230,10 @@ class Trajectory(Sequence[Point]):
         Raises:
             PhasewatchError: the file is missing, of another kind, lacks the signal, or has a line that can't be read.
         """
-        path = Path(path)
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            raise PhasewatchError(f"{path} can't be read: a trajectory is a .jsonl or a .csv, not {path.suffix!r}.")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise PhasewatchError(f"{path} can't be opened: {error.strerror or error}.") from error
-        return reader(content, str(path), metric)
+        return _in_order(read_points(Path(path), signal), str(path))
 
     def write(self, path: str | Path) -> None:
-        """Write the points down, in the format that the path's suffix names.
+        """Write the points to a file, in the format that its suffix names.
 
         Args:
             path: where to. `.jsonl` keeps everything, to the last bit; `.csv` keeps steps, losses, estimates with their
@@ -226,11 +242,7 @@ class Trajectory(Sequence[Point]):
         Raises:
             PhasewatchError: the suffix is neither .jsonl nor .csv.
         """
-        path = Path(path)
-        writer = _WRITERS.get(path.suffix.lower())
-        if writer is None:
-            raise PhasewatchError(f"trajectory.write({str(path)!r}) writes .jsonl and .csv, not {path.suffix!r}.")
-        path.write_text(writer(self), encoding="utf-8", newline="")
+        write_points(self.points, Path(path))
 
 
 def parse_points(content: bytes, name: str) -> Trajectory:
@@ -238,141 +250,22 @@ def parse_points(content: bytes, name: str) -> Trajectory:
 
     Args:
         content: the lines. What follows the last line end is left out unless it is whole.
-        name: of the file, for what can't be read.
+        name: the file's name, for error messages.
 
     Returns:
         The points in order of step.
 
     Raises:
-        PhasewatchError: a line is no point, or two points contradict each other.
+        PhasewatchError: a line is not a point, or two points contradict each other.
     """
-    points = []
-    for where, record in _records(content, name):
-        try:
-            points.append(Point.from_json(record))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PhasewatchError(
-                f"{where} is no point ({type(error).__name__}: {error}); mend it or delete it."
-            ) from error
-    return _together(points, name)
+    return _in_order(points_of_lines(content, name), name)
 
 
-def _records(content: bytes, name: str) -> list[tuple[str, Any]]:
-    *lines, last = content.split(b"\n")
-    records = []
-    for number, line in enumerate([*lines, last] if last else lines, start=1):
-        where = f"Line {number} of {name}"
-        try:
-            records.append((where, json.loads(line)))
-        except ValueError as error:
-            if number > len(lines):  # the write of this line was cut short
-                break
-            raise PhasewatchError(f"{where} is no point, since it is not JSON; mend it or delete it.") from error
-    return records
-
-
-def _parse_jsonl(content: bytes, name: str, metric: str) -> Trajectory:
-    rows = _records(content, name)
-    if not rows or (isinstance(rows[0][1], dict) and isinstance(rows[0][1].get("llc"), dict)):
-        trajectory = parse_points(content, name)
-        metrics = list(dict.fromkeys(metric for point in trajectory for metric in point.metrics))
-        if len(trajectory) and metric not in {"llc", "loss", *metrics}:
-            raise _lacks(name, metric, ["loss", "llc", *metrics])
-        return trajectory
-    for where, row in rows:
-        if not isinstance(row, dict):
-            raise PhasewatchError(f"{where} is no object of named values; mend it or delete it.")
-    columns = list(dict.fromkeys(column for _, row in rows for column in row))
-    _check_columns(columns, name, metric)
-    return _together(_points_of_rows(rows, columns, metric), name)
-
-
-def _parse_csv(content: bytes, name: str, metric: str) -> Trajectory:
-    try:
-        if b"\0" in content:
-            raise csv.Error("it holds a zero byte")
-        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        table = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if any(map(str.strip, row))]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise PhasewatchError(f"{name} can't be read as comma-separated text in UTF-8: {error}.") from error
-    if len(table) < 2:
-        raise PhasewatchError(f"{name} has no points: a csv is a line with the columns step, loss, llc, then rows.")
-    (_, columns), *lines = table
-    columns = _without_decoration(columns)
-    _check_columns(columns, name, metric)
-    for number, row in lines:
-        if len(row) != len(columns):
-            raise PhasewatchError(f"Line {number} of {name} has {len(row)} values for {len(columns)} columns.")
-    rows = [(f"Line {number} of {name}", dict(zip(columns, row, strict=True))) for number, row in lines]
-    return _together(_points_of_rows(rows, columns, metric), name)
-
-
-def _without_decoration(columns: list[str]) -> list[str]:
-    """Column names without what W&B puts around them: the run's name, the section, and its own name for the step."""
-    exported = any(column.endswith(("__MIN", "__MAX")) for column in columns)
-    plain = [(column.rpartition(" - ")[2] if exported else column).removeprefix("phase/") for column in columns]
-    if "step" not in plain:
-        step = next((column for column in ("Step", "_step", "global_step") if column in plain), None)
-        plain = ["step" if column == step else column for column in plain]
-    return plain
-
-
-def _check_columns(columns: list[str], name: str, metric: str) -> None:
-    signals = [c for c in columns if not (_CHAIN.fullmatch(c) or c in {"step", "llc_error"})]
-    if metric not in {"llc", "loss", *signals}:
-        raise _lacks(name, metric, [c for c in signals if not c.endswith(("__MIN", "__MAX"))])
-    for needed in ["step", "loss", "llc"] if metric == "llc" else ["step", metric]:
-        if columns.count(needed) != 1:
-            found = "no column" if needed not in columns else f"{columns.count(needed)} columns"
-            raise PhasewatchError(
-                f"{name} has {found} {needed!r}, and needs one; its columns are {', '.join(columns)}."
-            )
-    if len(set(columns)) < len(columns):
-        twice = next(column for column in columns if columns.count(column) > 1)
-        raise PhasewatchError(f"{name} has the column {twice!r} twice; rename one of them.")
-
-
-def _lacks(name: str, metric: str, there: list[str]) -> PhasewatchError:
-    return PhasewatchError(f"{name} has no metric {metric!r}; it has {', '.join(there) or 'none'}.")
-
-
-def _points_of_rows(rows: list[tuple[str, dict[str, Any]]], columns: list[str], metric: str) -> Iterator[Point]:
-    """Points from rows of named cells, of text or of JSON; in what isn't wanted, a cell that is no number is empty."""
-    chains = sorted((c for c in columns if _CHAIN.fullmatch(c)), key=lambda c: int(c[len("llc_chain") :]))
-    measured = ["loss", "llc", "llc_error", *chains]
-    metrics = [column for column in columns if column not in {"step", *measured}]
-    strict = {metric, *(measured if metric == "llc" else [])}
-    for where, row in rows:
-        values = {}
-        for column in (*measured, *metrics):
-            value = _number(row.get(column), f"{where}, column {column!r},", strict=column in strict)
-            if not math.isnan(value):
-                values[column] = value
-        if _is_empty(row.get("step")) and not strict & values.keys():
-            continue  # another curve's row in an export of several
-        per_chain = tuple(values.get(chain, math.nan) for chain in chains if "llc" in values)
-        yield Point(
-            step=_whole(row.get("step"), f"{where}, column 'step',"),
-            loss=values.get("loss", math.nan),
-            llc=Estimate(
-                value=values.get("llc", math.nan),
-                error=values.get("llc_error", standard_error(per_chain)),
-                per_chain=per_chain,
-                nbeta=math.nan,
-                rhat=math.nan,
-                ess=math.nan,
-                health=Health.OK if "llc" in values else Health.DIVERGED,
-            ),
-            metrics={name: values[name] for name in metrics if name in values},
-        )
-
-
-def _together(points: Iterable[Point], name: str) -> Trajectory:
-    points = list(points)  # a row that can't be read says so itself
+def _in_order(points: Iterable[Point], name: str) -> Trajectory:
     try:
         return Trajectory(points)
     except PhasewatchError as error:
-        raise PhasewatchError(f"{name} holds points that can't go together. {error}") from error
+        raise PhasewatchError(f"{name} holds points that contradict each other. {error}") from error
 
 
 def _differences(known: Point, point: Point) -> str:
@@ -385,56 +278,3 @@ def _differences(known: Point, point: Point) -> str:
         ", ".join(f"{name} {a:g} and {b:g}" for name, a, b in pairs if repr(a) != repr(b))
         or "different chains or diagnostics"
     )
-
-
-def _to_jsonl(trajectory: Trajectory) -> str:
-    return "".join(json.dumps(point.as_json(), allow_nan=False) + "\n" for point in trajectory)
-
-
-def _to_csv(trajectory: Trajectory) -> str:
-    chains = 0 if trajectory.per_chain is None else trajectory.per_chain.shape[1]
-    metrics = list(dict.fromkeys(name for point in trajectory for name in point.metrics))
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["step", "loss", "llc", "llc_error", *(f"llc_chain{c}" for c in range(chains)), *metrics])
-    for point in trajectory:
-        estimate = point.llc
-        numbers = (point.loss, estimate.value, estimate.error, *estimate.per_chain[:chains])
-        measured = (point.metrics.get(name, math.nan) for name in metrics)
-        rows.writerow([point.step, *(value if math.isfinite(value) else "nan" for value in (*numbers, *measured))])
-    return text.getvalue()
-
-
-_CHAIN = re.compile(r"llc_chain\d+")
-_READERS = {".jsonl": _parse_jsonl, ".csv": _parse_csv}
-_WRITERS = {".jsonl": _to_jsonl, ".csv": _to_csv}
-
-
-def _is_empty(cell: Any) -> bool:
-    return cell is None or cell == ""
-
-
-def _number(cell: Any, where: str, *, strict: bool) -> float:
-    """A cell's number, NaN where there is none; of a column that is wanted, it has to be a finite one."""
-    try:
-        value = math.nan if _is_empty(cell) else float(cell)
-    except (TypeError, ValueError):
-        if not strict:
-            return math.nan
-        raise PhasewatchError(f"{where} holds {cell!r}, which is no number; mend it, or leave it empty.") from None
-    if not math.isinf(value):
-        return value
-    if strict:
-        raise PhasewatchError(f"{where} holds {cell!r}; leave it empty where there is no finite value.")
-    return math.nan
-
-
-def _whole(cell: Any, where: str) -> int:
-    try:
-        value = float(cell)
-        step = int(cell) if isinstance(cell, int) or (isinstance(cell, str) and cell.isdecimal()) else int(value)
-    except (TypeError, ValueError, OverflowError):
-        value, step = math.nan, -1
-    if not 0 <= step < 2**63 or not value.is_integer():
-        raise PhasewatchError(f"{where} holds {cell!r}; a training step is a whole number, counted from 0.")
-    return step

@@ -162,7 +162,7 @@ def transitions(
     file: Annotated[
         Path, typer.Argument(help="points.jsonl, a run's folder, or a csv or jsonl with step, loss and llc.")
     ],
-    metric: Annotated[str, typer.Option(help="Whose transitions: llc, loss, or any other column or metric.")] = "llc",
+    signal: Annotated[str, typer.Option(help="Whose transitions: llc, loss, or any other column or metric.")] = "llc",
     plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
     width: Annotated[float, typer.Option(min=2, max=40, help="Of the picture, in inches; 3.4 is a column.")] = 3.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print the transitions as JSON.")] = False,
@@ -176,25 +176,25 @@ def transitions(
         if not (file / "points.jsonl").exists():
             raise PhasewatchError(f"{file} is a folder without points.jsonl; give a run's folder, a csv or a jsonl.")
         file = file / "points.jsonl"
-    trajectory = Trajectory.read(file, metric=metric)
-    usable = len(trajectory.usable(metric))
+    trajectory = Trajectory.read(file, signal=signal)
+    usable = len(trajectory.usable(signal))
     if usable < FEWEST:
-        needed = "λ̂ and loss" if metric == "llc" else metric
+        needed = "λ̂ and loss" if signal == "llc" else signal
         there = f"a finite {needed} at {usable} of {len(trajectory)} points" if len(trajectory) else "no points"
         raise PhasewatchError(f"{file} has {there}, and transitions take at least {FEWEST}; measure more.")
-    found = find_transitions(trajectory, metric=metric)
+    found = find_transitions(trajectory, signal=signal)
     if plot:
         from phasewatch.callbacks.figures.trajectory import draw_trajectory
 
-        _save(draw_trajectory(trajectory, found, metric=metric, width=width), plot)
+        _save(draw_trajectory(trajectory, found, signal=signal, width=width), plot)
     if as_json:
         print(json.dumps([transition.as_json() for transition in found], indent=1, allow_nan=False))
         return
     from phasewatch.callbacks.sinks.terminal import print_transitions
 
-    of_llc = [] if metric == "llc" else find_transitions(trajectory)
+    of_llc = [] if signal == "llc" else find_transitions(trajectory)
     remarks = str(coincide(of_llc, found)) if of_llc and found else ""
-    print_transitions(trajectory, found, metric=metric, remarks=remarks)
+    print_transitions(trajectory, found, signal=signal, remarks=remarks)
 
 
 @app.command()

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from phasewatch.callbacks.figures.trajectory import STAGE_COLOURS, draw_trajectory
+from phasewatch.callbacks.figures.style import KIND_STYLES
+from phasewatch.callbacks.figures.trajectory import draw_trajectory
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Estimate, Health
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Kind, Transition, find_transitions
+from phasewatch.monitor.trajectories.changes import Change, Transition
+from phasewatch.monitor.trajectories.kinds import Kind
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
 
-PUBLISHED = Path(__file__).parents[1] / "data" / "published"
+PUBLISHED = Path(__file__).parents[2] / "data" / "published"
 
 
 def a_point(step, llc=10.0, *, loss=2.0, error=0.5, health=Health.OK, metrics=None):
@@ -23,8 +27,8 @@ def a_point(step, llc=10.0, *, loss=2.0, error=0.5, health=Health.OK, metrics=No
 
 
 def a_transition(kind=Kind.A, start=10, end=100, *, provisional=False, starts=None, ends=None):
-    intervals = starts or (start, start), ends or (end, end)
-    return Transition(kind, start, end, 3.0, 2.0, 5.0, 10.0, 0.5, "down", "up", 0.99, provisional, *intervals)
+    changes = {"loss": Change(3.0, 2.0, 0.1, "down"), "llc": Change(5.0, 10.0, 0.5, "up")}
+    return Transition(kind, "llc", start, end, starts or (start, start), ends or (end, end), 0.99, provisional, changes)
 
 
 def a_curve(steps=(0, 1, 3, 10, 30, 100, 300, 1000)):
@@ -70,7 +74,7 @@ def test_every_transition_is_one_shade_of_its_kind_in_every_panel():
         spans = [(shade.get_x(), shade.get_x() + shade.get_width()) for shade in shades(axes)]
         np.testing.assert_allclose(spans, [(1, 10), (10, 100), (300, 1000)])
     labels = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
-    assert labels == {"A": STAGE_COLOURS[Kind.A], "B": STAGE_COLOURS[Kind.B], "other": STAGE_COLOURS[Kind.OTHER]}
+    assert labels == {kind.label: KIND_STYLES[kind].colour for kind in Kind}
     drawn(figure)
 
 
@@ -158,18 +162,18 @@ def labels(figure):
 
 def test_the_signal_whose_stages_they_are_comes_first():
     points = [a_point(s, llc=s, metrics={"a": s / 10, "b": 1.0}) for s in (1, 10, 100)]
-    figure = draw_trajectory(Trajectory(points), metric="a", metrics=["a", "b"])
+    figure = draw_trajectory(Trajectory(points), signal="a", metrics=["a", "b"])
     assert [label if len(label) < 9 else "llc" for label in labels(figure)] == ["a", "llc", "loss", "b"]
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [0.1, 1, 10])
-    assert labels(draw_trajectory(Trajectory(points), metric="loss"))[0] == "loss"
+    assert labels(draw_trajectory(Trajectory(points), signal="loss"))[0] == "loss"
     with pytest.raises(PhasewatchError, match=r"metrics=\['c'\]\) names a metric that no point carries"):
-        draw_trajectory(Trajectory(points), metric="c")
+        draw_trajectory(Trajectory(points), signal="c")
 
 
 def test_what_was_never_measured_has_no_panel():
     unmeasured = Estimate(math.nan, math.nan, (), math.nan, math.nan, math.nan, math.nan, Health.DIVERGED)
     points = [Point(s, math.nan, unmeasured, {"a": s / 10}) for s in (1, 10, 100)]
-    figure = draw_trajectory(Trajectory(points), metric="a")
+    figure = draw_trajectory(Trajectory(points), signal="a")
     assert labels(figure) == ["a"]
     drawn(figure)
 

@@ -17,13 +17,20 @@ from phasewatch.callbacks.sinks import report
 from phasewatch.callbacks.sinks.report import MAX_TRACES, write_report
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Estimate, Health
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Kind, Transition, find_transitions
+from phasewatch.monitor.trajectories.changes import Change, Transition
+from phasewatch.monitor.trajectories.kinds import Kind
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
 
-UP = Transition(Kind.A, 0, 1000, 4.26, 1.89, 12.6, 169.7, 0.9, "down", "up", 0.99999, False, (0, 9), (990, 1010))
+UP = Transition(
+    Kind.A, "llc", 0, 1000, (0, 9), (990, 1010), 0.99999, False,
+    {"loss": Change(4.26, 1.89, 0.1, "down"), "llc": Change(12.6, 169.7, 0.9, "up")},
+)  # fmt: skip
 DOWN = Transition(
-    Kind.B, 1000, 40404, 1.89, 1.78, 169.7, 112.8, 1.1, "down", "down", 0.981, True, (985, 1200), (38181, 41414)
-)
+    Kind.B, "llc", 1000, 40404, (985, 1200), (38181, 41414), 0.981, True,
+    {"loss": Change(1.89, 1.78, 0.1, "down"), "llc": Change(169.7, 112.8, 1.1, "down")}, 14, 12,
+)  # fmt: skip
 
 VOID = {"meta", "img", "line", "path", "br"}
 
@@ -125,7 +132,7 @@ def test_each_transition_is_told_in_numbers_and_in_its_own_sentence(tmp_path, mo
         assert cell in words
     for cell in ("1\u202f000 → 40\u202f404", "1.890 → 1.780", "−0.110", "169.7 → 112.8", "−56.9 ± 1.1", "98.1 %"):
         assert cell in words
-    assert words.count("provisional") == 1
+    assert words.count("provisional, 12 of 14 points doubtful") == words.count("provisional") == 1
 
 
 def test_transitions_are_found_in_the_points_that_are_there(tmp_path, monkeypatch):
@@ -150,7 +157,8 @@ def test_names_and_settings_cannot_become_markup(tmp_path, monkeypatch):
 
 def test_what_was_not_measured_is_never_printed_as_nan(tmp_path, monkeypatch):
     monkeypatch.setattr(Transition, "sentence", lambda self: "A sentence.", raising=False)
-    found(monkeypatch, dataclasses.replace(UP, llc_error=math.nan, confidence=math.nan))
+    changes = {**UP.changes, "llc": dataclasses.replace(UP.change, error=math.nan)}
+    found(monkeypatch, dataclasses.replace(UP, changes=changes, confidence=math.nan))
     unknown = Estimate(
         math.nan, math.nan, (), math.nan, math.nan, math.nan, math.nan, Health.UNMIXED, ((math.nan,) * 5,)
     )
@@ -191,7 +199,7 @@ def test_a_point_s_row_holds_what_it_measured(tmp_path, monkeypatch):
     found(monkeypatch)
     points = [a_point(1234, metrics={"accuracy": 0.875}), a_point(2000)]
     _, page = page_of(a_run(tmp_path / "run", points))
-    assert "1\u202f234 1.945 142.5 ± 0.8 1.010 412 0.930 ok 0.875" in " ".join(
+    assert "1\u202f234 1.945 142.5 ± 0.8 1.010 412 ok 0.875" in " ".join(
         word.strip(" \n") for word in page.words if word.strip(" \n")
     )
 

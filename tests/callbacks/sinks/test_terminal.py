@@ -9,31 +9,37 @@ from rich.console import Console
 
 from phasewatch.callbacks.sinks.terminal import point_line, print_transitions
 from phasewatch.monitor.estimates.estimate import Estimate, Health
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Kind, Transition
+from phasewatch.monitor.trajectories.changes import Change, Transition
+from phasewatch.monitor.trajectories.kinds import Kind
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 
 def a_point(step, llc=142.5, *, loss=1.945, error=0.8, health=Health.OK):
     return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.0, 100.0, 0.9, health))
 
 
-UP = Transition(Kind.A, 0, 40404, 4.26, 1.89, 12.6, 169.7, 0.9, "down", "up", 0.99999, False, (0, 9), (38181, 41414))
+UP = Transition(
+    Kind.A, "llc", 0, 40404, (0, 9), (38181, 41414), 0.99999, False,
+    {"loss": Change(4.26, 1.89, 0.1, "down"), "llc": Change(12.6, 169.7, 0.9, "up")},
+)  # fmt: skip
 DOWN = Transition(
-    Kind.B, 40404, 318181, 1.89, 1.78, 169.7, 112.8, 1.1, "down", "down", 0.981, True, (39000, 41000), (315000, 320000)
-)
+    Kind.B, "llc", 40404, 318181, (39000, 41000), (315000, 320000), 0.981, True,
+    {"loss": Change(1.89, 1.78, 0.1, "down"), "llc": Change(169.7, 112.8, 1.1, "down")},
+)  # fmt: skip
 HUGE = Transition(
-    Kind.OTHER, 123456789, 987654321, 1.0, 1.1, 1.0, 123456.7, 1234.5, "up", "up", 0.97, True,
-    (123456000, 123457000), (987654000, 987655000),
+    Kind.OTHER, "llc", 123456789, 987654321, (123456000, 123457000), (987654000, 987655000), 0.97, True,
+    {"loss": Change(1.0, 1.1, 0.1, "up"), "llc": Change(1.0, 123456.7, 1234.5, "up")}, 14, 12,
 )  # fmt: skip
 
 
 ONE = (a_point(1),)
 
 
-def printed(transitions, points=ONE, *, metric="llc", remarks="", **options):
+def printed(transitions, points=ONE, *, signal="llc", remarks="", **options):
     file = io.StringIO()
     console = Console(file=file, **options)
-    print_transitions(Trajectory(points), transitions, console, metric=metric, remarks=remarks)
+    print_transitions(Trajectory(points), transitions, console, signal=signal, remarks=remarks)
     return file.getvalue()
 
 
@@ -52,13 +58,19 @@ def test_a_row_says_kind_steps_changes_confidence_and_whether_it_may_still_move(
     assert max(map(len, lines)) <= 80
 
 
+def test_a_row_says_how_many_points_are_doubtful():
+    row = printed([HUGE], width=120).splitlines()[2:5]
+    assert [cells(line)[-1] for line in row] == ["97.0 %", "provisional", "12 of 14 points doubtful"]
+
+
 def test_a_metric_has_a_column_of_its_own_and_loss_needs_none():
-    own = dataclasses.replace(UP, metric="[b]x", before=0.25, after=0.75, error=0.01, trend="up")
+    changes = {**UP.changes, "[b]x": Change(0.25, 0.75, 0.01, "up")}
+    own = dataclasses.replace(UP, signal="[b]x", changes=changes)
     points = [dataclasses.replace(a_point(1), metrics={"[b]x": 0.5})]
-    header, _, row, *_ = printed([own], points, width=80, metric="[b]x").splitlines()
+    header, _, row, *_ = printed([own], points, width=80, signal="[b]x").splitlines()
     assert cells(header) == ["kind", "steps, 95 % intervals", "[b]x", "loss", "llc", "confidence"]
     assert cells(row)[2:4] == ["+0.50 ± 0.01", "-2.370"]
-    assert cells(printed([UP], width=80, metric="loss").splitlines()[0])[2:] == ["loss", "llc", "confidence"]
+    assert cells(printed([UP], width=80, signal="loss").splitlines()[0])[2:] == ["loss", "llc", "confidence"]
 
 
 def test_remarks_follow_the_sentences():
@@ -113,8 +125,8 @@ def test_doubtful_and_left_out_points_are_counted_apart():
 
 def test_points_without_the_metric_are_counted():
     points = [a_point(1), dataclasses.replace(a_point(2, health=Health.UNMIXED), metrics={"score": 0.5})]
-    assert printed([], points, metric="score").splitlines()[-1] == "2 points, 1 left out without score."
-    assert printed([], points, metric="loss").splitlines()[-1] == "2 points."
+    assert printed([], points, signal="score").splitlines()[-1] == "2 points, 1 left out without score."
+    assert printed([], points, signal="loss").splitlines()[-1] == "2 points."
 
 
 def test_markup_in_a_sentence_is_printed_as_it_is(monkeypatch):

@@ -11,8 +11,8 @@ from scipy.signal import lfilter
 from torch import nn
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.estimates.difference import Difference, difference, standard_error
+from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.probing.llc import estimate_llc
 from phasewatch.monitor.sampling.settings import SGLD
 

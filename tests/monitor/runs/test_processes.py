@@ -14,8 +14,8 @@ from law_models import Perceptron, classify, labelled
 from processes import alive, gone, reads_proc
 
 import phasewatch as pw
-from phasewatch.monitor.runs import replay as replay_module
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.runs import replay as replay_module
 from phasewatch.monitor.runs.processes import Worker, WorkerDied, packed
 
 SAMPLER = pw.SGLD(step_size=1e-5, nbeta=20.0, chains=2, draws=4, burn_in=1, batch_size=8)

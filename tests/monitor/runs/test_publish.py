@@ -5,8 +5,8 @@ import warnings
 import pytest
 from tiny_run import Told, a_point, one_warning, rising_points
 
-from phasewatch.monitor.runs import publish
 from phasewatch.monitor.errors import say, warn
+from phasewatch.monitor.runs import publish
 from phasewatch.monitor.runs.publish import Publisher
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions

@@ -7,18 +7,17 @@ import pytest
 
 import phasewatch as pw
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.trajectories import coincide as matching
+from phasewatch.monitor.trajectories.changes import Transition
 from phasewatch.monitor.trajectories.coincide import coincide
-from phasewatch.monitor.trajectories.transitions import Kind, Transition
+from phasewatch.monitor.trajectories.kinds import Kind
 
 
-def a_transition(start, end, metric="llc", starts=None, ends=None):
-    return Transition(
-        Kind.A, start, end, 3.0, 2.0, 5.0, 10.0, 0.5, "down", "up", 0.99, False,
-        starts or (start, start), ends or (end, end), metric,
-    )  # fmt: skip
+def a_transition(start, end, signal="llc", starts=None, ends=None):
+    return Transition(Kind.A, signal, start, end, starts or (start, start), ends or (end, end), 0.99, False, {})
 
 
-def stages(seed, metric, unit=1):
+def stages(seed, signal, unit=1):
     """One to six stages in order, some with a plateau between them, with intervals of their own."""
     rng = random.Random(seed)
     marks = sorted(rng.sample(range(1, 2000), 2 * rng.randint(1, 6)))
@@ -28,7 +27,7 @@ def stages(seed, metric, unit=1):
         return (max(0, mark - rng.randint(0, 60)) * unit, (mark + rng.randint(0, 90)) * unit)
 
     return [
-        a_transition(a * unit, b * unit, metric, around(a), around(b))
+        a_transition(a * unit, b * unit, signal, around(a), around(b))
         for a, b in zip(marks[::2], marks[1::2], strict=True)
     ]
 
@@ -55,17 +54,18 @@ def test_each_goes_with_the_one_that_it_overlaps_most_and_the_rest_are_alone():
         ((10, 100_000), (100, 1_000), 1 / 4),
     ],
 )
-def test_overlap_is_what_both_share_of_what_either_covers(a, b, overlap):
-    (pair,) = coincide([a_transition(*a)], [a_transition(*b, "loss")], min_overlap=overlap - 1e-12).pairs
+def test_overlap_is_what_both_share_of_what_either_covers(monkeypatch, a, b, overlap):
+    monkeypatch.setattr(matching, "MIN_OVERLAP", overlap - 1e-12)
+    (pair,) = coincide([a_transition(*a)], [a_transition(*b, "loss")]).pairs
     assert pair.overlap == pytest.approx(overlap)
-    assert coincide([a_transition(*a)], [a_transition(*b, "loss")], min_overlap=min(1, overlap + 1e-6)).pairs == (
-        (pair,) if overlap == 1 else ()
-    )
+    monkeypatch.setattr(matching, "MIN_OVERLAP", min(1, overlap + 1e-6))
+    assert coincide([a_transition(*a)], [a_transition(*b, "loss")]).pairs == ((pair,) if overlap == 1 else ())
 
 
 @pytest.mark.parametrize("b", [(100, 1_000), (200, 300), (1, 9), (1, 10)])
-def test_what_only_touches_or_lies_apart_never_goes_together(b):
-    assert coincide([a_transition(10, 100)], [a_transition(*b, "loss")], min_overlap=1e-9).pairs == ()
+def test_what_only_touches_or_lies_apart_never_goes_together(monkeypatch, b):
+    monkeypatch.setattr(matching, "MIN_OVERLAP", 1e-9)
+    assert coincide([a_transition(10, 100)], [a_transition(*b, "loss")]).pairs == ()
 
 
 def test_boundaries_that_cannot_be_told_apart_count_as_one():
@@ -204,12 +204,6 @@ def test_in_words():
 def test_what_is_no_list_of_one_signal_s_transitions_is_refused(arguments, says):
     with pytest.raises(PhasewatchError, match=says):
         coincide(*arguments)
-
-
-@pytest.mark.parametrize("share", [0, -1, 1.1, math.nan])
-def test_the_least_overlap_is_a_share(share):
-    with pytest.raises(PhasewatchError, match=r"coincide\(min_overlap=.*\) must be above 0 and at most 1"):
-        coincide([], [], min_overlap=share)
 
 
 def test_it_is_public_and_needs_no_torch():

@@ -7,9 +7,10 @@ import pytest
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Estimate, Health
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
 
-PUBLISHED = Path(__file__).parents[1] / "data" / "published"
+PUBLISHED = Path(__file__).parents[2] / "data" / "published"
 
 
 def point(step, loss=2.0, llc=10.0, per_chain=(9.0, 11.0), health=Health.OK, **metrics):
@@ -113,16 +114,16 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b'{"step": 1, "lo', "since it is not JSON; mend it or delete it"),
-        (b"\xff\xfe", "since it is not JSON; mend it or delete it"),
-        (b"[1, 2]", r"\(TypeError: .*\); mend it or delete it"),
-        (b'{"step": 5}', r"\(KeyError: 'loss'\); mend it or delete it"),
+        (b'{"step": 1, "lo', "since it is not JSON; correct it or delete it"),
+        (b"\xff\xfe", "since it is not JSON; correct it or delete it"),
+        (b"[1, 2]", r"\(TypeError: .*\); correct it or delete it"),
+        (b'{"step": 5}', r"\(KeyError: 'loss'\); correct it or delete it"),
     ],
 )
 def test_any_other_unreadable_line_is_named(tmp_path, line, complaint):
     good = json.dumps(point(1).as_json()).encode()
     (tmp_path / "points.jsonl").write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
-    with pytest.raises(PhasewatchError, match=r"^Line 2 of .*points\.jsonl is no point.*" + complaint):
+    with pytest.raises(PhasewatchError, match=r"^Line 2 of .*points\.jsonl is not a point.*" + complaint):
         Trajectory.read(tmp_path / "points.jsonl")
 
 
@@ -176,17 +177,17 @@ def test_columns_that_are_not_wanted_may_hold_anything(tmp_path):
     text = "step,loss,llc,note,norm,when\n1,2,3,warm-up,inf,\n2,2,4,,7,2026-01-01\n"
     assert [p.metrics for p in read_csv(tmp_path, text)] == [{}, {"norm": 7.0}]
     with pytest.raises(PhasewatchError, match=r"Line 2 of .*csv, column 'norm', holds 'inf'; leave it empty where"):
-        read_csv(tmp_path, text, metric="norm")
-    with pytest.raises(PhasewatchError, match=r"Line 2 of .*csv, column 'note', holds 'warm-up', which is no number"):
-        read_csv(tmp_path, text, metric="note")
+        read_csv(tmp_path, text, signal="norm")
+    with pytest.raises(PhasewatchError, match=r"Line 2 of .*csv, column 'note', holds 'warm-up', not a number"):
+        read_csv(tmp_path, text, signal="note")
 
 
 def test_a_metric_needs_neither_llc_nor_loss(tmp_path):
-    trajectory = read_csv(tmp_path, "step,score\n1,0.5\n10,\n20,0.75\n", metric="score")
+    trajectory = read_csv(tmp_path, "step,score\n1,0.5\n10,\n20,0.75\n", signal="score")
     np.testing.assert_array_equal(trajectory.signal("score"), [0.5, np.nan, 0.75])
     assert list(trajectory.usable("score").steps) == [1, 20]
     assert np.isnan([trajectory.llc, trajectory.loss]).all()
-    assert len(read_csv(tmp_path, "step,loss\n1,2\n", metric="loss")) == 1
+    assert len(read_csv(tmp_path, "step,loss\n1,2\n", signal="loss")) == 1
 
 
 def test_signals_by_name(tmp_path):
@@ -197,7 +198,7 @@ def test_signals_by_name(tmp_path):
     np.testing.assert_array_equal(trajectory.signal("a"), [1, np.nan, np.nan])
     assert Trajectory().signal("a").shape == (0,)
     for ask in (trajectory.signal, trajectory.usable):
-        with pytest.raises(PhasewatchError, match=r"No point has the metric 'c'; they have llc, loss, a, b\."):
+        with pytest.raises(PhasewatchError, match=r"signal\('c'\): no point has it; the points have llc, loss, a, b\."):
             ask("c")
 
 
@@ -224,10 +225,10 @@ def test_a_jsonl_of_flat_lines(tmp_path):
     assert (second.llc.health, second.metrics) == (Health.DIVERGED, {"score": 0.5})
     assert math.isnan(second.loss)
     assert (third.step, third.loss, third.llc.error) == (2**53 + 1, 1.5, 0.5)
-    assert len(Trajectory.read(path, metric="score")) == 3
+    assert len(Trajectory.read(path, signal="score")) == 3
     path.write_text('{"step": 1, "score": 2}\n[1]\n')
-    with pytest.raises(PhasewatchError, match=r"flat\.jsonl is no object of named values"):
-        Trajectory.read(path, metric="score")
+    with pytest.raises(PhasewatchError, match=r"flat\.jsonl is not an object of named values"):
+        Trajectory.read(path, signal="score")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_a_jsonl_of_flat_lines(tmp_path):
         ("step,loss\n1,2\n", "has no column 'llc', and needs one; its columns are step, loss"),
         ("step,loss,llc,llc\n1,2,3,4\n", "has 2 columns 'llc', and needs one"),
         ("step,loss,llc,a,a\n1,2,3,4,5\n", "column 'a' twice"),
-        ("step,loss,llc\n1,2,3\n2,two,3\n", "Line 3 of .*, column 'loss', holds 'two', which is no number"),
+        ("step,loss,llc\n1,2,3\n2,two,3\n", "Line 3 of .*, column 'loss', holds 'two', not a number"),
         ("step,loss,llc\n1,inf,3\n", "column 'loss', holds 'inf'; leave it empty where there is no finite value"),
         ("step,loss,llc\n1,2,-inf\n", "Line 2 of .*, column 'llc', holds '-inf'"),
         ("step,loss,llc,llc_chain0\n1,2,3,x\n", "column 'llc_chain0', holds 'x'"),
@@ -247,7 +248,10 @@ def test_a_jsonl_of_flat_lines(tmp_path):
             for step in ("1.5", "nan", "inf", "-1", "1e19", "", "ten")
         ),
         ("step,loss,llc\n1,2\n", "Line 2 of .* has 2 values for 3 columns"),
-        ("step,loss,llc\n1,2,3\n1,2,4\n", "run.csv holds points that can't go together. .* at step 1, with λ̂ 3 and 4"),
+        (
+            "step,loss,llc\n1,2,3\n1,2,4\n",
+            "holds points that contradict each other. .* at step 1, with λ̂ 3 and 4",
+        ),
     ],
 )
 def test_csv_that_cannot_be_read_is_a_sentence(tmp_path, text, complaint):
@@ -264,9 +268,9 @@ def test_a_csv_that_is_no_text(tmp_path, content):
 
 def test_a_metric_that_no_point_of_a_run_carries(tmp_path):
     Trajectory([point(1, a=1.0), point(2, b=1.0)]).write(tmp_path / "points.jsonl")
-    with pytest.raises(PhasewatchError, match=r"points\.jsonl has no metric 'c'; it has loss, llc, a, b\."):
-        Trajectory.read(tmp_path / "points.jsonl", metric="c")
-    assert len(Trajectory.read(tmp_path / "points.jsonl", metric="a")) == 2
+    with pytest.raises(PhasewatchError, match=r"points\.jsonl has no signal 'c'; it has loss, llc, a, b\."):
+        Trajectory.read(tmp_path / "points.jsonl", signal="c")
+    assert len(Trajectory.read(tmp_path / "points.jsonl", signal="a")) == 2
 
 
 def test_missing_files_and_unknown_suffixes(tmp_path):

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -11,12 +10,14 @@ from scipy.interpolate import PchipInterpolator
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.estimates.uncertainty import standard_error
-from phasewatch.monitor.trajectories import smoothing, transitions
-from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Kind, Transition, find_transitions
+from phasewatch.monitor.trajectories import evidence, smoothing, transitions
+from phasewatch.monitor.trajectories.kinds import Kind
+from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions, is_same_transition
 
-PUBLISHED = Path(__file__).parents[1] / "data" / "published"
-MEASURED = Path(__file__).parents[2] / "experiments" / "results" / "points"
+PUBLISHED = Path(__file__).parents[2] / "data" / "published"
+MEASURED = Path(__file__).parents[3] / "experiments" / "results" / "points"
 
 
 def point(step, loss, llc, per_chain=(), health=Health.OK):
@@ -87,8 +88,8 @@ def test_the_published_stages_of_seed_1():
     assert 25_000 < main.end <= collapse.start <= 60_000
     for t, llc in zip(transitions[:4], [21.4, 149, -12.3, -44.1], strict=True):
         assert t.llc_change == pytest.approx(llc, rel=0.1)
-    assert abs(last.llc_change - 3.56) < 2 * last.llc_error < 3
-    assert collapse.loss_after < collapse.loss_before
+    assert abs(last.llc_change - 3.56) < 2 * last.change.error < 3
+    assert collapse.loss_change < 0
     assert all(t.confidence > 0.99 for t in transitions)
     assert [t.provisional for t in transitions] == [False] * 4 + [True]
     assert last.end <= 499_999
@@ -235,8 +236,8 @@ def test_failed_points_are_left_out():
 def test_kinds_follow_from_the_signs(loss_rise, loss_fall, expected, trends):
     transitions = find_transitions(rise_and_fall(loss_rise, loss_fall))
     assert kinds(transitions) == expected
-    assert [t.loss_trend for t in transitions] == trends
-    assert [t.llc_trend for t in transitions] == ["up", "down"]
+    assert [t.changes["loss"].trend for t in transitions] == trends
+    assert [t.changes["llc"].trend for t in transitions] == ["up", "down"]
 
 
 def test_the_plateau_belongs_to_neither():
@@ -248,12 +249,11 @@ def test_the_plateau_belongs_to_neither():
     assert fall.llc_change == pytest.approx(-30, abs=2)
 
 
-def test_changes_below_the_least_effect_are_dropped():
-    points = rise_and_fall()
-    assert kinds(find_transitions(points, min_effect=0.45)) == "A"
-    assert kinds(find_transitions(points, min_effect=0.0)) == "AB"
-    with pytest.raises(PhasewatchError, match=r"find_transitions\(min_effect=2\) must be at least 0 and below 1"):
-        find_transitions(points, min_effect=2)
+@pytest.mark.parametrize(("least", "expected"), [(0.45, "A"), (0.0, "AB")])
+def test_changes_below_the_least_effect_are_dropped(monkeypatch, least, expected):
+    monkeypatch.setattr(transitions, "MIN_EFFECT", least)
+    monkeypatch.setattr(transitions, "_LOOKS", {})
+    assert kinds(find_transitions(rise_and_fall())) == expected
 
 
 def test_units_change_nothing():
@@ -268,9 +268,12 @@ def test_units_change_nothing():
         assert kinds(found) == kinds(expected)
         for a, b in zip(found, expected, strict=True):
             assert (a.start, a.end, a.provisional) == (b.start * steps, b.end * steps, b.provisional)
-            assert a.loss_after == pytest.approx(b.loss_after * loss)
-            assert a.llc_change == pytest.approx(b.llc_change * llc)
-            assert a.llc_error == pytest.approx(b.llc_error * llc)
+            for name, unit in (("loss", loss), ("llc", llc)):
+                change, expected_change = a.changes[name], b.changes[name]
+                assert change.after == pytest.approx(expected_change.after * unit)
+                assert change.value == pytest.approx(expected_change.value * unit)
+                assert change.error == pytest.approx(expected_change.error * unit)
+                assert change.trend == expected_change.trend
             assert a.confidence == pytest.approx(b.confidence)
 
 
@@ -293,7 +296,7 @@ def test_the_error_is_that_of_the_curve_and_that_of_paired_differences_together(
             replace(p, llc=replace(p.llc, per_chain=tuple(p.llc.value + apart + of_chains * r)))
             for p, r in zip(rise_and_fall(), risen, strict=True)
         ]
-        errors.append(find_transitions(points)[0].llc_error)
+        errors.append(find_transitions(points)[0].change.error)
     of_the_curve, both = errors
     assert 0.2 < of_the_curve < 0.6  # two ends with a noise of 0.3, of which neighbours share an unknown part
     assert both == pytest.approx(np.hypot(of_the_curve, standard_error(moved)), rel=0.05)
@@ -301,8 +304,8 @@ def test_the_error_is_that_of_the_curve_and_that_of_paired_differences_together(
 
 def test_the_cautious_curve_has_a_say_in_what_is_sure(monkeypatch):
     assert kinds(find_transitions(rise_and_fall())) == "AB"
-    all_noise = smoothing.ALONE._replace(signs=smoothing.Doubt(np.inf, np.inf))  # a straight line, which rises
-    monkeypatch.setattr(transitions, "ALONE", all_noise)
+    all_noise = smoothing.ALONE._replace(signs=smoothing.Slack(np.inf, np.inf))  # a straight line, which rises
+    monkeypatch.setattr(evidence, "ALONE", all_noise)
     assert "B" not in kinds(find_transitions(rise_and_fall()[:-1]))
 
 
@@ -323,8 +326,12 @@ def test_what_is_confirmed_stays_whatever_follows():
         for n in range(5, len(points) + 1, 1 if len(points) < 100 else 4):
             found = find_transitions(points[:n])
             for old in standing:
-                assert any(t.trend == old.trend and t.start < old.end and old.start < t.end for t in found), old
-                again = [t for t in found if t.trend == old.trend and t.start < old.end and old.start < t.end]
+                assert any(
+                    t.change.trend == old.change.trend and t.start < old.end and old.start < t.end for t in found
+                ), old
+                again = [
+                    t for t in found if t.change.trend == old.change.trend and t.start < old.end and old.start < t.end
+                ]
                 assert not all(t.provisional for t in again)
             standing += [t for t in found if not t.provisional]
         confirmed += bool(standing)
@@ -336,7 +343,7 @@ def test_what_was_asked_before_changes_no_answer():
     before = find_transitions(points)
     for n in range(20, 190, 7):
         find_transitions(points[:n])
-        find_transitions(points[:n], metric="loss")
+        find_transitions(points[:n], signal="loss")
     assert find_transitions(points) == before
     transitions._LOOKS.clear()
     assert find_transitions(points) == before
@@ -367,89 +374,66 @@ def test_asking_after_every_point_costs_one_fit_of_each_curve(monkeypatch):
         assert len(fits) == 2  # λ̂ and the loss, of which neither look at fewer points is taken again
 
 
-B = Transition(Kind.B, 40_404, 318_181, 1.89, 1.78, 169.7, 112.8, 3.1, "down", "down", 0.999, False)
+def test_doubtful_points_are_counted_between_start_and_end():
+    points = rise_and_fall()
+    rise, fall = find_transitions(points)
+    inside = [i for i, p in enumerate(points) if rise.start <= p.step <= rise.end]
+    assert (rise.points, rise.doubtful) == (len(inside), 0)
+    doubtful = [*inside[:2], inside[-1]]
+    marked = [
+        replace(p, llc=replace(p.llc, health=Health.CREEPING)) if i in doubtful or i == len(points) - 1 else p
+        for i, p in enumerate(points)
+    ]
+    again, after = find_transitions(marked)
+    assert (again.points, again.doubtful) == (len(inside), 3)
+    assert str(again) == f"{rise} 3 of {len(inside)} points doubtful"
+    assert f"doubtful estimates, which are at 3 of the {len(inside)} points in between." in again.sentence()
+    assert replace(after, points=fall.points, doubtful=0) == fall
 
 
-def test_str():
-    assert str(B) == "B  steps 40 404 -> 318 181  loss 1.890 -> 1.780 (down)  llc 169.7 -> 112.8 (down, 99.9 %)"
-    other = replace(B, kind=Kind.OTHER, loss_trend="up", llc_trend="up", llc_after=180.0, loss_after=1.9)
-    assert str(replace(other, provisional=True, confidence=0.9567)) == (
-        "OTHER (loss up, llc up)  steps 40 404 -> 318 181  loss 1.890 -> 1.900 (up)"
-        "  llc 169.7 -> 180.0 (up, 95.6 %) provisional"
-    )
+def test_points_without_an_estimate_are_not_counted_as_doubtful():
+    points = [
+        replace(p, llc=replace(p.llc, value=np.nan, health=Health.DIVERGED), metrics={"score": p.llc.value})
+        for p in rise_and_fall()
+    ]
+    for transition in find_transitions(points, signal="score"):
+        assert (transition.points, transition.doubtful) == (0, 0)
+        assert list(transition.changes) == ["score", "loss"]
+        assert np.isnan(transition.llc_change)
+        assert transition.kind is Kind.OTHER
 
 
-def test_str_never_claims_certainty():
-    for confidence in (0.9991, 0.999999, 1.0):
-        assert "(down, > 99.9 %)" in str(replace(B, confidence=confidence))
-        assert "100" not in str(replace(B, confidence=confidence))
-
-
-def test_str_tells_small_numbers_apart():
-    small = replace(B, loss_before=1e-5, loss_after=0.9e-5, llc_before=0.253, llc_after=0.251, start=7)
-    assert "steps 7 -> " in str(small)
-    assert "loss 0.0000100 -> 0.0000090" in str(small)
-    assert "llc 0.2530 -> 0.2510" in str(small)
-    assert "llc 0.0 -> -57.0" in str(replace(B, llc_before=-0.01, llc_after=-57.0))
-
-
-def test_sentence():
-    assert B.sentence() == (
-        "Between steps 40 404 and 318 181 the loss fell slightly, 1.890 to 1.780, "
-        "while the complexity λ̂ fell from 169.7 to 112.8: a type B transition, the model simplified itself. "
-        "The sign of the complexity's change is right with probability 99.9 %."
-    )
-    a = replace(B, kind=Kind.A, loss_before=4.1, llc_after=200.0, llc_trend="up", provisional=True)
-    assert "the loss fell, 4.100 to 1.780, while the complexity λ̂ rose from 169.7 to 200.0: a type A" in a.sentence()
-    assert a.sentence().endswith("Later points may still move it.")
-    assert "the loss stayed flat at 1.780" in replace(B, loss_trend="flat").sentence()
-    assert "neither a type A nor a type B" in replace(B, kind=Kind.OTHER, loss_trend="up").sentence()
-
-
-def test_another_signal_in_words():
-    score = replace(B, metric="score", before=0.5, after=-0.25, error=0.01, trend="down")
-    assert str(score) == (
-        "B  steps 40 404 -> 318 181  score 0.500 -> -0.250 (down, 99.9 %)  loss 1.890 -> 1.780 (down)"
-        "  llc 169.7 -> 112.8 (down)"
-    )
-    assert score.sentence() == (
-        "Between steps 40 404 and 318 181 score fell from 0.500 to -0.250, while the loss fell slightly, 1.890 to "
-        "1.780 and the complexity λ̂ fell from 169.7 to 112.8: a type B transition, the model simplified itself. "
-        "The sign of score's change is right with probability 99.9 %."
-    )
-    unknown = dict.fromkeys(("loss_before", "loss_after", "llc_before", "llc_after"), float("nan"))
-    alone = replace(score, kind=Kind.OTHER, **unknown)
-    assert str(alone) == "OTHER  steps 40 404 -> 318 181  score 0.500 -> -0.250 (down, 99.9 %)"
-    assert alone.sentence() == (
-        "Between steps 40 404 and 318 181 score fell from 0.500 to -0.250. "
-        "The sign of score's change is right with probability 99.9 %."
-    )
-    loss = replace(B, metric="loss")
-    assert "loss 1.890 -> 1.780 (down, 99.9 %)  llc 169.7 -> 112.8 (down)" in str(loss)
-    assert "The sign of the loss's change" in loss.sentence()
-    assert "λ̂ stayed flat at 112.8" in replace(score, llc_trend="flat").sentence()
+@pytest.mark.parametrize(
+    ("start", "end", "kind", "signal", "same"),
+    [
+        (100, 200, Kind.A, "llc", True),
+        (149, 1000, Kind.A, "llc", True),
+        (150, 1000, Kind.A, "llc", False),  # exactly half of the shorter one
+        (110, 120, Kind.A, "llc", True),
+        (100, 200, Kind.B, "llc", False),
+        (100, 200, Kind.A, "loss", False),
+        (300, 400, Kind.A, "llc", False),
+    ],
+)
+def test_the_same_transition_has_its_kind_and_most_of_its_steps(start, end, kind, signal, same):
+    known = replace(find_transitions(rise_and_fall())[0], start=100, end=200)
+    other = replace(known, start=start, end=end, kind=kind, signal=signal)
+    assert is_same_transition(known, other) is same
+    assert is_same_transition(other, known) is same
 
 
 def test_the_stages_of_a_metric_are_those_of_its_own_values():
     points = rise_and_fall()
     scored = [replace(p, metrics={"score": -p.llc.value}) for p in points]
-    found, mirrored = find_transitions(points), find_transitions(scored, metric="score")
+    found, mirrored = find_transitions(points), find_transitions(scored, signal="score")
     assert [(t.start, t.end, t.kind) for t in mirrored] == [(t.start, t.end, t.kind) for t in found]
-    assert [t.trend for t in mirrored] == ["down", "up"]
-    assert [t.llc_trend for t in mirrored] == ["up", "down"]
-    assert [t.metric for t in mirrored] == ["score", "score"]
+    assert [t.change.trend for t in mirrored] == ["down", "up"]
+    assert [t.changes["llc"].trend for t in mirrored] == ["up", "down"]
+    assert [t.signal for t in mirrored] == ["score", "score"]
     for t, u in zip(found, mirrored, strict=True):
-        assert u.after - u.before == pytest.approx(-(t.llc_after - t.llc_before))
+        assert u.change.value == pytest.approx(-t.change.value)
         assert u.start_interval[0] <= u.start <= u.start_interval[1]
         assert u.end_interval[0] <= u.end <= u.end_interval[1]
-
-
-def test_as_json():
-    record = replace(B, llc_error=float("nan")).as_json()
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["kind"] == "B"
-    assert record["llc_error"] == "nan"
-    assert (record["start"], record["end"], record["confidence"]) == (40_404, 318_181, 0.999)
 
 
 def of(scenario):
@@ -528,18 +512,18 @@ def test_the_stages_of_a_metric():
     ]
     points[20] = replace(points[20], metrics={})
     points[40] = replace(points[40], metrics={"score": np.nan})
-    (rise,) = find_transitions(points, metric="score")
-    assert (rise.metric, rise.trend, rise.llc_trend, rise.kind) == ("score", "up", "down", Kind.B)
+    (rise,) = find_transitions(points, signal="score")
+    assert (rise.signal, rise.change.trend, rise.changes["llc"].trend, rise.kind) == ("score", "up", "down", Kind.B)
     assert rise.start < np.exp(9) < rise.end
-    assert rise.after - rise.before == pytest.approx(0.8, abs=0.05)
-    assert abs(rise.after - rise.before - 0.8) < 2 * rise.error < 0.1
+    assert rise.change.value == pytest.approx(0.8, abs=0.05)
+    assert abs(rise.change.value - 0.8) < 2 * rise.change.error < 0.1
     assert "score 0.0" in str(rise)
     assert "score's change" in rise.sentence()
-    (fall,) = find_transitions(points, metric="loss")
-    assert (fall.metric, fall.trend, fall.kind) == ("loss", "down", Kind.A)
-    assert (fall.before, fall.after) == (fall.loss_before, fall.loss_after)
-    with pytest.raises(PhasewatchError, match="No point has the metric 'acc'; they have llc, loss, score"):
-        find_transitions(points, metric="acc")
+    (fall,) = find_transitions(points, signal="loss")
+    assert (fall.signal, fall.change.trend, fall.kind) == ("loss", "down", Kind.A)
+    assert fall.loss_change == fall.change.value < 0
+    with pytest.raises(PhasewatchError, match=r"\('acc'\): no point has it; the points have llc, loss, score"):
+        find_transitions(points, signal="acc")
 
 
 def test_intervals_hold_the_boundaries():

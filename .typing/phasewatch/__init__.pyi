@@ -1,0 +1,1 @@
+../../src/phasewatch/__init__.pyi

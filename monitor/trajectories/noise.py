@@ -1,0 +1,100 @@
+"""How noisy each point of a series is, and how sharply its curve bends at each place. numpy alone."""
+
+import numpy as np
+
+OUTLIER = 3.0
+"""A point further than this many standard deviations from the curve counts less, the further the less.
+
+The usual choice of robust fits. With 2, the simulated changes lie within their errors in 87 % instead of 94 % of cases;
+without any weights, 2 % of the stages are lost (experiments/constants.py).
+"""
+
+WINDOW = 20
+"""A point's noise is judged by a 20th of the points to either side, at least five. Half or double makes no difference
+beyond chance (experiments/constants.py)."""
+
+COUNTS = 4
+"""The mean noise of the series counts as much as this many points when the noise around a point is judged.
+
+With 1, 163 instead of 174 simulated transitions are confirmed; with 16, 1 % of the stages are lost
+(experiments/constants.py).
+"""
+
+LEAST_BEND = 0.03
+"""The curve may bend at each place at least this much, as a share of its root mean square curvature.
+
+Keeps a long straight stretch from being taken for one that can't bend. A tenth makes no difference; with 0.3, 1 % of
+the simulated stages are lost (experiments/constants.py).
+"""
+
+
+def first_guess(u: np.ndarray) -> np.ndarray:
+    """A first guess of each point's noise: 1, and more if it is far from the median of the five points around it.
+
+    "Far" is measured in typical differences of neighbours, as in Hampel's filter. The median of a monotone stretch is
+    its middle point, so a steep rise is not taken for outliers. Without this, the first fit would follow the outliers,
+    since it takes all points for equally noisy.
+
+    Args:
+        u: the series, in units of its standard deviation, shape (point,).
+
+    Returns:
+        Relative standard deviations, shape (point,).
+    """
+    near = np.lib.stride_tricks.sliding_window_view(np.pad(u, 2, mode="reflect"), 5)
+    reach = min(10, len(u) - 1)
+    steps = np.abs(np.diff(np.pad(u, (reach, reach + 1), mode="reflect")))
+    typical = np.median(np.lib.stride_tricks.sliding_window_view(steps, 2 * reach + 1), axis=1)
+    off = np.abs(u - np.median(near, axis=1))
+    return np.where(off > OUTLIER * typical, np.minimum((off / np.maximum(OUTLIER * typical, 1e-9)) ** 2, 1e3), 1.0)
+
+
+def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The noise of each point relative to the others: that of the points around it, and more for an outlier.
+
+    By iteratively reweighted means. A point that the curve follows closely has a small residual for that reason alone;
+    its leverage corrects this.
+
+    Args:
+        residuals: the series minus its curve, shape (point,).
+        value_root: R with R Rᵀ the posterior covariance of the curve, shape (point, knot).
+        noise: the standard deviation of each point's noise as known so far, shape (point,).
+
+    Returns:
+        Relative standard deviations with a geometric mean of 1, shape (point,).
+    """
+    n = len(residuals)
+    leverage = (value_root / noise.clip(min=np.finfo(float).tiny)[:, None]) ** 2
+    squares = residuals**2 / (1 - leverage.sum(axis=1)).clip(min=0.2) + np.finfo(float).tiny
+    everywhere = float(np.median(squares)) / 0.455  # the median of a squared normal value
+    weights = np.ones(n)
+    variance = squares
+    for _ in range(8):
+        variance = _local_mean(weights * squares, reach=max(5, n // WINDOW), prior=everywhere, counts=COUNTS)
+        weights = np.minimum(1, OUTLIER**2 * variance / squares) ** 2
+        everywhere = float(np.exp(np.mean(np.log(variance))))
+    noise = np.sqrt(variance / weights).clip(*(np.sqrt(np.median(variance)) * np.array([1e-3, 1e3])))
+    return noise / np.exp(np.mean(np.log(noise)))
+
+
+def local_bends(curvature: np.ndarray) -> np.ndarray:
+    """The size of the curvature around each knot relative to the others.
+
+    Args:
+        curvature: the curve's second derivative at each knot, shape (knot,).
+
+    Returns:
+        Relative sizes with a geometric mean of 1, shape (knot,).
+    """
+    squares = curvature**2
+    around = _local_mean(squares, reach=max(2, len(squares) // 20), prior=0.0, counts=0)
+    size = np.sqrt(around + LEAST_BEND**2 * around.mean() + np.finfo(float).tiny)
+    return size / np.exp(np.mean(np.log(size)))
+
+
+def _local_mean(values: np.ndarray, *, reach: int, prior: float, counts: int) -> np.ndarray:
+    """The mean over `reach` neighbours on both sides, and over `counts` values of `prior`."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    i = np.arange(len(values))
+    first, last = np.maximum(i - reach, 0), np.minimum(i + reach + 1, len(values))
+    return (total[last] - total[first] + counts * prior) / (last - first + counts)

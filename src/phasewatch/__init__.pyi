@@ -1,0 +1,36 @@
+"""The public names, each where it is defined: what type checkers read, and what `__init__.py` imports on first use."""
+
+from phasewatch.callbacks.sinks.report import write_report as write_report
+from phasewatch.callbacks.sinks.wandb import WandbSink as WandbSink
+from phasewatch.callbacks.trainers.loop import PhaseMonitor as PhaseMonitor
+from phasewatch.callbacks.trainers.schedule import Budget as Budget
+from phasewatch.callbacks.trainers.schedule import every as every
+from phasewatch.callbacks.trainers.schedule import log_spaced as log_spaced
+from phasewatch.monitor.errors import PhasewatchError as PhasewatchError
+from phasewatch.monitor.errors import PhasewatchWarning as PhasewatchWarning
+from phasewatch.monitor.estimates.difference import Difference as Difference
+from phasewatch.monitor.estimates.difference import difference as difference
+from phasewatch.monitor.estimates.estimate import Estimate as Estimate
+from phasewatch.monitor.estimates.estimate import Health as Health
+from phasewatch.monitor.model.heads import heads as heads
+from phasewatch.monitor.probing.calibrate import calibrate as calibrate
+from phasewatch.monitor.probing.llc import estimate_llc as estimate_llc
+from phasewatch.monitor.probing.probe import Probe as Probe
+from phasewatch.monitor.probing.second_opinion import second_opinion as second_opinion
+from phasewatch.monitor.runs.publish import Sink as Sink
+from phasewatch.monitor.runs.replay import replay as replay
+from phasewatch.monitor.sampling.settings import SGLD as SGLD
+from phasewatch.monitor.sampling.settings import Langevin as Langevin
+from phasewatch.monitor.snapshots.averaging import averaged as averaged
+from phasewatch.monitor.snapshots.folder import SnapshotFolder as SnapshotFolder
+from phasewatch.monitor.snapshots.series import open_series as open_series
+from phasewatch.monitor.snapshots.snapshot import Snapshot as Snapshot
+from phasewatch.monitor.trajectories.changes import Change as Change
+from phasewatch.monitor.trajectories.changes import Transition as Transition
+from phasewatch.monitor.trajectories.coincide import Coincidence as Coincidence
+from phasewatch.monitor.trajectories.coincide import Coincidences as Coincidences
+from phasewatch.monitor.trajectories.coincide import coincide as coincide
+from phasewatch.monitor.trajectories.kinds import Kind as Kind
+from phasewatch.monitor.trajectories.points import Point as Point
+from phasewatch.monitor.trajectories.trajectory import Trajectory as Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions as find_transitions
