@@ -59,7 +59,8 @@ class Probe:
     Example:
         >>> import torch, phasewatch as pw
         >>> _ = torch.manual_seed(0)
-        >>> model, x = torch.nn.Linear(3, 1), torch.randn(64, 3)
+        >>> model, x = torch.nn.Linear(3, 1, bias=False), torch.randn(64, 3)
+        >>> _ = torch.nn.init.zeros_(model.weight)
         >>> def loss(model, batch):
         ...     return model(batch).square().mean()
         >>> probe = pw.Probe(model, loss, x, sampler=pw.Langevin(batch_size=16, draws=20, burn_in=10))
