@@ -143,7 +143,7 @@ def test_descent_off_the_minimum(tilted, vectorised):
 
 
 def test_the_descent_of_noise_alone_is_zero_within_its_error():
-    """Over 200 draws of the minibatches, at a minimum: with too small an error many of them would be called descents."""
+    """Over 200 draws of the minibatches at a minimum; with too small an error many would be called descents."""
     h, off, noise = torch.full((30,), 0.5, dtype=torch.float64), [], []
     for seed in range(200):
         target = Quadratic(h, torch.zeros(30, dtype=torch.float64), 0.3, shifts(4096, seed), whole=False)
