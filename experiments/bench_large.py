@@ -1,0 +1,170 @@
+"""What an estimate costs on language models of Pythia's shapes: time and memory beside a raw forward and backward pass.
+
+    python experiments/bench_large.py --models 160M 410M 1.4B        # on a GPU; minutes
+
+Weights are random and tokens too, which is all the same to the cost. For each model one process measures, in ratios of one
+run: a raw pass (bfloat16 autocast, batch 8 x 512, attention as Hugging Face has it), a plain loop with devinterp's optimizer,
+and all that phasewatch does for an estimate of 4 chains x 150 steps, divided by those 600 steps. Memory is the most that was
+allocated, in sets of float32 weights beyond the raw pass.
+"""
+
+import argparse
+import gc
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import phasewatch as pw
+
+SHAPES = {  # layers, width, heads of Pythia (Biderman et al. 2023)
+    "70M": (6, 512, 8),
+    "160M": (12, 768, 12),
+    "410M": (24, 1024, 16),
+    "1.4B": (24, 2048, 16),
+    "2.8B": (32, 2560, 32),
+    "6.9B": (32, 4096, 32),
+}
+VOCABULARY, LENGTH, BATCH = 50_304, 512, 8
+CHAINS, STEPS = 4, 150
+
+
+def make_model(name: str, device: str) -> nn.Module:
+    """A GPT-NeoX of Pythia's shape with random weights, made where it is used."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    layers, width, heads = SHAPES[name]
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=2048,
+        use_cache=False,
+    )
+    with torch.device(device):
+        return GPTNeoXForCausalLM(config).eval()
+
+
+def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    """The language model's own."""
+    return model(batch, labels=batch).loss
+
+
+def tokens(generator: torch.Generator, batch_size: int) -> Tensor:
+    """Random ones."""
+    return torch.randint(VOCABULARY, (batch_size, LENGTH), generator=generator)
+
+
+class Peak:
+    """Seconds and the most bytes allocated inside."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __enter__(self) -> "Peak":
+        gc.collect()
+        self._cuda = self.device == "cuda"
+        if self._cuda:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self._began
+        self.bytes = torch.cuda.max_memory_allocated() if self._cuda else 0
+
+
+def raw_pass(model: nn.Module, batch: Tensor, device: str) -> None:
+    """Forward and backward."""
+    with torch.autocast(device, torch.bfloat16):
+        value = loss(model, batch)
+    value.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def repeated(action: Callable[[], object], times: int) -> None:
+    """Several times in a row."""
+    for _ in range(times):
+        action()
+
+
+def plain_loop(model: nn.Module, batch: Tensor, device: str) -> Callable[[], None]:
+    """A step of a loop with devinterp's optimizer, as its users write it."""
+    from devinterp.optim import SGMCMC
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = SGMCMC.sgld(model.parameters(), lr=1e-6, nbeta=30.0, localization=300.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16):
+            value = loss(model, batch)
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(name: str, device: str, *, compare: bool, steps: int) -> None:
+    """Print a model's row."""
+    batch = tokens(torch.Generator().manual_seed(0), BATCH).to(device)
+    model = make_model(name, device)
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    action = partial(raw_pass, model, batch, device)
+    repeated(action, 3)
+    with Peak(device) as raw:
+        repeated(action, 20)
+    raw_seconds = raw.seconds / 20
+    print(f"{name}: one set of weights {weights / 2**30:.2f} GiB, raw pass {1000 * raw_seconds:.1f} ms, ", end="")
+    print(f"{raw.bytes / 2**30:.1f} GiB", flush=True)
+    if compare:
+        step = plain_loop(model, batch, device)
+        repeated(step, 3)
+        with Peak(device) as plain:
+            repeated(step, 20)
+        print(f"  plain loop: {plain.seconds / 20 / raw_seconds:.2f} passes a step, {plain.bytes / 2**30:.1f} GiB")
+        del step
+    snapshot = pw.Snapshot.of(model, 0)
+    del model, action
+    sampler = pw.Langevin(step_size=1e-7, localization=300.0, nbeta=30.0, chains=CHAINS, draws=steps - 50, burn_in=50)
+    sampler = pw.Langevin(**{**vars(sampler), "batch_size": BATCH})
+    probe = pw.Probe(
+        partial(make_model, name, device), loss, tokens, eval_batch=batch, sampler=sampler, autocast=torch.bfloat16
+    )
+    probe(snapshot)
+    with Peak(device) as whole:
+        point = probe(snapshot)
+    ratio = whole.seconds / (CHAINS * steps) / raw_seconds
+    print(
+        f"  phasewatch: {ratio:.3f} passes a step, {whole.bytes / 2**30:.1f} GiB, "
+        f"{(whole.bytes - raw.bytes) / weights:.2f} sets beyond the raw pass; "
+        f"{'stacked' if probe.subject.loss.vectorised else 'in place'}; {point.llc.health.name} {point.llc.value:.3g}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure the models that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=["160M", "410M", "1.4B", "2.8B"])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--no-compare", action="store_true", help="leave devinterp's optimizer out")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name in arguments.models:
+        measure(name, device, compare=not arguments.no_compare, steps=arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
