@@ -1,11 +1,21 @@
-"""Whether processes still run, by /proc."""
+"""Processes that tests start, and whether they still run, by /proc."""
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 reads_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+TESTS = Path(__file__).parent
+
+
+def environment(**changes):
+    """For a process that imports modules of the tests, and whatever else this one was told to find."""
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **changes}
 
 
 def alive(pid):
