@@ -209,8 +209,9 @@ class RunFolder:
             return
         try:
             found = json.loads(header.read_text(encoding="utf-8"))
-            if (schema := found["schema"]) == SCHEMA:
-                settings, self._averaging = dict(found["settings"]), found["averaging"]
+            schema = found["schema"]
+            settings = dict(found["settings"]) if schema == SCHEMA else {}
+            self._averaging = found["averaging"] if schema == SCHEMA else None
         except (ValueError, KeyError, TypeError) as error:
             raise PhasewatchError(
                 f"{header} is not the header of a phasewatch run. Choose another run=, or delete the folder."

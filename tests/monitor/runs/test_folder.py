@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from processes import environment
+from safetensors import SafetensorError
 from tiny_run import a_point, a_snapshot, lines, one_warning
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs import folder as run_folder
 from phasewatch.monitor.runs.folder import SCHEMA, RunFolder
+from phasewatch.monitor.snapshots import snapshot
 from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder, same_weights
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 

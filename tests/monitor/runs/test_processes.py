@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from law_models import Perceptron, classify, labelled
 from processes import alive, environment, gone, reads_proc
 
 import phasewatch as pw
-from phasewatch.monitor.runs import processes
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.runs import processes
 from phasewatch.monitor.runs.processes import Processes, Worker, WorkerDied, packed
 
 SAMPLER = pw.SGLD(step_size=1e-5, nbeta=20.0, chains=2, draws=4, burn_in=1, batch_size=8)

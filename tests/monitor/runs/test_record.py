@@ -6,8 +6,9 @@ import warnings
 import pytest
 from tiny_run import Told, a_point, lines, one_warning, rising_points, wait_for
 
-from phasewatch.monitor.runs import record, sink
 from phasewatch.monitor.errors import say, warn
+from phasewatch.monitor.runs import record
+from phasewatch.monitor.runs import sink as sink_module
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -66,9 +67,9 @@ def test_each_sink_gets_every_point_in_order_and_is_closed_once():
     for point in points:
         recorder.record(point)
     recorder.close()
-    for sink in sinks:
-        assert sink.items == points
-        assert sink.closed == 1
+    for told in sinks:
+        assert told.items == points
+        assert told.closed == 1
 
 
 def test_a_transition_is_told_once_when_it_is_confirmed(folder):
@@ -182,7 +183,7 @@ def test_a_sink_that_raises_at_close_costs_one_warning():
 
 
 def test_a_sink_that_hangs_costs_one_warning_and_no_time(hanging, monkeypatch):
-    monkeypatch.setattr(sink, "SINK_TIMEOUT", 0.1)
+    monkeypatch.setattr(sink_module, "SINK_TIMEOUT", 0.1)
     good = Told()
     recorder = Recorder([hanging, good])
     points = rising_points()
@@ -201,7 +202,7 @@ def test_a_sink_that_hangs_costs_one_warning_and_no_time(hanging, monkeypatch):
 
 
 def test_close_waits_for_a_slow_sink_but_not_for_one_that_hangs(hanging, monkeypatch):
-    monkeypatch.setattr(sink, "SINK_TIMEOUT", 0.3)
+    monkeypatch.setattr(sink_module, "SINK_TIMEOUT", 0.3)
 
     class Slow(Told):
         def write(self, item):
