@@ -138,6 +138,19 @@ def test_a_sink_that_asks_for_the_trajectory_gets_it_before_its_first_item(folde
     assert list(recorder.trajectory()) == [a_point(1), a_point(3), a_point(5)]
 
 
+def test_a_sink_that_raises_at_attach_gets_its_items_all_the_same():
+    class Failing(Told):
+        def attach(self, trajectory):
+            raise OSError("the server is gone")
+
+    failing = Failing()
+    with one_warning("The sink Failing failed.*the server is gone"):
+        recorder = Recorder([failing])
+        recorder.record(a_point(1))
+        recorder.close()
+    assert failing.items == [a_point(1)]
+
+
 def test_without_a_folder_points_are_kept_in_memory():
     recorder = Recorder()
     assert recorder.record(a_point(2))
