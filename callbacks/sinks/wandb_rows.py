@@ -49,7 +49,7 @@ def transition_row(transition: Transition) -> dict[str, Any]:
         "phase/transition_end": transition.end,
         "phase/transition_loss_change": transition.loss_change,
         "phase/transition_llc_change": transition.llc_change,
-        "phase/transition_llc_error": transition.llc_error,
+        "phase/transition_llc_error": _llc_error(transition),
         "phase/transition_confidence": transition.confidence,
         "phase/transition_provisional": int(transition.provisional),
     }
@@ -96,8 +96,13 @@ def _table_row(transition: Transition) -> list[Any]:
         transition.end,
         transition.loss_change,
         transition.llc_change,
-        transition.llc_error,
+        _llc_error(transition),
         transition.confidence,
         transition.provisional,
         str(transition),
     ]
+
+
+def _llc_error(transition: Transition) -> float:
+    """The standard error of λ̂'s change; NaN where λ̂ isn't known."""
+    return transition.changes["llc"].error if "llc" in transition.changes else math.nan

@@ -96,7 +96,7 @@ class PhaseMonitor:
             hint = "such as 0.02: the share of the steps so far to average over, and no decay"
             average = real_number("PhaseMonitor(average=...)", average, above=0, most=0.5, hint=hint)
         try:
-            probe.model.load(Snapshot.of(model, 0))
+            probe.subject.model.load(Snapshot.of(model, 0))
         except PhasewatchError as error:
             raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
         options = Options(

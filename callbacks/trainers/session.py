@@ -17,7 +17,8 @@ from phasewatch.monitor.runs.plan import Plan
 from phasewatch.monitor.runs.processes import Processes, packed
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.runs.sink import Sink
-from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder, same_weights
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
+from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
 
 BACKGROUND_NICE = 10
 """How far a background measurement steps back behind training on the same processor, 0 to 19: at 10 it gets about a

@@ -245,21 +245,7 @@ def _is_flat(loss: Curve, start: int, end: int) -> bool:
     return bool(change <= max(FLAT_LOSS * np.ptp(loss.value), FLAT_LOSS_ERRORS * loss.change_error(start, end)))
 
 
-def _moved(trend: Trend, before: str, after: str, how: str = " from") -> str:
-    if trend == "flat":
-        return f"stayed flat at {after}"
-    return f"{'rose' if trend == 'up' else 'fell'}{how} {before} to {after}"
-
-
-def is_same_transition(a: Transition, b: Transition) -> bool:
-    """Whether two findings are of one transition: the same kind, and more than half of the shorter one in common.
-
-    Args:
-        a: a transition as it was found once.
-        b: a transition as it was found with more points.
-
-    Returns:
-        True if both tell of the same change.
-    """
-    common = min(a.end, b.end) - max(a.start, b.start)
-    return a.kind is b.kind and common > min(a.end - a.start, b.end - b.start) / 2
+def _with_doubts(transition: Transition, usable: Trajectory) -> Transition:
+    """With the number of its points that have an estimate, and of those whose estimate is doubtful."""
+    inside = [p.llc.health for p in usable if transition.start <= p.step <= transition.end and not p.llc.health.failed]
+    return replace(transition, points=len(inside), doubtful=sum(health is not Health.OK for health in inside))

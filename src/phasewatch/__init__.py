@@ -10,95 +10,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-if TYPE_CHECKING:
-    from phasewatch.callbacks.sinks.report import write_report
-    from phasewatch.callbacks.sinks.wandb import WandbSink
-    from phasewatch.callbacks.trainers.loop import PhaseMonitor
-    from phasewatch.callbacks.trainers.schedule import Budget, every, log_spaced
-    from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
-    from phasewatch.monitor.estimates.estimate import Estimate, Health
-    from phasewatch.monitor.estimates.uncertainty import Difference, difference
-    from phasewatch.monitor.model.heads import heads
-    from phasewatch.monitor.probing.calibrate import calibrate
-    from phasewatch.monitor.probing.llc import estimate_llc
-    from phasewatch.monitor.probing.probe import Probe
-    from phasewatch.monitor.runs.replay import replay
-    from phasewatch.monitor.runs.sink import Sink
-    from phasewatch.monitor.sampling.settings import SGLD
-    from phasewatch.monitor.snapshots.averaging import averaged
-    from phasewatch.monitor.snapshots.series import open_series
-    from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder
-    from phasewatch.monitor.trajectories.coincide import Coincidence, Coincidences, coincide
-    from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-    from phasewatch.monitor.trajectories.transitions import Kind, Transition, find_transitions
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_HOME = {alias.name: node.module for node in _STUB.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
-_HOME = {
-    "Budget": "callbacks.trainers.schedule",
-    "Coincidence": "monitor.trajectories.coincide",
-    "Coincidences": "monitor.trajectories.coincide",
-    "Difference": "monitor.estimates.uncertainty",
-    "Estimate": "monitor.estimates.estimate",
-    "Health": "monitor.estimates.estimate",
-    "Kind": "monitor.trajectories.transitions",
-    "PhaseMonitor": "callbacks.trainers.loop",
-    "PhasewatchError": "monitor.errors",
-    "PhasewatchWarning": "monitor.errors",
-    "Point": "monitor.trajectories.trajectory",
-    "Probe": "monitor.probing.probe",
-    "SGLD": "monitor.sampling.settings",
-    "Sink": "monitor.runs.sink",
-    "Snapshot": "monitor.snapshots.snapshot",
-    "SnapshotFolder": "monitor.snapshots.snapshot",
-    "Trajectory": "monitor.trajectories.trajectory",
-    "Transition": "monitor.trajectories.transitions",
-    "WandbSink": "callbacks.sinks.wandb",
-    "averaged": "monitor.snapshots.averaging",
-    "calibrate": "monitor.probing.calibrate",
-    "coincide": "monitor.trajectories.coincide",
-    "difference": "monitor.estimates.uncertainty",
-    "estimate_llc": "monitor.probing.llc",
-    "every": "callbacks.trainers.schedule",
-    "find_transitions": "monitor.trajectories.transitions",
-    "heads": "monitor.model.heads",
-    "log_spaced": "callbacks.trainers.schedule",
-    "open_series": "monitor.snapshots.series",
-    "replay": "monitor.runs.replay",
-    "write_report": "callbacks.sinks.report",
-}
-
-__all__ = [
-    "SGLD",
-    "Budget",
-    "Coincidence",
-    "Coincidences",
-    "Difference",
-    "Estimate",
-    "Health",
-    "Kind",
-    "PhaseMonitor",
-    "PhasewatchError",
-    "PhasewatchWarning",
-    "Point",
-    "Probe",
-    "Sink",
-    "Snapshot",
-    "SnapshotFolder",
-    "Trajectory",
-    "Transition",
-    "WandbSink",
-    "averaged",
-    "calibrate",
-    "coincide",
-    "difference",
-    "estimate_llc",
-    "every",
-    "find_transitions",
-    "heads",
-    "log_spaced",
-    "open_series",
-    "replay",
-    "write_report",
-]
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

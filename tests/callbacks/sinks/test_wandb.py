@@ -20,20 +20,22 @@ from phasewatch.callbacks.sinks import wandb_feed, wandb_rows, wandb_run
 from phasewatch.callbacks.sinks.wandb import WandbSink
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
 from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.trajectories.changes import Change, Transition
+from phasewatch.monitor.trajectories.kinds import Kind
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Kind, Transition
 
 FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")
 
 
 def a_point(step: int, health: Health = Health.OK, **metrics: float) -> Point:
     value = math.nan if health.failed else 10.0 + step
-    llc = Estimate(value, 0.5, (value, value), nbeta=60.0, rhat=1.0, ess=50.0, acceptance=0.9, health=health)
+    llc = Estimate(value, 0.5, (value, value), nbeta=60.0, rhat=1.0, ess=50.0, health=health)
     return Point(step, 1.0 / (1 + step), llc, metrics)
 
 
 def a_transition(start: int, end: int, *, provisional: bool = False) -> Transition:
-    return Transition(Kind.B, start, end, 1.9, 1.8, 170.0, 113.0, 2.0, "down", "down", 0.99, provisional)
+    changes = {"llc": Change(170.0, 113.0, 2.0, "down"), "loss": Change(1.9, 1.8, 0.01, "down")}
+    return Transition(Kind.B, "llc", start, end, (start, start), (end, end), 0.99, provisional, changes)
 
 
 class AttachedSink(WandbSink):
@@ -239,6 +241,7 @@ def test_a_row_says_what_a_point_and_a_transition_are(offline: Path, drawn: list
     assert transition["phase/transition_kind"] == "B"
     assert (transition["phase/transition_start"], transition["phase/transition_end"]) == (1, 3)
     assert transition["phase/transition_llc_change"] == -57.0
+    assert transition["phase/transition_llc_error"] == 2.0
     assert values(written, "phase/transition_provisional") == [0, 1]
     # One row and one alert a transition, however often it comes, and none for one that may still move.
     alerts = [record["alert"] for record in written if record["type"] == "alert"]
@@ -545,7 +548,7 @@ def test_the_real_picture_and_the_real_transitions(offline: Path) -> None:
     for step in range(0, 600, 10):
         rise = 1 / (1 + math.exp(-(step - 300) / 20))
         chains = 10 + 30 * rise + rng.normal(0, 0.3, size=4)
-        llc = Estimate(chains.mean(), 0.15, tuple(chains.tolist()), 60.0, 1.0, 50.0, 0.9, Health.OK)
+        llc = Estimate(chains.mean(), 0.15, tuple(chains.tolist()), 60.0, 1.0, 50.0, Health.OK)
         sink.write(Point(step, 2 - rise + rng.normal(0, 0.003), llc))
     sink.write(a_point(600, Health.DIVERGED))
     sink.close()

@@ -11,7 +11,7 @@ from phasewatch.monitor.runs import plan
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.plan import Plan
 from phasewatch.monitor.runs.record import Recorder
-from phasewatch.monitor.snapshots import snapshot
+from phasewatch.monitor.snapshots import folder as snapshot_folder
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 
@@ -90,7 +90,7 @@ def refusing(monkeypatch):
 
     refusing = Refusing()
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot, "save_file", refusing.save)
+        patch.setattr(snapshot_folder, "save_file", refusing.save)
         refusing.make_room = patch.undo
         yield refusing
 

@@ -20,7 +20,7 @@ from phasewatch.monitor.runs import processes
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.processes import WorkerDied
 from phasewatch.monitor.runs.replay import replay
-from phasewatch.monitor.snapshots import snapshot
+from phasewatch.monitor.snapshots import folder as snapshot_folder
 from phasewatch.monitor.snapshots.averaging import RunningAverage
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
@@ -407,7 +407,7 @@ def test_a_disk_that_is_full_for_a_while_costs_one_warning_and_no_point(path, pr
         if step == 4:
             points.rename(real)
             points.symlink_to("/dev/full")
-            monkeypatch.setattr(snapshot, "save_file", full)
+            monkeypatch.setattr(snapshot_folder, "save_file", full)
             monkeypatch.setattr(RunFolder, "write_transitions", real_write_transitions)
         if step == 10:
             points.unlink()
@@ -452,7 +452,7 @@ def test_nothing_interrupts_training_where_warnings_are_errors(path, probe, monk
         def write(self, item):
             raise OSError("the server is gone")
 
-    monkeypatch.setattr(snapshot, "save_file", full)
+    monkeypatch.setattr(snapshot_folder, "save_file", full)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         monitor = train(path, probe=probe, sinks=[Failing()])
@@ -534,7 +534,7 @@ def test_in_the_background_ctrl_c_while_closing_ends_the_measuring(path, probe, 
 def test_in_the_background_a_disk_that_is_full_loses_no_point(path, probe, monkeypatch):
     undisturbed = path.with_name("undisturbed")
     train(undisturbed, probe=probe)
-    monkeypatch.setattr(snapshot, "save_file", full)
+    monkeypatch.setattr(snapshot_folder, "save_file", full)
     with one_warning("No space left on device"):
         train(path, probe=probe, measure="background")
     assert lines(path) == lines(undisturbed)

@@ -17,7 +17,7 @@ from phasewatch.callbacks.trainers.measuring import Background
 from phasewatch.callbacks.trainers.schedule import every
 from phasewatch.monitor.runs import processes
 from phasewatch.monitor.runs.processes import WorkerDied
-from phasewatch.monitor.snapshots.snapshot import SnapshotFolder
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 

@@ -3,7 +3,7 @@ from tiny_run import a_point, a_snapshot
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs.executor import InProcess
-from phasewatch.monitor.snapshots.snapshot import SnapshotFolder
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
 
 
 class Probe:

@@ -16,8 +16,9 @@ from tiny_run import a_point, a_snapshot, lines, one_warning
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs import folder as run_folder
 from phasewatch.monitor.runs.folder import SCHEMA, RunFolder
-from phasewatch.monitor.snapshots import snapshot
-from phasewatch.monitor.snapshots.snapshot import Snapshot, SnapshotFolder, same_weights
+from phasewatch.monitor.snapshots import folder as snapshot_folder
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
+from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 SETTINGS = {"sampler": {"step_size": 3e-4, "draws": 200}, "seed": 0, "metrics": ["accuracy"], "data": "abc"}
@@ -183,7 +184,7 @@ def test_a_damaged_line_is_named(path, line):
     content = points.read_bytes().splitlines()
     points.write_bytes(b"\n".join([content[0], line, content[2], b""]))
     before = points.read_bytes()
-    with pytest.raises(PhasewatchError, match=r"Line 2 of .*points.jsonl is no point.*; mend it or delete it"):
+    with pytest.raises(PhasewatchError, match=r"Line 2 of .*points.jsonl is not a point.*; correct it or delete it"):
         RunFolder(path, SETTINGS)
     assert points.read_bytes() == before
     points.write_bytes(b"\n".join([content[0], content[2], b""]))
@@ -196,7 +197,7 @@ def test_a_damaged_line_is_named(path, line):
 def test_a_line_of_odd_types_is_named(path, metrics):
     points = filled(path, 1)
     points.write_bytes(points.read_bytes().replace(b'{"accuracy": 0.5}', metrics.encode()))
-    with pytest.raises(PhasewatchError, match=r"Line 1 of .*points.jsonl is no point"):
+    with pytest.raises(PhasewatchError, match=r"Line 1 of .*points.jsonl is not a point"):
         RunFolder(path, SETTINGS)
 
 
@@ -208,7 +209,7 @@ def test_points_that_contradict_each_other_are_refused_and_equal_ones_are_one(pa
     assert folder.points == [a_point(1), a_point(2)]
     folder.close()
     points.write_bytes(content + content.replace(b'"loss": 2.0', b'"loss": 3.0'))
-    with pytest.raises(PhasewatchError, match=r"can't go together.*two different points at step 1"):
+    with pytest.raises(PhasewatchError, match=r"contradict each other\..*two different points at step 1"):
         RunFolder(path, SETTINGS)
 
 
@@ -325,7 +326,7 @@ def test_a_snapshot_that_the_disk_refuses_costs_one_warning(folder, monkeypatch,
         raise error
 
     with monkeypatch.context() as patch, one_warning("No space left on device"):
-        patch.setattr(snapshot, "save_file", refuses)
+        patch.setattr(snapshot_folder, "save_file", refuses)
         assert not folder.save(a_snapshot(1))
         assert not folder.save(a_snapshot(2))
     assert folder.save(a_snapshot(1))
