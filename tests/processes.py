@@ -1,11 +1,27 @@
-"""Whether processes still run, by /proc."""
+"""Processes that tests start, and whether they still run, by /proc."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 reads_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+TESTS = Path(__file__).parent
+
+
+def environment(**changes):
+    """For a process that imports modules of the tests, and whatever else this one was told to find."""
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **changes}
+
+
+def interruptible():
+    """Let SIGINT interrupt this process: a shell has it ignored in what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def alive(pid):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import interruptible
 from torch import nn
 
 from phasewatch import cli
@@ -126,6 +127,7 @@ def start(*arguments, **environment) -> subprocess.Popen:
         text=True,
         encoding="utf-8",
         env=os.environ | environment,
+        preexec_fn=interruptible,
     )
 
 

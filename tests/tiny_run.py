@@ -48,7 +48,7 @@ def make_probe(model=make_model, **changes):
 
 
 def a_point(step, llc=10.0, loss=2.0, spread=1.0):
-    estimate = Estimate(llc, 0.1, (llc - spread, llc + spread), 20.0, 1.0, 100.0, 0.9, Health.OK)
+    estimate = Estimate(llc, 0.1, (llc - spread, llc + spread), 20.0, 1.0, 100.0, Health.OK)
     return Point(step, loss, estimate, {"accuracy": 0.5})
 
 

@@ -1,10 +1,9 @@
 """Which steps of a training run are measured, and how much of its time that may take."""
 
-import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from phasewatch.monitor.errors import PhasewatchError, whole_number
+from phasewatch.monitor.errors import PhasewatchError, real_number, whole_number
 
 Schedule = Callable[[int], bool]
 """Whether a snapshot is due at a training step."""
@@ -95,47 +94,12 @@ class Budget:
     at: Schedule
 
     def __post_init__(self) -> None:
-        number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
-        if not number or not math.isfinite(self.fraction) or self.fraction <= 0:
-            raise PhasewatchError(
-                f"Budget(fraction={self.fraction!r}) must be a number above 0, "
-                "such as 0.1 for a tenth of the training's time."
-            )
+        real_number(
+            "Budget(fraction=...)", self.fraction, above=0, hint="such as 0.1 for a tenth of the training's time"
+        )
         if not callable(self.at):
             raise PhasewatchError(f"Budget(at={self.at!r}) must be a schedule such as log_spaced(1, 50_000, num=80).")
 
     def __call__(self, step: int) -> bool:
         """Whether the step is among those to choose from."""
         return self.at(step)
-
-    def affords(self, *, training: float, measuring: float, measured: int) -> bool:
-        """Whether one more measurement fits.
-
-        Args:
-            training: seconds of the run so far, without the measuring that it waited for.
-            measuring: seconds measured so far.
-            measured: measurements so far.
-
-        Returns:
-            True for the first, and whenever one more of mean cost stays within the share.
-        """
-        return measured == 0 or measuring + measuring / measured <= self.fraction * training
-
-
-def most_useful(candidates: Iterable[int], measured: Collection[int]) -> int:
-    """The step that is furthest in log step from every measured one; the earliest if nothing is measured.
-
-    Args:
-        candidates: steps, at least one.
-        measured: steps.
-
-    Returns:
-        One of the candidates.
-    """
-    if not measured:
-        return min(candidates)
-
-    def gap(step: int) -> float:
-        return min(abs(math.log1p(step) - math.log1p(other)) for other in measured)
-
-    return max(candidates, key=lambda step: (gap(step), step))

@@ -16,7 +16,8 @@ from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Point, parse_points
 from phasewatch.monitor.trajectories.transitions import Transition
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of the files in a run's folder, kept in `run.json`; raised when an earlier phasewatch can't read them."""
 
 
 class RunFolder:
@@ -39,6 +40,7 @@ class RunFolder:
         self.path = Path(path)
         self.points: list[Point] = []
         self._settings = dict(settings)
+        self._averaging: Any = None
         self._lines = self.path / "points.jsonl"
         self._unsaved: list[bytes] = []
         self._complained = False
@@ -62,10 +64,7 @@ class RunFolder:
             self._remove_unfinished()
         except OSError as error:
             self.close()
-            raise PhasewatchError(
-                f"run={str(path)!r} can't be read or written ({error.strerror or error}). "
-                "Mend it, or choose another run=."
-            ) from error
+            raise self._unusable(error) from error
         except PhasewatchError:
             self.close()
             raise
@@ -79,6 +78,34 @@ class RunFolder:
     def steps(self) -> set[int]:
         """The steps that are measured."""
         return {point.step for point in self.points}
+
+    def keep_averaging(self, averaging: Any, call: str) -> None:
+        """Write into `run.json` over what the weights are averaged, as points of other averages don't compare.
+
+        Args:
+            averaging: plain JSON values, None for weights as they are.
+            call: what the user typed, such as "PhaseMonitor(average=0.02)".
+
+        Raises:
+            PhasewatchError: if the folder holds snapshots or points of another average, or can't be written. It is
+                closed then.
+        """
+        if averaging == self._averaging:
+            return
+        try:
+            if self.points or self.snapshots.steps:
+                raise PhasewatchError(
+                    f"{call}: run={str(self.path)!r} holds snapshots or points taken with average={self._averaging!r}. "
+                    "They can't be compared: choose another run=, or go back to that one."
+                )
+            self._averaging = averaging
+            self._write_header()
+        except OSError as error:
+            self.close()
+            raise self._unusable(error) from error
+        except PhasewatchError:
+            self.close()
+            raise
 
     def append(self, point: Point) -> bool:
         """Keep a point, on disk before this returns; on a full disk in memory, to be written with the next one.
@@ -155,12 +182,18 @@ class RunFolder:
             reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
             warn(f"{self.path} can't be written to ({reason}); what belongs there waits in memory until it can.")
 
+    def _unusable(self, error: OSError) -> PhasewatchError:
+        return PhasewatchError(
+            f"run={str(self.path)!r} can't be read or written ({error.strerror or error}). "
+            "Mend it, or choose another run=."
+        )
+
     def _write_header(self) -> None:
         record = {
             "schema": SCHEMA,
-            "phasewatch": version("phasewatch"),
-            "torch": version("torch"),
-            "probe": self._settings,
+            "settings": self._settings,
+            "averaging": self._averaging,
+            "versions": {"phasewatch": version("phasewatch"), "torch": version("torch")},
         }
         write_atomically(self.path / "run.json", json.dumps(record, indent=1) + "\n")
 
@@ -176,18 +209,29 @@ class RunFolder:
             return
         try:
             found = json.loads(header.read_text(encoding="utf-8"))
-            schema, probe = found["schema"], dict(found["probe"])
+            schema = found["schema"]
+            settings = dict(found["settings"]) if schema == SCHEMA else {}
+            self._averaging = found["averaging"] if schema == SCHEMA else None
         except (ValueError, KeyError, TypeError) as error:
             raise PhasewatchError(
                 f"{header} is not the header of a phasewatch run. Choose another run=, or delete the folder."
             ) from error
         if schema != SCHEMA:
+            advice = (
+                ""
+                if self.snapshots.steps == ()
+                else (
+                    " Its snapshots can be measured again: "
+                    f"phasewatch replay {self.snapshots.path} --probe FILE.py:NAME --run NEW."
+                )
+            )
             raise PhasewatchError(
-                f"{header} has schema {schema}, and this phasewatch writes {SCHEMA}. Choose another run=."
+                f"{header} has schema {schema!r}, and this phasewatch reads and writes {SCHEMA}. Choose another run=."
+                f"{advice}"
             )
         changes = [
             f"{name} was {before!r} and is {now!r}"
-            for name, before, now in _differences(probe, json.loads(json.dumps(self._settings)))
+            for name, before, now in _differences(settings, json.loads(json.dumps(self._settings)))
         ]
         if changes:
             raise PhasewatchError(
@@ -226,31 +270,3 @@ def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, 
             for difference in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if before == now else [(name, before, now)]
-
-
-def keep_average(folder: RunFolder, average: Any, call: str) -> None:
-    """Write into a run's folder what its points are averages over, since they don't compare with points of other sorts.
-
-    Args:
-        folder: the run's; let go of if this raises.
-        average: plain JSON values, None for weights as they are.
-        call: what the user typed.
-
-    Raises:
-        PhasewatchError: if the folder holds snapshots or points of another sort, or can't be read or written.
-    """
-    file = folder.path / "average.json"
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))["average"] if file.exists() else None
-        if held != average and not folder.points and not folder.snapshots.steps:
-            write_atomically(file, json.dumps({"average": average}) + "\n")
-            return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        folder.close()
-        raise PhasewatchError(f"{file} can't be read or written ({error}). Mend it, or choose another run=.") from error
-    if held != average:
-        folder.close()
-        raise PhasewatchError(
-            f"{call}: run={str(folder.path)!r} holds snapshots or points taken with average={held!r}. "
-            "They can't be compared: choose another run=, or go back to that one."
-        )

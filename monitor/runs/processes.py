@@ -1,29 +1,30 @@
-"""Measuring in another process: it rebuilds the probe, reads snapshots from disk, and sends points back.
+"""Measuring in other processes of this machine.
 
-The process is started anew rather than forked, and never runs the caller's main module, so a script needs no
+A process is started anew rather than forked, and never runs the caller's main module, so a script needs no
 `if __name__ == "__main__"` and a notebook works. It ends by itself when its parent is killed.
 """
 
-import io
 import json
 import os
 import queue
 import subprocess
 import sys
 import threading
-import warnings
-from typing import IO, Any
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 import cloudpickle
 
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
+from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.runs.executor import Result
+from phasewatch.monitor.runs.worker import read_frame, write_frame
 from phasewatch.monitor.snapshots.snapshot import Snapshots
 from phasewatch.monitor.trajectories.trajectory import Point
 
 _START = (
     "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
-    "from phasewatch.monitor.runs.processes import serve; serve(int(sys.argv[2]))"
+    "from phasewatch.monitor.runs.worker import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 
 
@@ -39,7 +40,7 @@ def packed(probe: Probe, series: Snapshots) -> bytes:
         series: where the snapshots lie.
 
     Returns:
-        For `Worker`.
+        For `Processes` and `Worker`.
 
     Raises:
         PhasewatchError: if the probe can't be sent to another process.
@@ -56,6 +57,97 @@ def packed(probe: Probe, series: Snapshots) -> bytes:
         ) from error
 
 
+class Processes:
+    """An executor with processes that measure one snapshot each at a time.
+
+    A process is started when it is first needed, stays for the next call of `measure`, and is replaced when it dies;
+    the snapshot that it died of has a `WorkerDied` for a result.
+
+    Args:
+        package: what `packed` made.
+        workers: the most processes at a time.
+        nice: how far they step back behind others on the same processor, 0 to 19.
+    """
+
+    def __init__(self, package: bytes, *, workers: int = 1, nice: int = 0) -> None:
+        self._package = package
+        self._workers = workers
+        self._nice = nice
+        self._idle: list[Worker] = []
+        self._busy: set[Worker] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def measure(self, steps: Iterable[int]) -> Iterator[Result]:
+        """Measure; results come as they are ready."""
+        waiting = deque(steps)
+        results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        threads = [
+            threading.Thread(target=self._drive, args=(waiting, results), name="phasewatch-worker", daemon=True)
+            for _ in range(min(self._workers, len(waiting)))
+        ]
+        for thread in threads:
+            thread.start()
+        working = len(threads)
+        try:
+            while working:
+                if (result := results.get()) is None:
+                    working -= 1
+                else:
+                    yield result
+        finally:
+            waiting.clear()
+
+    def close(self) -> None:
+        """End all processes at once."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            for worker in self._busy:
+                worker.kill()
+        for worker in idle:
+            worker.stop()
+
+    def _drive(self, waiting: "deque[int]", results: "queue.SimpleQueue[Result | None]") -> None:
+        """One thread a process: send it steps, and pass on what it answers."""
+        worker = None
+        while True:
+            try:
+                step = waiting.popleft()
+            except IndexError:
+                break
+            try:
+                worker = worker or self._hire()
+                result = worker.measure(step)
+            except Exception as error:
+                result = error
+            if self._closed:
+                break
+            if isinstance(result, WorkerDied) and worker:
+                self._dismiss(worker)
+                worker = None
+            results.put((step, result))
+        if worker:
+            self._dismiss(worker, keep=True)
+        results.put(None)
+
+    def _hire(self) -> "Worker":
+        with self._lock:
+            if self._closed:
+                raise WorkerDied("the executor is closed")
+            worker = self._idle.pop() if self._idle else Worker(self._package, nice=self._nice)
+            self._busy.add(worker)
+        return worker
+
+    def _dismiss(self, worker: "Worker", *, keep: bool = False) -> None:
+        with self._lock:
+            self._busy.discard(worker)
+            if keep and not self._closed:
+                self._idle.append(worker)
+                return
+        worker.stop()
+
+
 class Worker:
     """A process that measures one snapshot at a time.
 
@@ -65,15 +157,17 @@ class Worker:
     """
 
     def __init__(self, package: bytes, *, nice: int = 0) -> None:
+        path = json.dumps([os.path.abspath(entry) for entry in sys.path])
+        # -P: the current folder may hold a json.py of its own, among checkpoints that somebody else made.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps([os.path.abspath(p) for p in sys.path]), str(nice)],
+            [sys.executable, "-P", "-c", _START, path, str(os.getpid()), str(nice)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._process.stdin
         assert self._process.stdout
         self._in, self._out = self._process.stdin, self._process.stdout
-        self._send(package)
+        self._unsent: bytes | None = package
 
     def measure(self, step: int) -> Point:
         """Measure the snapshot of a step.
@@ -88,9 +182,15 @@ class Worker:
             PhasewatchError: if the snapshot can't be measured.
             WorkerDied: if the process ends first.
         """
-        self._send(json.dumps(step).encode())
         try:
-            frame = _read_frame(self._out)
+            if self._unsent is not None:
+                write_frame(self._in, self._unsent)
+                self._unsent = None
+            write_frame(self._in, json.dumps(step).encode())
+        except (BrokenPipeError, ValueError):  # reading tells how it ended
+            pass
+        try:
+            frame = read_frame(self._out)
         except (EOFError, ValueError):  # ValueError: stopped by another thread, which closed the pipe
             raise WorkerDied(f"the measuring process ended with status {self._process.wait()}") from None
         answer = json.loads(frame)
@@ -111,63 +211,3 @@ class Worker:
                 pipe.close()
             except BrokenPipeError:
                 pass
-
-    def _send(self, frame: bytes) -> None:
-        try:
-            self._in.write(len(frame).to_bytes(8) + frame)
-            self._in.flush()
-        except (BrokenPipeError, ValueError):  # `measure` finds out how it ended
-            pass
-
-
-def serve(nice: int) -> None:
-    """The worker's own side: answer steps with points until the parent is gone."""
-    os.nice(nice) if hasattr(os, "nice") else None
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(sys.stdin.buffer, frames), daemon=True).start()
-    package = frames.get()
-    probe, series, failure = None, None, None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PhasewatchWarning)
-        try:
-            probe, series = cloudpickle.loads(package)
-        except Exception as error:
-            failure = f"The probe can't be rebuilt in another process: {in_words(error)}"
-    while True:
-        step = json.loads(frames.get())
-        answer: dict[str, Any]
-        try:
-            if probe is None or series is None:
-                raise PhasewatchError(failure)
-            answer = {"point": probe(series.load(step)).as_json()}
-        except Exception as error:
-            answer = {"error": in_words(error)}
-        frame = json.dumps(answer).encode()
-        out.write(len(frame).to_bytes(8) + frame)
-        out.flush()
-
-
-def _receive(stream: IO[bytes], frames: "queue.SimpleQueue[bytes]") -> None:
-    """Pass frames on, and end the process when there is nobody left to send any."""
-    try:
-        while True:
-            frames.put(_read_frame(stream))
-    except EOFError:
-        os._exit(1)
-
-
-def _read_frame(stream: IO[bytes]) -> bytes:
-    return _read_exactly(stream, int.from_bytes(_read_exactly(stream, 8)))
-
-
-def _read_exactly(stream: IO[bytes], size: int) -> bytes:
-    buffer = io.BytesIO()
-    while size > 0:
-        piece = stream.read(size)
-        if not piece:
-            raise EOFError
-        buffer.write(piece)
-        size -= len(piece)
-    return buffer.getvalue()

@@ -17,8 +17,8 @@ from phasewatch.monitor.probing.calibrate import calibrate as calibrate
 from phasewatch.monitor.probing.llc import estimate_llc as estimate_llc
 from phasewatch.monitor.probing.probe import Probe as Probe
 from phasewatch.monitor.probing.second_opinion import second_opinion as second_opinion
-from phasewatch.monitor.runs.publish import Sink as Sink
 from phasewatch.monitor.runs.replay import replay as replay
+from phasewatch.monitor.runs.sink import Sink as Sink
 from phasewatch.monitor.sampling.settings import SGLD as SGLD
 from phasewatch.monitor.sampling.settings import Langevin as Langevin
 from phasewatch.monitor.snapshots.averaging import averaged as averaged

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from phasewatch.monitor.probing.probe import Probe
-    from phasewatch.monitor.runs.publish import Sink
+    from phasewatch.monitor.runs.sink import Sink
     from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 app = typer.Typer(

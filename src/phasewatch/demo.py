@@ -14,7 +14,7 @@ from phasewatch.callbacks.sinks.wandb import WandbSink
 from phasewatch.callbacks.trainers.loop import PhaseMonitor
 from phasewatch.callbacks.trainers.schedule import log_spaced
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.runs.publish import Sink
+from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions

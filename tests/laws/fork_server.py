@@ -16,7 +16,7 @@ import warnings
 import torch
 from tiny_run import ToldToFile, die_at_operation, make_probe, train
 
-from phasewatch.callbacks.trainers import loop
+from phasewatch.callbacks.trainers import session
 from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.runs.replay import replay
 
@@ -24,7 +24,7 @@ from phasewatch.monitor.runs.replay import replay
 def work(order):
     if order["operation"] is not None:
         die_at_operation(order["folder"], order["operation"])
-        loop.write_report = lambda run: None  # half a second, and nothing hangs on it
+        session.write_report = lambda run: None  # half a second, and nothing hangs on it
     sinks = [ToldToFile(order["told"])]
     if order["work"] == "run":
         options = {"measure": order["measure"], "average": order["average"]}

@@ -81,6 +81,6 @@ def test_the_gpu_and_the_cpu_measure_the_same_model():
 def test_a_model_on_the_gpu_is_measured_there():
     model = make_model().cuda()
     probe = pw.Probe(model, loss, data(), sampler=SAMPLER)
-    assert probe.model.device.type == "cuda"
+    assert probe.subject.model.device.type == "cuda"
     assert probe(pw.Snapshot.of(model, 3)).step == 3
-    assert pw.Probe(partial(make_model), loss, data(), sampler=SAMPLER).model.device.type == "cpu"
+    assert pw.Probe(partial(make_model), loss, data(), sampler=SAMPLER).subject.model.device.type == "cpu"

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import environment
 from tiny_run import a_point, a_snapshot, lines, make_probe, train
 
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
-TESTS = Path(__file__).parents[1]
 STEPS = 24
 KILLS = 50
 NEVER = 10**9
@@ -26,7 +26,7 @@ class ForkServer:
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+            env=environment(),
             text=True,
         )
 

@@ -299,7 +299,7 @@ def test_the_live_models_tensors_are_shared_with_nothing():
     model = Perceptron()
     probe = pw.Probe(model, classify, labelled(), sampler=SAMPLER)
     theirs = {t.data_ptr() for t in tree_leaves([list(model.parameters()), list(model.buffers())])}
-    ours = {t.data_ptr() for t in [*probe.model.model.parameters(), *probe.model.model.buffers()]}
+    ours = {t.data_ptr() for t in [*probe.subject.model.module.parameters(), *probe.subject.model.module.buffers()]}
     copied = {t.data_ptr() for t in pw.Snapshot.of(model, 0).tensors.values()}
     assert not theirs & ours
     assert not theirs & copied

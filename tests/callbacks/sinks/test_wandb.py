@@ -16,24 +16,40 @@ import numpy as np
 import pytest
 import torch
 
-from phasewatch.callbacks.sinks import wandb as weights_and_biases
+from phasewatch.callbacks.sinks import wandb_feed, wandb_rows, wandb_run
 from phasewatch.callbacks.sinks.wandb import WandbSink
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
 from phasewatch.monitor.estimates.estimate import Estimate, Health
-from phasewatch.monitor.trajectories.trajectory import Point
-from phasewatch.monitor.trajectories.transitions import Kind, Transition
+from phasewatch.monitor.trajectories.changes import Change, Transition
+from phasewatch.monitor.trajectories.kinds import Kind
+from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 
 FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")
 
 
 def a_point(step: int, health: Health = Health.OK, **metrics: float) -> Point:
     value = math.nan if health.failed else 10.0 + step
-    llc = Estimate(value, 0.5, (value, value), nbeta=60.0, rhat=1.0, ess=50.0, acceptance=0.9, health=health)
+    llc = Estimate(value, 0.5, (value, value), nbeta=60.0, rhat=1.0, ess=50.0, health=health)
     return Point(step, 1.0 / (1 + step), llc, metrics)
 
 
 def a_transition(start: int, end: int, *, provisional: bool = False) -> Transition:
-    return Transition(Kind.B, start, end, 1.9, 1.8, 170.0, 113.0, 2.0, "down", "down", 0.99, provisional)
+    changes = {"llc": Change(170.0, 113.0, 2.0, "down"), "loss": Change(1.9, 1.8, 0.01, "down")}
+    return Transition(Kind.B, "llc", start, end, (start, start), (end, end), 0.99, provisional, changes)
+
+
+class AttachedSink(WandbSink):
+    """A sink that is given the trajectory of what it is told, as a recorder gives it."""
+
+    def __init__(self, run: Any = None, **options: Any) -> None:
+        super().__init__(run, **options)
+        self.points: list[Point] = []
+        self.attach(lambda: Trajectory(self.points))
+
+    def write(self, item: Point | Transition) -> None:
+        if isinstance(item, Point):
+            self.points.append(item)
+        super().write(item)
 
 
 def a_png() -> bytes:
@@ -54,7 +70,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setattr(weights_and_biases, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(wandb_feed, "POLL_SECONDS", 0.01)
     import wandb
 
     yield tmp_path
@@ -66,11 +82,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The steps that each drawing was made from; every drawing shows one transition."""
     calls: list[list[int]] = []
 
-    def find_and_draw(points: list[Point]) -> tuple[list[Transition], bytes]:
+    def find_and_draw(points: Trajectory) -> tuple[list[Transition], bytes]:
         calls.append([point.step for point in points])
         return [a_transition(10, 20)], a_png()
 
-    monkeypatch.setattr(weights_and_biases, "find_and_draw", find_and_draw)
+    monkeypatch.setattr(wandb_rows, "find_and_draw", find_and_draw)
     return calls
 
 
@@ -155,7 +171,7 @@ def test_nothing_of_the_users_is_lost_and_all_of_ours_arrives(offline: Path, dra
     runs = {}
     for style, log in STYLES.items():
         run = runs[style] = open_run()
-        sink = WandbSink()
+        sink = AttachedSink()
         for i in range(1, 31):
             log(run, i)
             if i == 10:
@@ -190,7 +206,7 @@ def test_nothing_of_the_users_is_lost_and_all_of_ours_arrives(offline: Path, dra
 
 def test_results_join_the_users_rows_while_they_log(offline: Path, drawn: list[list[int]]) -> None:
     run = open_run()
-    sink = WandbSink()
+    sink = AttachedSink()
     for i in range(1, 4):
         run.log({"theirs": i}, step=i)
         send(sink, a_point(i))
@@ -202,7 +218,7 @@ def test_results_join_the_users_rows_while_they_log(offline: Path, drawn: list[l
 
 def test_a_row_says_what_a_point_and_a_transition_are(offline: Path, drawn: list[list[int]]) -> None:
     run = open_run()
-    sink = WandbSink(run=run)
+    sink = AttachedSink(run=run)
     send(sink, a_point(4, accuracy=0.25, loss=7.0), a_point(5, Health.DRIFTING), a_transition(1, 3))
     send(sink, a_transition(1, 3), a_transition(4, 6, provisional=True))
     in_a_thread(sink.close)
@@ -225,6 +241,7 @@ def test_a_row_says_what_a_point_and_a_transition_are(offline: Path, drawn: list
     assert transition["phase/transition_kind"] == "B"
     assert (transition["phase/transition_start"], transition["phase/transition_end"]) == (1, 3)
     assert transition["phase/transition_llc_change"] == -57.0
+    assert transition["phase/transition_llc_error"] == 2.0
     assert values(written, "phase/transition_provisional") == [0, 1]
     # One row and one alert a transition, however often it comes, and none for one that may still move.
     alerts = [record["alert"] for record in written if record["type"] == "alert"]
@@ -234,7 +251,7 @@ def test_a_row_says_what_a_point_and_a_transition_are(offline: Path, drawn: list
     assert not any("*" in name or metrics[name].get("options", {}).get("step_sync") for name in metrics)
     media = Path(run.settings.sync_dir) / "files" / "media"
     table = json.loads(next(media.rglob("transitions_*.table.json")).read_text())
-    assert table["columns"] == list(weights_and_biases.TABLE_COLUMNS)
+    assert table["columns"] == list(wandb_rows.TABLE_COLUMNS)
     assert table["data"][0][:3] == ["B", 10, 20]
     assert table["data"][0][-1] == str(a_transition(10, 20))
     assert next(media.rglob("figure_*.png")).stat().st_size > 0
@@ -245,16 +262,16 @@ def test_a_row_says_what_a_point_and_a_transition_are(offline: Path, drawn: list
 def test_a_run_of_its_own_stays_out_of_the_users_way(offline: Path, drawn: list[list[int]]) -> None:
     import wandb
 
-    sink = WandbSink(project="ours", name="measured", group="g")
+    sink = AttachedSink(project="ours", name="measured", group="g")
     send(sink, a_point(1))
     assert wandb.run is None
     theirs = open_run(name="a-name")
     assert theirs is wandb.run
-    assert theirs is not sink._run
-    beside = WandbSink(own_run=True)
+    assert theirs is not sink._feed.run
+    beside = AttachedSink(own_run=True)
     send(beside, a_point(1))
-    assert beside._run is not None
-    assert (beside._run.project, beside._run.name) == ("theirs", "a-name-phasewatch")
+    assert beside._feed.run is not None
+    assert (beside._feed.run.project, beside._feed.run.name) == ("theirs", "a-name-phasewatch")
     assert open_run() is theirs
     theirs.log({"theirs": 1}, step=1)
     send(sink, a_point(2), a_transition(1, 2), a_point(3))
@@ -264,7 +281,7 @@ def test_a_run_of_its_own_stays_out_of_the_users_way(offline: Path, drawn: list[
     theirs.log({"theirs": 2}, step=2)
     assert wandb.run is theirs
     theirs.finish()
-    ours, other, theirs = read_back(sink._run, beside._run, theirs)
+    ours, other, theirs = read_back(sink._feed.run, beside._feed.run, theirs)
     assert [row.get("phase/llc") for row in rows(ours)] == [11.0, 12.0, None, None, 13.0, None]
     assert [row["_step"] for row in rows(ours)] == list(range(6))
     assert drawn[:2] == [[1, 2], [1, 2, 3]]
@@ -279,14 +296,14 @@ def test_no_key_means_offline_and_says_so_once(
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(offline))
-    sink = WandbSink()
+    sink = AttachedSink()
     with pytest.warns(PhasewatchWarning, match=r"no W&B API key.*offline, in .*wandb sync .*offline-run-"):
         sink.write(a_point(1))
     sink.write(a_point(2))
     sink.close()
-    assert sink._run is not None
-    assert sink._run.offline
-    (written,) = read_back(sink._run)
+    assert sink._feed.run is not None
+    assert sink._feed.run.offline
+    (written,) = read_back(sink._feed.run)
     assert values(written, "phase/llc") == [11.0, 12.0]
 
 
@@ -294,19 +311,19 @@ def test_a_key_in_the_environment_or_netrc_is_found(offline: Path, monkeypatch: 
     import wandb
 
     monkeypatch.delenv("WANDB_MODE")
-    assert not weights_and_biases._has_key()
+    assert not wandb_run.has_key()
     (offline / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'a' * 40}\n")
-    assert weights_and_biases._has_key()
+    assert wandb_run.has_key()
     (offline / "netrc").unlink()
-    assert not weights_and_biases._has_key()
+    assert not wandb_run.has_key()
     monkeypatch.setenv("WANDB_API_KEY", "b" * 40)
-    assert weights_and_biases._has_key()
+    assert wandb_run.has_key()
     wandb.teardown()
 
 
 def test_a_finished_run_costs_one_warning(offline: Path, drawn: list[list[int]]) -> None:
     run = open_run()
-    sink, late = WandbSink(), WandbSink(run=run)
+    sink, late = AttachedSink(), AttachedSink(run=run)
     send(sink, a_point(1))
     run.finish()
     with pytest.warns(PhasewatchWarning, match=r"run .* is finished.*points\.jsonl.*own_run=True") as caught:
@@ -324,20 +341,20 @@ def test_what_wandb_raises_comes_out_and_costs_nothing(
 ) -> None:
     for own in (True, False):
         run = open_run()
-        sink = WandbSink(own_run=own)
+        sink = AttachedSink(own_run=own)
         sink.write(a_point(1))
         run.log({"theirs": 1})
         with monkeypatch.context() as patch:
-            patch.setattr(sink._run, "log", _refuse)
+            patch.setattr(sink._feed.run, "log", _refuse)
             with pytest.raises(OSError, match="no space"):
                 sink.write(a_point(2))
         with monkeypatch.context() as patch:
-            patch.setattr(sink._run, "alert", _refuse)
+            patch.setattr(sink._feed.run, "alert", _refuse)
             with pytest.raises(OSError, match="no space"):
                 sink.write(a_transition(1, 2))
         sink.close()
         run.finish()
-        (written,) = read_back(sink._run)
+        (written,) = read_back(sink._feed.run)
         assert sorted(values(written, "phase/llc")) == [11.0, 12.0]
         assert values(written, "phase/transition_kind") == ["B"]
         assert len([record for record in written if record["type"] == "alert"]) == 1
@@ -352,13 +369,13 @@ def test_what_fails_between_rows_comes_out_of_the_next_write(
     offline: Path, drawn: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run()
-    sink = WandbSink()
+    sink = AttachedSink()
     sink.write(a_point(1))
     sink.write(a_point(2))
     with monkeypatch.context() as patch:
         patch.setattr(run, "log", _refuse)
         type(run).log(run, {"theirs": 1})
-        wait_for(lambda: sink._failure is not None)
+        wait_for(lambda: sink._feed.failure is not None)
     with pytest.raises(OSError, match="no space"):
         sink.write(a_point(3))
     sink.close()
@@ -368,21 +385,21 @@ def test_what_fails_between_rows_comes_out_of_the_next_write(
 
 
 def test_a_picture_that_cannot_be_drawn_costs_itself_alone(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_and_biases, "find_and_draw", _refuse)
+    monkeypatch.setattr(wandb_rows, "find_and_draw", _refuse)
     run = open_run()
-    sink = WandbSink()
+    sink = AttachedSink()
     for step in (1, 2, 3):
         sink.write(a_point(step))
     with pytest.warns(PhasewatchWarning, match=r"its last results .*\(0 rows are left\): OSError: no space"):
         run.finish()
-    own = WandbSink(own_run=True)
+    own = AttachedSink(own_run=True)
     own.write(a_point(1))
     with pytest.raises(OSError, match="no space"):
         own.write(a_transition(1, 2))
     own.write(a_point(2))
     with pytest.raises(OSError, match="no space"):
         own.close()
-    joined, alone = read_back(run, own._run)
+    joined, alone = read_back(run, own._feed.run)
     assert values(joined, "phase/llc") == [11.0, 12.0, 13.0]
     assert values(alone, "phase/llc") == [11.0, 12.0]
     assert values(alone, "phase/transition_kind") == ["B"]
@@ -392,7 +409,7 @@ def test_a_run_that_cannot_be_held_gets_a_run_beside_it(
     offline: Path, drawn: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run()
-    sink = WandbSink()
+    sink = AttachedSink()
     with monkeypatch.context() as patch:
         patch.delattr("wandb.sdk.wandb_run.TeardownHook")
         with pytest.warns(PhasewatchWarning, match=f"can't share the W&B run {run.id} safely"):
@@ -401,14 +418,14 @@ def test_a_run_that_cannot_be_held_gets_a_run_beside_it(
     sink.close()
     run.log({"theirs": 2}, step=2)
     run.finish()
-    theirs, ours = read_back(run, sink._run)
+    theirs, ours = read_back(run, sink._feed.run)
     assert [(row["_step"], row["theirs"]) for row in rows(theirs)] == [(1, 1), (2, 2)]
     assert values(ours, "phase/llc") == [11.0]
 
 
 def test_a_disabled_run_takes_everything_and_keeps_nothing(offline: Path, drawn: list[list[int]]) -> None:
     run = open_run(mode="disabled")
-    sink = WandbSink()
+    sink = AttachedSink()
     send(sink, a_point(1), a_transition(1, 2))
     in_a_thread(sink.close)
     run.finish()
@@ -416,19 +433,19 @@ def test_a_disabled_run_takes_everything_and_keeps_nothing(offline: Path, drawn:
 
 
 def test_a_sink_that_never_saw_a_point_opens_no_run(offline: Path) -> None:
-    WandbSink().close()
+    AttachedSink().close()
     assert not list(offline.rglob("*.wandb"))
 
 
 def test_random_streams_are_untouched(offline: Path, drawn: list[list[int]]) -> None:
     random.seed(1), np.random.seed(2), torch.manual_seed(3)  # noqa: NPY002
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    own = WandbSink(own_run=True)
+    own = AttachedSink(own_run=True)
     own.write(a_point(1))
     own.write(a_transition(1, 2))
     own.close()
     run = open_run()
-    sink = WandbSink()
+    sink = AttachedSink()
     sink.write(a_point(1))
     sink.close()
     run.finish()
@@ -441,11 +458,11 @@ FORGETFUL = """
 import atexit, sys
 sys.path.insert(0, {tests!r})
 import test_wandb as t
-from phasewatch.callbacks.sinks import wandb as weights_and_biases
-weights_and_biases.find_and_draw = lambda points: ([], t.a_png())
+from phasewatch.callbacks.sinks import wandb_rows
+wandb_rows.find_and_draw = lambda points: ([], t.a_png())
 import wandb
 run = wandb.init(project="theirs")
-sink, last = weights_and_biases.WandbSink(), weights_and_biases.WandbSink()
+sink, last = t.AttachedSink(), t.AttachedSink()
 atexit.register(lambda: (sink.write(t.a_point(4)), sink.close()))
 if "late" in sys.argv:
     atexit.register(lambda: [last.write(t.a_point(step)) for step in (5, 6)])
@@ -476,6 +493,35 @@ def test_importing_and_constructing_is_light() -> None:
     assert out.stdout.strip() == "[]"
 
 
+def test_a_transition_that_moved_a_little_is_still_the_same_one(offline: Path, drawn: list[list[int]]) -> None:
+    run = open_run()
+    sink = AttachedSink()
+    send(sink, a_point(1), a_transition(10, 20), a_transition(11, 20), a_transition(40, 50))
+    in_a_thread(sink.close)
+    run.finish()
+    (written,) = read_back(run)
+    assert values(written, "phase/transition_start") == [10, 40]
+    assert len([record for record in written if record["type"] == "alert"]) == 2
+
+
+def test_without_a_trajectory_rows_are_logged_and_nothing_is_drawn(offline: Path, drawn: list[list[int]]) -> None:
+    sink = WandbSink(own_run=True)
+    send_and_close(sink, a_point(1), a_transition(1, 2))
+    assert sink._feed is not None
+    (written,) = read_back(sink._feed.run)
+    assert values(written, "phase/llc") == [11.0]
+    assert values(written, "phase/transition_kind") == ["B"]
+    assert drawn == []
+
+
+def test_without_wandb_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        PhasewatchError, match=r"WandbSink\(\) needs the package wandb, .*pip install 'phasewatch\[wandb\]'"
+    ):
+        WandbSink()
+
+
 def test_misuse_is_named() -> None:
     class Run:
         def log(self) -> None: ...
@@ -486,7 +532,7 @@ def test_misuse_is_named() -> None:
         WandbSink(run="a-name")
     with pytest.raises(PhasewatchError, match="must be one of online, offline, disabled, not 'on'"):
         WandbSink(mode="on")
-    sink = WandbSink()
+    sink = AttachedSink()
     sink.close()
     with pytest.raises(PhasewatchError, match="came after close"):
         sink.write(a_point(1))
@@ -498,15 +544,15 @@ def test_the_real_picture_and_the_real_transitions(offline: Path) -> None:
     if not hasattr(transitions, "find_transitions"):
         pytest.skip("find_transitions isn't there yet")
     rng = np.random.default_rng(0)
-    sink = WandbSink(own_run=True)
+    sink = AttachedSink(own_run=True)
     for step in range(0, 600, 10):
         rise = 1 / (1 + math.exp(-(step - 300) / 20))
         chains = 10 + 30 * rise + rng.normal(0, 0.3, size=4)
-        llc = Estimate(chains.mean(), 0.15, tuple(chains.tolist()), 60.0, 1.0, 50.0, 0.9, Health.OK)
+        llc = Estimate(chains.mean(), 0.15, tuple(chains.tolist()), 60.0, 1.0, 50.0, Health.OK)
         sink.write(Point(step, 2 - rise + rng.normal(0, 0.003), llc))
     sink.write(a_point(600, Health.DIVERGED))
     sink.close()
-    (written,) = read_back(sink._run)
+    (written,) = read_back(sink._feed.run)
     assert len(values(written, "phase/llc")) == 61
     assert len(values(written, "phase/figure._type")) == len(values(written, "phase/transitions._type")) == 1
     table = json.loads(next(offline.rglob("transitions_*.table.json")).read_text())

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import environment
 from safetensors import SafetensorError
 from tiny_run import a_point, a_snapshot, lines, one_warning
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs import folder as run_folder
 from phasewatch.monitor.runs.folder import SCHEMA, RunFolder
-from phasewatch.monitor.snapshots import snapshot
+from phasewatch.monitor.snapshots import folder as snapshot_folder
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
@@ -45,8 +47,9 @@ def filled(path, *steps):
 def test_a_new_folder_says_what_its_points_are_measured_with(folder, path):
     header = json.loads((path / "run.json").read_text())
     assert header["schema"] == SCHEMA
-    assert header["probe"] == SETTINGS
-    assert header["torch"] == version("torch")
+    assert header["settings"] == SETTINGS
+    assert header["versions"]["torch"] == version("torch")
+    assert header["averaging"] is None
     assert (folder.points, folder.steps, folder.snapshots.steps) == ([], set(), ())
 
 
@@ -115,13 +118,51 @@ def test_a_newer_schema_is_refused(path):
     filled(path, 1)
     header = json.loads((path / "run.json").read_text())
     (path / "run.json").write_text(json.dumps({**header, "schema": SCHEMA + 1}))
-    with pytest.raises(PhasewatchError, match=f"has schema {SCHEMA + 1}, and this phasewatch writes {SCHEMA}"):
+    with pytest.raises(
+        PhasewatchError, match=f"has schema {SCHEMA + 1}, and this phasewatch reads and writes {SCHEMA}. Choose"
+    ):
         RunFolder(path, SETTINGS)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_folder_of_the_first_schema_is_refused_with_what_to_do(path, kept):
+    path.mkdir(parents=True)
+    (path / "run.json").write_text(json.dumps({"schema": 1, "probe": SETTINGS, "torch": "2.0"}))
+    if kept:
+        SnapshotFolder(path / "snapshots").save(a_snapshot(1))
+    advice = r" Its snapshots can be measured again: phasewatch replay .*snapshots --probe FILE.py:NAME --run NEW\."
+    with pytest.raises(PhasewatchError, match=rf"has schema 1, .* Choose another run=\.{advice if kept else '$'}"):
+        RunFolder(path, SETTINGS)
+    assert not (path / "points.jsonl").exists()
+
+
+def test_the_header_says_what_weights_are_averaged_over(path):
+    folder = RunFolder(path, SETTINGS)
+    folder.keep_averaging(0.2, "PhaseMonitor(average=0.2)")
+    assert json.loads((path / "run.json").read_text())["averaging"] == 0.2
+    folder.append(a_point(1))
+    folder.close()
+    folder = RunFolder(path, SETTINGS)
+    folder.keep_averaging(0.2, "PhaseMonitor(average=0.2)")
+    (path / "points.jsonl").unlink()  # the header is written again with the points
+    folder.append(a_point(2))
+    with pytest.raises(PhasewatchError, match=r"replay\(\.\.\.\): run='.*icl' holds .* taken with average=0\.2\. They"):
+        folder.keep_averaging(None, "replay(...)")
+    RunFolder(path, SETTINGS).close()  # the lock was let go
+    assert json.loads((path / "run.json").read_text())["averaging"] == 0.2
+
+
+def test_a_disk_that_refuses_the_averaging_is_named_and_the_lock_let_go(folder, path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_atomically", full_disk)
+        with pytest.raises(PhasewatchError, match=r"can't be read or written .No space left on device"):
+            folder.keep_averaging(0.2, "PhaseMonitor(average=0.2)")
+    RunFolder(path, SETTINGS).close()
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b'{"schema": 1', b"[]", b"null", b"7", b'{"schema": 1}', b"\xff\xfe", b'{"schema": 1, "probe": 3}'],
+    [b"", b'{"schema": 2', b"[]", b"null", b"7", b'{"schema": 2}', b"\xff\xfe", b'{"schema": 2, "settings": 3}'],
 )
 def test_a_damaged_header_is_refused(path, content):
     filled(path, 1)
@@ -143,7 +184,7 @@ def test_a_damaged_line_is_named(path, line):
     content = points.read_bytes().splitlines()
     points.write_bytes(b"\n".join([content[0], line, content[2], b""]))
     before = points.read_bytes()
-    with pytest.raises(PhasewatchError, match=r"Line 2 of .*points.jsonl is no point.*; mend it or delete it"):
+    with pytest.raises(PhasewatchError, match=r"Line 2 of .*points.jsonl is not a point.*; correct it or delete it"):
         RunFolder(path, SETTINGS)
     assert points.read_bytes() == before
     points.write_bytes(b"\n".join([content[0], content[2], b""]))
@@ -156,7 +197,7 @@ def test_a_damaged_line_is_named(path, line):
 def test_a_line_of_odd_types_is_named(path, metrics):
     points = filled(path, 1)
     points.write_bytes(points.read_bytes().replace(b'{"accuracy": 0.5}', metrics.encode()))
-    with pytest.raises(PhasewatchError, match=r"Line 1 of .*points.jsonl is no point"):
+    with pytest.raises(PhasewatchError, match=r"Line 1 of .*points.jsonl is not a point"):
         RunFolder(path, SETTINGS)
 
 
@@ -168,7 +209,7 @@ def test_points_that_contradict_each_other_are_refused_and_equal_ones_are_one(pa
     assert folder.points == [a_point(1), a_point(2)]
     folder.close()
     points.write_bytes(content + content.replace(b'"loss": 2.0', b'"loss": 3.0'))
-    with pytest.raises(PhasewatchError, match=r"can't go together.*two different points at step 1"):
+    with pytest.raises(PhasewatchError, match=r"contradict each other\..*two different points at step 1"):
         RunFolder(path, SETTINGS)
 
 
@@ -250,8 +291,7 @@ print(json.dumps([on_disk, saved, torn == room, len(told), str(told[0].message)]
 
 
 def test_a_disk_that_fills_up_within_a_line_leaves_no_half_line_behind(path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    out = subprocess.run([sys.executable, "-c", LIMITED, path], env=environment, check=True, stdout=subprocess.PIPE)
+    out = subprocess.run([sys.executable, "-c", LIMITED, path], env=environment(), check=True, stdout=subprocess.PIPE)
     on_disk, saved, torn, warned, message = json.loads(out.stdout)
     assert torn, "the limit was meant to be hit in the middle of a line"
     assert on_disk == [True, True, False, False, False, True]
@@ -286,7 +326,7 @@ def test_a_snapshot_that_the_disk_refuses_costs_one_warning(folder, monkeypatch,
         raise error
 
     with monkeypatch.context() as patch, one_warning("No space left on device"):
-        patch.setattr(snapshot, "save_file", refuses)
+        patch.setattr(snapshot_folder, "save_file", refuses)
         assert not folder.save(a_snapshot(1))
         assert not folder.save(a_snapshot(2))
     assert folder.save(a_snapshot(1))

@@ -5,18 +5,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from law_models import Perceptron, classify, labelled
-from processes import alive, gone, reads_proc
+from processes import alive, environment, gone, reads_proc
 
 import phasewatch as pw
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.runs import replay as replay_module
-from phasewatch.monitor.runs.processes import Worker, WorkerDied, packed
+from phasewatch.monitor.runs import processes
+from phasewatch.monitor.runs.processes import Processes, Worker, WorkerDied, packed
 
 SAMPLER = pw.SGLD(step_size=1e-5, nbeta=20.0, chains=2, draws=4, burn_in=1, batch_size=8)
 
@@ -140,15 +140,89 @@ def test_a_background_monitor_goes_on_when_its_worker_dies(tmp_path):
 
 
 def test_workers_that_cant_start_are_errors_and_not_a_hang(series, monkeypatch):
-    def cannot(*_):
+    def cannot(*_, **__):
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(replay_module, "Worker", cannot)
+    monkeypatch.setattr(processes, "Worker", cannot)
     said = []
     with pytest.raises(PhasewatchError, match="None of the 4 checkpoints could be measured"):
         list(pw.replay(series, probe_of(), workers=2, on_error=said.append))
     assert len(said) == 4
     assert "Cannot allocate memory" in said[0]
+
+
+def test_the_executor_keeps_its_process_and_replaces_one_that_died(series, started):
+    probe = pw.Probe(Perceptron, ends_at_two, labelled(), sampler=SAMPLER)
+    executor = Processes(packed(probe, series))
+    try:
+        assert list(executor.measure([])) == []
+        assert started == []
+        found = dict(executor.measure([1, 3]))
+        assert found == {step: probe(series.load(step)) for step in (1, 3)}
+        assert len(started) == 1
+        ((step, died),) = executor.measure([2])
+        assert (step, type(died)) == (2, WorkerDied)
+        assert dict(executor.measure([4])) == {4: probe(series.load(4))}
+        assert len(started) == 2
+    finally:
+        executor.close()
+    assert gone(started, 2)
+    assert list(executor.measure([1])) == []
+
+
+def test_closing_the_executor_ends_a_measurement_that_is_under_way(series, started):
+    executor = Processes(packed(probe_of(), series))
+    threading.Timer(0.3, executor.close).start()
+    began = time.monotonic()
+    assert list(executor.measure([1, 2, 3, 4])) == []
+    assert time.monotonic() - began < 5
+    assert gone(started, 2)
+
+
+def test_a_worker_runs_no_code_of_the_folder_that_one_stands_in(series, tmp_path, monkeypatch):
+    package = packed(probe_of(), series)
+    for name in ("json", "signal", "queue", "phasewatch"):
+        (tmp_path / f"{name}.py").write_text("open('executed', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in {"", str(tmp_path)}])
+    worker = Worker(package)
+    try:
+        assert worker.measure(1).step == 1
+    finally:
+        worker.stop()
+    assert not (tmp_path / "executed").exists()
+
+
+@reads_proc
+def test_a_worker_ends_with_its_parent_also_where_a_process_that_was_forked_holds_the_pipe(series, tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time, phasewatch as pw\n"
+        "from law_models import Perceptron, classify, labelled\n"
+        "from phasewatch.monitor.runs.processes import Worker, packed\n"
+        "sampler = pw.SGLD(chains=2, draws=4, burn_in=0, batch_size=8)\n"
+        "probe = pw.Probe(Perceptron, classify, labelled(), sampler=sampler)\n"
+        "worker = Worker(packed(probe, pw.SnapshotFolder(sys.argv[1])))\n"
+        "worker.measure(1)\n"
+        "helper = os.fork()\n"
+        "if helper:\n"
+        "    print(worker._process.pid, helper, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(script), str(series.path)],
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    with parent:
+        worker, helper = map(int, parent.stdout.readline().split())
+        try:
+            assert alive(worker)
+            parent.kill()
+            assert gone([worker], 5)
+            assert alive(helper)
+        finally:
+            os.kill(helper, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -194,12 +268,11 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, bus
         "print('measured', flush=True)\n"
         "time.sleep(600)\n"
     )
-    tests = str(Path(__file__).parents[1])
     parent = subprocess.Popen(
         [sys.executable, str(script), str(series.path), str(busy)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": tests},
+        env=environment(),
     )
     with parent:
         pid = int(parent.stdout.readline())

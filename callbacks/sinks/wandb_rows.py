@@ -1,0 +1,108 @@
+"""What a point, a transition and a whole trajectory look like as rows of a W&B history."""
+
+import io
+import math
+from typing import Any
+
+from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
+from phasewatch.monitor.trajectories.transitions import Transition, find_transitions
+
+TABLE_COLUMNS = (
+    "kind",
+    "start",
+    "end",
+    "loss change",
+    "llc change",
+    "llc error",
+    "confidence",
+    "provisional",
+    "in words",
+)
+
+
+def point_row(point: Point) -> dict[str, Any]:
+    """A point as one history row; a metric whose name is taken becomes `phase/metrics/<name>`."""
+    llc = point.llc
+    row: dict[str, Any] = {
+        "phase/step": point.step,
+        "phase/loss": point.loss,
+        "phase/llc": llc.value,
+        "phase/llc_low": llc.value - 2 * llc.error,
+        "phase/llc_high": llc.value + 2 * llc.error,
+        "phase/health": llc.health.name,
+        "phase/doubtful": int(llc.health is not Health.OK),
+    }
+    taken = {key.removeprefix("phase/") for key in row} | {"figure", "llc_band"}
+    for name, value in point.metrics.items():
+        row[f"phase/metrics/{name}" if name in taken or name.startswith("transition") else f"phase/{name}"] = value
+    return row
+
+
+def transition_row(transition: Transition) -> dict[str, Any]:
+    """A transition as one history row, at the step where it ends."""
+    return {
+        "phase/step": transition.end,
+        "phase/transition": str(transition),
+        "phase/transition_kind": transition.kind.name,
+        "phase/transition_start": transition.start,
+        "phase/transition_end": transition.end,
+        "phase/transition_loss_change": transition.loss_change,
+        "phase/transition_llc_change": transition.llc_change,
+        "phase/transition_llc_error": _llc_error(transition),
+        "phase/transition_confidence": transition.confidence,
+        "phase/transition_provisional": int(transition.provisional),
+    }
+
+
+def find_and_draw(trajectory: Trajectory) -> tuple[list[Transition], bytes]:
+    """The transitions that a trajectory shows as a whole, and the picture of them as a PNG file."""
+    from phasewatch.callbacks.figures.trajectory import draw_trajectory
+
+    transitions = list(find_transitions(trajectory))
+    png = io.BytesIO()
+    draw_trajectory(trajectory, transitions).savefig(png, format="png", dpi=150)
+    return transitions, png.getvalue()
+
+
+def drawing_row(trajectory: Trajectory) -> dict[str, Any]:
+    """The transitions that a trajectory shows, as a table, a picture and a chart, in one history row."""
+    import PIL.Image
+    import wandb
+
+    transitions, png = find_and_draw(trajectory)
+    row = {
+        "phase/step": trajectory[-1].step,
+        "phase/transitions": wandb.Table(columns=list(TABLE_COLUMNS), data=[_table_row(t) for t in transitions]),
+        # Not wandb.Image(figure): that replaces a method of matplotlib's, and needs pyplot.
+        "phase/figure": wandb.Image(PIL.Image.open(io.BytesIO(png))),
+    }
+    known = [point for point in trajectory if math.isfinite(point.llc.value) and math.isfinite(point.llc.error)]
+    if known:
+        row["phase/llc_band"] = wandb.plot.line_series(
+            xs=[point.step for point in known],
+            ys=[[point.llc.value + side * point.llc.error for point in known] for side in (-2, 0, 2)],
+            keys=["llc - 2 errors", "llc", "llc + 2 errors"],
+            title="Local learning coefficient, with twice its standard error",
+            xname="training step",
+        )
+    return row
+
+
+def _table_row(transition: Transition) -> list[Any]:
+    return [
+        transition.kind.name,
+        transition.start,
+        transition.end,
+        transition.loss_change,
+        transition.llc_change,
+        _llc_error(transition),
+        transition.confidence,
+        transition.provisional,
+        str(transition),
+    ]
+
+
+def _llc_error(transition: Transition) -> float:
+    """The standard error of λ̂'s change; NaN where λ̂ isn't known."""
+    return transition.changes["llc"].error if "llc" in transition.changes else math.nan

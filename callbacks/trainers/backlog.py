@@ -1,0 +1,121 @@
+"""From a snapshot in a training loop to a point in the run's folder, as far as the time allows."""
+
+import threading
+from contextlib import suppress
+
+from phasewatch.monitor.errors import in_words, warn
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.runs.executor import Executor
+from phasewatch.monitor.runs.folder import RunFolder
+from phasewatch.monitor.runs.plan import Plan
+from phasewatch.monitor.runs.record import Recorder
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+from phasewatch.monitor.trajectories.trajectory import Point
+
+
+class Backlog:
+    """The snapshots that wait to be measured: saved in the run's folder, or in memory while the disk refuses them.
+
+    One thread may save while another measures. Neither raises anything but an interruption.
+
+    Args:
+        folder: the run's folder; snapshots in it that have no point wait.
+        recorder: takes the points.
+        executor: measures the snapshots that lie in the folder.
+        probe: measures those in memory.
+        plan: which one is next.
+        keep_snapshots: keep a snapshot's file after it is measured.
+        waits: whether training waits while measuring, so that snapshots in memory are measured meanwhile.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        recorder: Recorder,
+        executor: Executor,
+        probe: Probe,
+        plan: Plan,
+        *,
+        keep_snapshots: bool,
+        waits: bool,
+    ) -> None:
+        self._folder = folder
+        self._recorder = recorder
+        self._executor = executor
+        self._probe = probe
+        self._plan = plan
+        self._keep_snapshots = keep_snapshots
+        self._waits = waits
+        self._waiting: dict[int, Snapshot | None] = dict.fromkeys(sorted(set(folder.snapshots.steps) - folder.steps))
+        self._spare: list[int] = []
+        self._lock = threading.Lock()
+
+    @property
+    def steps(self) -> set[int]:
+        """The steps that are measured or wait."""
+        return self._folder.steps | set(self._waiting)
+
+    @property
+    def waiting(self) -> list[int]:
+        """The steps that are not measured yet, in order."""
+        return sorted(self._waiting)
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Save a snapshot, to be measured; where the disk refuses it, it waits in memory."""
+        with self._lock:
+            self._waiting[snapshot.step] = snapshot
+            self._save()
+
+    def measure_next(self, *, over: bool = False) -> bool:
+        """Measure one snapshot if one waits and the plan has time for it.
+
+        Args:
+            over: training is over, so that what the disk still refuses is measured from memory in any case.
+
+        Returns:
+            Whether it did, or tried. False also if the executor was closed meanwhile; the snapshot waits on then.
+        """
+        with self._lock:
+            self._save()
+            ready = [step for step, held in self._waiting.items() if held is None or self._waits or over]
+            step = self._plan.choose(ready, self._folder.steps)
+            if step is None:
+                return False
+            held = self._waiting[step]
+        with self._plan.account():
+            result = self._measure(step, held)
+            if result is None:
+                return False
+            with self._lock:
+                del self._waiting[step]
+            if isinstance(result, Exception):
+                warn(f"Step {step} could not be measured, and training goes on: {in_words(result)}")
+            else:
+                self._record(result)
+        return True
+
+    def _measure(self, step: int, held: Snapshot | None) -> Point | Exception | None:
+        if held is None:
+            return dict(self._executor.measure([step])).get(step)
+        try:
+            return self._probe(held)
+        except Exception as error:
+            return error
+
+    def _record(self, point: Point) -> None:
+        self._spare.append(point.step)
+        if not self._recorder.record(point):
+            return
+        if not self._keep_snapshots:
+            for step in self._spare:
+                with suppress(OSError):
+                    self._folder.snapshots.source(step).unlink()
+        self._spare.clear()
+
+    def _save(self) -> None:
+        for step, snapshot in self._waiting.items():
+            if snapshot is None:
+                continue
+            if not self._folder.save(snapshot):
+                return
+            self._waiting[step] = None

@@ -1,0 +1,110 @@
+"""When a monitor measures: while training waits, or beside it."""
+
+import queue
+import threading
+from contextlib import suppress
+from typing import Protocol
+
+from phasewatch.callbacks.trainers.backlog import Backlog
+from phasewatch.monitor.errors import in_words, warn
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+
+
+class Measuring(Protocol):
+    """Takes snapshots from the training thread, and has them saved and measured."""
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Take one."""
+        ...
+
+    def finish(self, seconds: float | None = None) -> None:
+        """Save what was taken, and end after the measurement that is under way.
+
+        Args:
+            seconds: how long to wait for either; None waits until they are done.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """End as soon as possible, without waiting."""
+        ...
+
+
+class Inline:
+    """Saves and measures before the training step goes on.
+
+    Args:
+        backlog: what waits.
+    """
+
+    def __init__(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Save it, and measure as much as the plan allows."""
+        self._backlog.take(snapshot)
+        while self._backlog.measure_next():
+            pass
+
+    def finish(self, seconds: float | None = None) -> None:
+        """Nothing is under way."""
+
+    def abandon(self) -> None:
+        """Nothing is under way."""
+
+
+class Background:
+    """Saves in one thread and measures in another, so that a long measurement delays no file.
+
+    Training waits where snapshots come faster than the disk takes them: one is being written and one waits in memory.
+
+    Args:
+        backlog: what waits.
+    """
+
+    def __init__(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+        self._taken: queue.Queue[Snapshot | None] = queue.Queue(maxsize=1)
+        self._saved = threading.Event()
+        self._ending = False
+        self._saver = threading.Thread(target=self._save, name="phasewatch-save", daemon=True)
+        self._measurer = threading.Thread(target=self._measure, name="phasewatch-measure", daemon=True)
+        self._saver.start()
+        self._measurer.start()
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Pass it on to the thread that saves."""
+        self._taken.put(snapshot)
+
+    def finish(self, seconds: float | None = None) -> None:
+        """Join both threads."""
+        with suppress(queue.Full):
+            self._taken.put(None, timeout=seconds)
+            self._saver.join(seconds)
+        self.abandon()
+        self._measurer.join(seconds)
+
+    def abandon(self) -> None:
+        """Let both threads end after what they are at."""
+        self._ending = True
+        self._saved.set()
+        with suppress(queue.Full):
+            self._taken.put_nowait(None)
+
+    def _save(self) -> None:
+        while (snapshot := self._taken.get()) is not None:
+            try:
+                self._backlog.take(snapshot)
+            except Exception as error:
+                warn(f"The snapshot of step {snapshot.step} was lost, and training goes on: {in_words(error)}")
+            self._saved.set()
+
+    def _measure(self) -> None:
+        while not self._ending:
+            self._saved.wait()
+            self._saved.clear()
+            try:
+                while not self._ending and self._backlog.measure_next():
+                    pass
+            except Exception as error:
+                warn(f"A measurement was lost, and training goes on: {in_words(error)}")

@@ -1,0 +1,95 @@
+"""Which of the snapshots that wait is measured next, within a share of the run's time."""
+
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+
+
+class Plan:
+    """Chooses the next step to measure, and keeps account of the time that measuring takes.
+
+    The first measurement is made at once, to learn what one costs, and paid back before the second.
+
+    Args:
+        fraction: seconds of measuring for each second of training; None measures everything, in order of step.
+        waits: whether training waits while measuring, so that the time is not training's own.
+
+    Example:
+        >>> plan = Plan(None, waits=True)
+        >>> plan.choose([20, 10], measured=[])
+        10
+    """
+
+    def __init__(self, fraction: float | None, *, waits: bool) -> None:
+        self._fraction = fraction
+        self._waits = waits
+        self._began = time.perf_counter()
+        self._measuring = 0.0
+        self._measured = 0
+
+    def choose(self, candidates: Collection[int], measured: Collection[int]) -> int | None:
+        """The step to measure now.
+
+        Args:
+            candidates: steps whose snapshots wait.
+            measured: steps that have a point.
+
+        Returns:
+            One of the candidates; None if there is none, or no time for one.
+        """
+        if not candidates:
+            return None
+        if self._fraction is None:
+            return min(candidates)
+        elapsed = time.perf_counter() - self._began
+        training = elapsed - self._measuring if self._waits else elapsed
+        if not affords(self._fraction, training=training, measuring=self._measuring, measured=self._measured):
+            return None
+        return most_useful(candidates, measured)
+
+    @contextmanager
+    def account(self) -> Iterator[None]:
+        """Count the block as one measurement, unless it is interrupted."""
+        began = time.perf_counter()
+        yield
+        self._measuring += time.perf_counter() - began
+        self._measured += 1
+
+
+def affords(fraction: float, *, training: float, measuring: float, measured: int) -> bool:
+    """Whether one more measurement fits into a share of the time.
+
+    Args:
+        fraction: seconds of measuring for each second of training.
+        training: seconds of the run so far, without the measuring that it waited for.
+        measuring: seconds measured so far.
+        measured: measurements so far.
+
+    Returns:
+        True for the first, and whenever one more of mean cost stays within the share.
+    """
+    return measured == 0 or measuring + measuring / measured <= fraction * training
+
+
+def most_useful(candidates: Iterable[int], measured: Collection[int]) -> int:
+    """The step that is furthest in log step from every measured one; the earliest if nothing is measured.
+
+    Args:
+        candidates: steps, at least one.
+        measured: steps.
+
+    Returns:
+        One of the candidates.
+
+    Example:
+        >>> most_useful([2, 10, 90], measured=[1, 100])
+        10
+    """
+    if not measured:
+        return min(candidates)
+
+    def gap(step: int) -> float:
+        return min(abs(math.log1p(step) - math.log1p(other)) for other in measured)
+
+    return max(candidates, key=lambda step: (gap(step), step))

@@ -1,0 +1,89 @@
+"""The one path of a point: to the run's folder, to the sinks, and into the search for transitions."""
+
+from collections.abc import Iterable
+
+from phasewatch.monitor.errors import in_words, warn
+from phasewatch.monitor.runs.folder import RunFolder
+from phasewatch.monitor.runs.sink import Outlet, Sink
+from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
+from phasewatch.monitor.trajectories.transitions import Transition, find_transitions, is_same_transition
+
+
+class Recorder:
+    """Keeps each point, tells the sinks of it, and tells them of each transition once, when it is confirmed.
+
+    Args:
+        sinks: what to tell. Points that the folder holds already are told again, and their confirmed transitions
+            aren't.
+        folder: where points and transitions are kept; without one, points are kept in memory.
+    """
+
+    def __init__(self, sinks: Iterable[Sink] = (), folder: RunFolder | None = None) -> None:
+        self._folder = folder
+        self._points: list[Point] = folder.points if folder else []
+        self._found: list[Transition] = []
+        self._search_failed = False
+        self._announced = [transition for transition in self._transitions() if not transition.provisional]
+        self._outlets = [Outlet(sink, self.trajectory) for sink in sinks]
+        for point in self._points:
+            self._tell(point)
+
+    def trajectory(self) -> Trajectory:
+        """The points so far."""
+        return Trajectory(self._points[:])
+
+    def record(self, point: Point) -> bool:
+        """Keep a point, then tell of it and of the transitions that it confirms.
+
+        Args:
+            point: of a step that isn't there yet, earlier than others' or not.
+
+        Returns:
+            Whether every point is where it is kept: False while a disk refuses some.
+        """
+        if self._folder:
+            is_kept = self._folder.append(point)
+        else:
+            self._points.append(point)
+            is_kept = True
+        self._tell(point)
+        found = self._transitions()
+        for transition in found:
+            if not transition.provisional and not self._is_announced(transition):
+                self._announced.append(transition)
+                self._tell(transition)
+        self._write(found)
+        return is_kept
+
+    def close(self) -> None:
+        """Tell of the transitions that are still provisional, wait for the sinks, and write `transitions.json`."""
+        found = self._transitions()
+        for transition in found:
+            if not self._is_announced(transition):
+                self._tell(transition)
+        for outlet in self._outlets:
+            outlet.finish()
+        for outlet in self._outlets:
+            outlet.wait()
+        self._write(found)
+
+    def _transitions(self) -> list[Transition]:
+        """The transitions of the points so far; those found last if the search fails, which costs one warning."""
+        try:
+            self._found = find_transitions(self.trajectory())
+        except Exception as error:
+            if not self._search_failed:
+                self._search_failed = True
+                warn(f"Transitions could not be looked for, and the points go on: {in_words(error)}")
+        return self._found
+
+    def _is_announced(self, transition: Transition) -> bool:
+        return any(is_same_transition(transition, other) for other in self._announced)
+
+    def _tell(self, item: Point | Transition) -> None:
+        for outlet in self._outlets:
+            outlet.put(item)
+
+    def _write(self, found: list[Transition]) -> None:
+        if self._folder:
+            self._folder.write_transitions(found)

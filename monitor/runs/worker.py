@@ -1,0 +1,97 @@
+"""The inside of a measuring process: it rebuilds the probe, reads snapshots from disk, and sends points back.
+
+A frame is eight bytes of length and that many bytes. The first frame that comes is the probe and its series, pickled;
+each later one is a step, answered by a point or an error.
+"""
+
+import io
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import warnings
+from typing import IO, Any
+
+import cloudpickle
+
+from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
+
+PARENT_POLL_SECONDS = 1.0
+"""Seconds between looks whether the process that started this one still runs: how long an orphan may live."""
+
+
+def serve(parent: int, nice: int) -> None:
+    """Answer steps with points until the parent is gone.
+
+    Args:
+        parent: process id of the one that started this one.
+        nice: how far to step back behind other processes, 0 to 19.
+    """
+    os.nice(nice) if hasattr(os, "nice") else None
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the user's loss prints is no answer
+    frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(sys.stdin.buffer, frames), daemon=True).start()
+    # The pipe alone doesn't tell: a process that the parent forked holds its other end open.
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    package = frames.get()
+    probe, series, failure = None, None, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PhasewatchWarning)
+        try:
+            probe, series = cloudpickle.loads(package)
+        except Exception as error:
+            failure = f"The probe can't be rebuilt in another process: {in_words(error)}"
+    while True:
+        step = json.loads(frames.get())
+        answer: dict[str, Any]
+        try:
+            if probe is None or series is None:
+                raise PhasewatchError(failure)
+            answer = {"point": probe(series.load(step)).as_json()}
+        except Exception as error:
+            answer = {"error": in_words(error)}
+        write_frame(out, json.dumps(answer).encode())
+
+
+def write_frame(stream: IO[bytes], frame: bytes) -> None:
+    """Send one frame."""
+    stream.write(len(frame).to_bytes(8) + frame)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> bytes:
+    """Receive one frame.
+
+    Raises:
+        EOFError: if the stream ends first.
+    """
+    return _read_exactly(stream, int.from_bytes(_read_exactly(stream, 8)))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_SECONDS)
+    os._exit(1)
+
+
+def _receive(stream: IO[bytes], frames: "queue.SimpleQueue[bytes]") -> None:
+    """Pass frames on, and end the process when there is nobody left to send any."""
+    try:
+        while True:
+            frames.put(read_frame(stream))
+    except EOFError:
+        os._exit(1)
+
+
+def _read_exactly(stream: IO[bytes], size: int) -> bytes:
+    buffer = io.BytesIO()
+    while size > 0:
+        piece = stream.read(size)
+        if not piece:
+            raise EOFError
+        buffer.write(piece)
+        size -= len(piece)
+    return buffer.getvalue()
