@@ -2,10 +2,10 @@
 
     python experiments/bench_large.py --models 160M 410M 1.4B        # on a GPU; minutes
 
-Weights are random and tokens too, which is all the same to the cost. For each model one process measures, in ratios of one
-run: a raw pass (bfloat16 autocast, batch 8 x 512, attention as Hugging Face has it), a plain loop with devinterp's optimizer,
-and all that phasewatch does for an estimate of 4 chains x 150 steps, divided by those 600 steps. Memory is the most that was
-allocated, in sets of float32 weights beyond the raw pass.
+Weights are random and tokens too, which is all the same to the cost. For each model one process measures, in ratios of
+one run: a raw pass (bfloat16 autocast, batch 8 x 512, attention as Hugging Face has it), a plain loop with devinterp's
+optimizer, and all that phasewatch does for an estimate of 4 chains x 150 steps, divided by those 600 steps. Memory is
+the most that was allocated, in sets of float32 weights beyond the raw pass.
 """
 
 import argparse
