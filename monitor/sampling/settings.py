@@ -122,7 +122,7 @@ class Sampler:
     def __str__(self) -> str:
         always = {field.name for field in fields(Sampler)}
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        shown = {k: v for k, v in given.items() if v is not None and (k in always or v != getattr(type(self), k))}
+        shown = {k: v for k, v in given.items() if v != getattr(type(self), k) or (k in always and v is not None)}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
