@@ -185,7 +185,10 @@ class WithoutLength(Dataset):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (lambda: X[:7], r"Probe\(data=\.\.\.\) has 7 samples, fewer than SGLD\(batch_size=8\)\. Give more data or a s"),
+        (
+            lambda: X[:7],
+            r"Probe\(data=\.\.\.\) has 7 samples, fewer than Langevin\(batch_size=8\)\. Give more data or a s",
+        ),
         (lambda: (X[:7], Y[:7]), r"has 7 samples, fewer"),
         (lambda: TensorDataset(X[:7], Y[:7]), r"has 7 samples, fewer"),
         (lambda: DataLoader(TensorDataset(X[:7]), batch_size=3), r"has 7 samples, fewer"),

@@ -413,9 +413,7 @@ class Separate(nn.Module):
 
 
 def test_a_model_without_known_attention_is_told_what_was_looked_for():
-    with pytest.raises(
-        PhasewatchError, match=r"heads\(Linear.*found no attention.*q_proj k_proj v_proj.*weights={name"
-    ):
+    with pytest.raises(PhasewatchError, match=r"heads\(Linear.*found no attention.*q_proj k_proj v_proj.*parts={name"):
         heads(nn.Linear(2, 2))
 
 

@@ -63,7 +63,7 @@ def under(prefix, names):
 )  # fmt: skip
 def test_names_and_patterns(model, part, names):
     if names is None:
-        with pytest.raises(PhasewatchError, match=r"weights='frozen'\) matches only frozen.*frozen\.weight and others"):
+        with pytest.raises(PhasewatchError, match=r"parts='frozen'\) matches only frozen.*frozen\.weight and others"):
             masks_of(model, part)
         return
     masks = masks_of(model, part)
@@ -119,24 +119,24 @@ def test_looks_through_wrappers(model):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("blocks.0.mpl", r"Probe\(weights='blocks.0.mpl'\) matches no parameter or module.*Perhaps 'blocks.0.mlp' or"),
-        ("zzz", r"Probe\(weights='zzz'\) matches no parameter.*It has 'embed', 'embed.weight', 'blocks'.*and others"),
-        ("", r"Probe\(weights=''\) matches no parameter"),
-        (["embed", "embedding"], r"Probe\(weights='embedding'\) matches no parameter.*'embed'"),
-        ("frozen.bias", r"Probe\(weights='frozen.bias'\) matches only frozen.*\(frozen.bias\).*requires_grad_"),
+        ("blocks.0.mpl", r"Probe\(parts='blocks.0.mpl'\) matches no parameter or module.*Perhaps 'blocks.0.mlp' or"),
+        ("zzz", r"Probe\(parts='zzz'\) matches no parameter.*It has 'embed', 'embed.weight', 'blocks'.*and others"),
+        ("", r"Probe\(parts=''\) matches no parameter"),
+        (["embed", "embedding"], r"Probe\(parts='embedding'\) matches no parameter.*'embed'"),
+        ("frozen.bias", r"Probe\(parts='frozen.bias'\) matches only frozen.*\(frozen.bias\).*requires_grad_"),
         ("norm.running_*", r"matches only frozen parameters and buffers \(norm.running_mean and others\)"),
-        ({"embed.wieght": torch.ones(5, 4).bool()}, r"weights={'embed.wieght': ...}\) names.*Perhaps 'embed.weight'"),
-        ({"embed": torch.ones(5, 4).bool()}, r"weights={'embed': ...}\) names no parameter"),
+        ({"embed.wieght": torch.ones(5, 4).bool()}, r"parts={'embed.wieght': ...}\) names.*Perhaps 'embed.weight'"),
+        ({"embed": torch.ones(5, 4).bool()}, r"parts={'embed': ...}\) names no parameter"),
         ({"embed.weight": torch.ones(4, 5).bool()}, r"shape \(5, 4\), True where sampled; bool of shape \(4, 5\) came"),
         ({"embed.weight": torch.ones(5, 4)}, r"shape \(5, 4\), True where sampled; float32 of shape \(5, 4\) came"),
         ({"embed.weight": [True] * 5}, r"{'embed.weight': ...}\) takes a boolean tensor.*a list came"),
         ({"frozen.bias": torch.ones(4).bool()}, r"{'frozen.bias': ...}\) names a frozen parameter"),
-        ({"embed.weight": torch.zeros(5, 4).bool()}, r"Probe\(weights=...\) selects no weight"),
-        ([], r"Probe\(weights=...\) selects no weight"),
-        ({}, r"Probe\(weights=...\) selects no weight"),
-        (3, r"Probe\(weights=...\) takes a name or pattern.*a int came"),
-        (["embed", None], r"Probe\(weights=...\) takes a name or pattern.*a NoneType came"),
-        (torch.ones(5, 4).bool(), r"Probe\(weights=...\) takes a name or pattern.*a Tensor came"),
+        ({"embed.weight": torch.zeros(5, 4).bool()}, r"Probe\(parts=...\) selects no weight"),
+        ([], r"Probe\(parts=...\) selects no weight"),
+        ({}, r"Probe\(parts=...\) selects no weight"),
+        (3, r"Probe\(parts=...\) takes a name or pattern.*a int came"),
+        (["embed", None], r"Probe\(parts=...\) takes a name or pattern.*a NoneType came"),
+        (torch.ones(5, 4).bool(), r"Probe\(parts=...\) takes a name or pattern.*a Tensor came"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_part(model, part, message):
@@ -145,5 +145,5 @@ def test_what_cannot_be_a_part(model, part, message):
 
 
 def test_all_heads_at_once_are_told_to_be_several_parts(model):
-    with pytest.raises(PhasewatchError, match=r"a dict came. These are several parts.*weights=parts\['L0H0'\]"):
+    with pytest.raises(PhasewatchError, match=r"a dict came. These are several parts.*parts=parts\['L0H0'\]"):
         masks_of(model, heads(model))
