@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 from dataclasses import asdict, fields, replace
 
@@ -10,6 +11,7 @@ import pytest
 
 from phasewatch.monitor.estimates.checks import Checks
 from phasewatch.monitor.estimates.estimate import Estimate, Health, json_number
+from phasewatch.monitor.sampling.settings import SGLD, Langevin
 
 HARD = [0.1, 1 / 3, -0.0, 5e-324, 1.7976931348623157e308, -2.2250738585072014e-308, 1e22, math.nan, math.inf, -math.inf]
 
@@ -20,9 +22,7 @@ def bits(value: float) -> bytes:
 
 def estimate(number: float = 2.5, health: Health = Health.OK, trace=()) -> Estimate:
     """An estimate whose every field carries `number`."""
-    return Estimate(
-        number, number, (number, 1.25, number), number, number, number, number, health, trace, Checks(number, 2.5)
-    )
+    return Estimate(number, number, (number, 1.25, number), number, number, number, health, trace, Checks(number, 2.5))
 
 
 def through_json(found: Estimate) -> Estimate:
@@ -68,12 +68,11 @@ def test_the_record_is_plain_json():
         "nbeta": "nan",
         "rhat": "nan",
         "ess": "nan",
-        "acceptance": "nan",
         "health": "OK",
         "checks": {
             "step_size": "nan", "kappa": 2.5, "unsettled": "nan", "descent": "nan", "descent_error": "nan",
-            "slid": "nan", "slid_error": "nan", "overshoot": "nan", "noise": "nan",
-            "held": "nan", "held_error": "nan", "pull": "nan", "below": "nan", "curvature": "nan",
+            "drop": "nan", "drop_error": "nan", "overshoot": "nan", "noise": "nan",
+            "held": "nan", "held_error": "nan", "held_at_most": "nan", "below": "nan", "curvature": "nan",
         },
     }  # fmt: skip
 
@@ -88,7 +87,7 @@ def test_json_number(value, word):
     assert json_number(value) == word
 
 
-@pytest.mark.parametrize("missing", ["value", "per_chain", "health", "acceptance"])
+@pytest.mark.parametrize("missing", ["value", "per_chain", "health", "ess"])
 def test_a_record_that_lacks_something_is_no_estimate(missing):
     record = estimate().as_json()
     del record[missing]
@@ -107,8 +106,8 @@ def test_only_a_divergence_leaves_no_value():
 
 @pytest.mark.parametrize("health", [health for health in Health if health is not Health.OK])
 def test_each_doubt_names_the_setting_to_change(health):
-    assert any(
-        f"SGLD({setting}=...)" in health.value
-        for setting in ("step_size", "localization", "draws", "batch_size", "burn_in")
-    )
+    settings = ("step_size", "localization", "draws", "batch_size", "burn_in")
+    assert any(f"the sampler's {setting}" in health.value or f"more {setting}" in health.value for setting in settings)
     assert health.value.endswith(".")
+    for typed in re.findall(r"(?:SGLD|Langevin)\(.*?\)", health.value):
+        eval(typed, {"SGLD": SGLD, "Langevin": Langevin})  # what it tells to type can be typed

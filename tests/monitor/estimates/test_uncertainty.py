@@ -11,15 +11,16 @@ from scipy.signal import lfilter
 from torch import nn
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.estimates.difference import Difference, difference, standard_error
+from phasewatch.monitor.estimates.difference import Difference, difference
 from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.estimates.uncertainty import standard_error
 from phasewatch.monitor.probing.llc import estimate_llc
-from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.sampling.settings import Langevin
 
 
 def estimate(*per_chain: float, nbeta: float = 66.7) -> Estimate:
     value = float(np.mean(per_chain))
-    return Estimate(value, standard_error(per_chain), per_chain, nbeta, 1.0, 400.0, 0.9, Health.OK)
+    return Estimate(value, standard_error(per_chain), per_chain, nbeta, 1.0, 400.0, Health.OK)
 
 
 def ar1(noise: np.ndarray, phi: float) -> np.ndarray:
@@ -71,7 +72,11 @@ def test_estimates_from_a_csv_know_no_nbeta_and_compare():
 @pytest.mark.parametrize(
     ("later", "earlier", "complaint"),
     [
-        (estimate(1.0, 2.0), estimate(1.0, 2.0, nbeta=100.0), r"at nβ 66\.7 and 100, .* one SGLD\(nbeta=\.\.\.\)"),
+        (
+            estimate(1.0, 2.0),
+            estimate(1.0, 2.0, nbeta=100.0),
+            r"at nβ 66\.7 and 100, .* measure both with one sampler\.",
+        ),
         (estimate(1.0, 2.0), estimate(1.0, 2.0, 3.0), "of 2 and 3 chains"),
         (estimate(1.0), estimate(2.0), "of 1 and 1 chains; .* two or more in per_chain"),
         (replace(estimate(1.0, 2.0), per_chain=()), estimate(1.0, 2.0), "of 0 and 2 chains"),
@@ -115,7 +120,9 @@ def test_level_and_difference_of_two_checkpoints_cover():
     x = torch.randn(N, D, generator=generator) * torch.logspace(0, -1, D)
     y = x @ torch.randn(D, 1, generator=generator) + 0.5 * torch.randn(N, 1, generator=generator)
     best = torch.linalg.lstsq(x, y).solution.T
-    sampler = SGLD(step_size=0.02, localization=1, nbeta=30, chains=GROUPS * CHAINS, draws=24, burn_in=8, batch_size=16)
+    sampler = Langevin(
+        step_size=0.02, localization=1, nbeta=30, chains=GROUPS * CHAINS, draws=24, burn_in=8, batch_size=16
+    )
 
     def at(weights: torch.Tensor) -> np.ndarray:
         model = nn.Linear(D, 1, bias=False)

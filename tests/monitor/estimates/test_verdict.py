@@ -24,18 +24,16 @@ def ar1(seed: int, *, phi: float, chains: int = 4, draws: int = 400, mean: float
 def estimate(paired: np.ndarray, parameters: int = 100) -> Estimate:
     """The estimate of chains whose paired losses, in units of λ̂, are given."""
     reference = np.random.default_rng(7).uniform(1.5, 2.5, paired.shape)
-    return estimate_from_losses(
-        reference + paired / NBETA, reference, nbeta=NBETA, acceptance=0.83, parameters=parameters
-    )
+    return estimate_from_losses(reference + paired / NBETA, reference, nbeta=NBETA, parameters=parameters)
 
 
 def test_value_and_chains_by_hand():
     losses = np.array([[2.0, 2.5, 2.25, 2.25], [3.0, 3.5, 3.25, 3.25]])
     reference = np.array([[1.5, 1.5, 2.0, 2.0], [2.0, 3.0, 3.0, 3.0]])
-    found = estimate_from_losses(losses, reference, nbeta=8.0, acceptance=0.83, parameters=10)
+    found = estimate_from_losses(losses, reference, nbeta=8.0, parameters=10)
     assert found.per_chain == (4.0, 4.0)
     assert found.value == 4.0
-    assert (found.nbeta, found.acceptance) == (8.0, 0.83)
+    assert found.nbeta == 8.0
 
 
 def test_value_and_error_of_many_draws():
@@ -86,7 +84,7 @@ def test_chains_that_do_not_move_agree_in_one_place_only():
 
 def test_chains_that_stand_at_different_places_have_the_error_of_their_places():
     found = estimate_from_losses(
-        np.repeat([[1.0], [2.0], [3.0]], 50, axis=1), np.zeros((3, 50)), nbeta=1.0, acceptance=1.0, parameters=10
+        np.repeat([[1.0], [2.0], [3.0]], 50, axis=1), np.zeros((3, 50)), nbeta=1.0, parameters=10
     )
     assert found.value == 2.0
     assert found.error == pytest.approx(1.0 / math.sqrt(3) * 4.302653 / 2)  # Student's t for 2 degrees of freedom
@@ -164,7 +162,7 @@ def test_one_value_out_of_this_world_is_a_divergence(bad, where):
         reference[2, 60] = 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = estimate_from_losses(losses, reference, nbeta=NBETA, acceptance=math.nan, parameters=100)
+        found = estimate_from_losses(losses, reference, nbeta=NBETA, parameters=100)
     assert found.health is Health.DIVERGED
     assert math.isnan(found.value)
     assert math.isnan(found.error)
@@ -235,9 +233,9 @@ def test_a_drift_is_seldom_found_by_few_chains_that_have_none(chains):
         (Checks(below=0.01), Health.OK),
         (Checks(descent=1.5, descent_error=0.1), Health.OFF_MINIMUM),
         (Checks(descent=1.5, descent_error=0.3), Health.OK),
-        (Checks(slid=1.2, slid_error=0.05), Health.OFF_MINIMUM),
-        (Checks(slid=1.2, slid_error=0.2), Health.OK),
-        (Checks(slid=-5.0, slid_error=0.1), Health.OK),
+        (Checks(drop=1.2, drop_error=0.05), Health.OFF_MINIMUM),
+        (Checks(drop=1.2, drop_error=0.2), Health.OK),
+        (Checks(drop=-5.0, drop_error=0.1), Health.OK),
         (Checks(kappa=2.6), Health.OVERSTEPPING),
         (Checks(kappa=2.4), Health.OK),
         (Checks(overshoot=1.2), Health.OVERSTEPPING),
@@ -247,9 +245,9 @@ def test_a_drift_is_seldom_found_by_few_chains_that_have_none(chains):
         (Checks(unsettled=0.06, kappa=0.01), Health.CREEPING),
         (Checks(unsettled=0.06, kappa=0.5), Health.DRIFTING),
         (Checks(unsettled=0.04), Health.OK),
-        (Checks(held=0.4, held_error=0.1, pull=0.5), Health.LOCALIZED),
-        (Checks(held=0.4, held_error=0.1, pull=0.01), Health.UNMIXED),
-        (Checks(held=0.4, held_error=0.4, pull=0.5), Health.OK),
+        (Checks(held=0.4, held_error=0.1, held_at_most=0.5), Health.LOCALIZED),
+        (Checks(held=0.4, held_error=0.1, held_at_most=0.01), Health.UNMIXED),
+        (Checks(held=0.4, held_error=0.4, held_at_most=0.5), Health.OK),
         (Checks(kappa=0.01), Health.OK),
     ],
 )
