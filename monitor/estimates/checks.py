@@ -186,14 +186,16 @@ def _held(products: np.ndarray, value: float, *, alone: bool) -> tuple[float, fl
     if chains < 3 or own <= 0 or value <= 0 or not QUADRATIC[0] < own / chains / (2 * value) < QUADRATIC[1]:
         return math.nan, math.nan
 
-    def share(kept: list[int]) -> float:
-        some = products[:, kept][:, :, kept]
-        both = some * some.transpose(0, 2, 1)
-        diagonal = np.einsum("tcc->tc", some)
-        squares, count = (both.sum() - np.einsum("tcc->", both)) / 2, len(kept) * (len(kept) - 1) / 2
-        if alone:
-            squares, count = squares + diagonal.var(ddof=1) * diagonal.size / 2, count + len(kept)
-        return 1 - squares / len(some) / count / diagonal.mean()
+    diagonal = np.einsum("tcc->tc", products)
+    between = np.einsum("tcd,tdc->cd", products, products)
+    np.fill_diagonal(between, 0)
+    of_all = between.sum() / 2
 
-    left_out = [share([c for c in range(chains) if c != out]) for out in range(chains)]
-    return float(share(list(range(chains)))), float(np.std(left_out) * math.sqrt(chains - 1))
+    def share(kept: np.ndarray, squares: float) -> float:
+        count = kept.shape[1] * (kept.shape[1] - 1) / 2
+        if alone:
+            squares, count = squares + kept.var(ddof=1) * kept.size / 2, count + kept.shape[1]
+        return float(1 - squares / len(kept) / count / kept.mean())
+
+    left_out = [share(np.delete(diagonal, out, axis=1), of_all - between[out].sum()) for out in range(chains)]
+    return share(diagonal, of_all), float(np.std(left_out) * math.sqrt(chains - 1))
