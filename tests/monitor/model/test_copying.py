@@ -1,0 +1,65 @@
+"""A copy of the user's model: what comes along and what stays behind."""
+
+import functools
+import threading
+
+import pytest
+import torch
+from awkward_models import BATCHES, OldWeightNorm, loss
+from torch import nn
+
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.model.copying import own_copy
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+
+
+class Remembering(nn.Module):
+    """Keeps what a forward pass with gradients left, in an attribute and inside a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.cache = {}
+
+    def forward(self, x):
+        self.last = self.layer(x)
+        self.cache["last"] = [self.last]
+        return self.last
+
+
+def test_a_model_that_has_run_can_be_copied():
+    live = Remembering()
+    loss(live, BATCHES[0]).backward()
+    copied = own_copy(live)
+    assert copied.layer.weight.grad is None
+    assert live.layer.weight.grad is not None
+    assert torch.equal(copied.last, live.last)
+    assert copied.cache["last"][0] is copied.last
+    assert copied.last.grad_fn is None
+    assert live.last.grad_fn is not None
+
+
+def test_what_cant_be_copied_asks_for_a_factory():
+    model = nn.Linear(2, 2)
+    model.lock = threading.Lock()
+    with pytest.raises(PhasewatchError, match=r"can't copy the model.*Give the function that builds it instead"):
+        own_copy(model)
+
+
+def test_wrappers_are_looked_through():
+    inner = nn.Linear(4, 3)
+    compiled = torch.compile(inner, backend="eager")
+    for wrapped in (compiled, nn.DataParallel(inner), nn.DataParallel(compiled)):
+        copied = own_copy(wrapped)
+        assert type(copied) is nn.Linear
+        assert copied.weight is not inner.weight
+        assert list(Snapshot.of(wrapped, 0).tensors) == ["weight", "bias"]
+
+
+def test_torchs_own_hooks_come_along_and_the_users_stay():
+    model = OldWeightNorm()
+    model.layer.register_forward_hook(functools.partial(print, "no"))
+    copied = own_copy(model)
+    assert len(copied.layer._forward_pre_hooks) == 1
+    assert not copied.layer._forward_hooks
+    assert len(model.layer._forward_hooks) == 1
