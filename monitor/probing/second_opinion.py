@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -13,6 +15,7 @@ from phasewatch.monitor.estimates.estimate import Estimate
 from phasewatch.monitor.estimates.verdict import estimate_from_losses
 from phasewatch.monitor.model.weights import Weights
 from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.probing.subject import WHOLE
 from phasewatch.monitor.sampling.curvature import clear_gradients
 from phasewatch.monitor.sampling.random_streams import Stream, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import SGLD
@@ -27,14 +30,15 @@ def second_opinion(probe: Probe, snapshot: Snapshot) -> Estimate:
     plain model and its own gradient are used, nothing vectorised.
 
     Args:
-        probe: with `sampler=pw.SGLD(...)`, which is what that optimizer does; its whole model is sampled.
+        probe: with `sampler=pw.SGLD(...)`, which is what that optimizer does. The estimate is that of `Point.llc`: of
+            the whole model, or of the parameters that `parts` names.
         snapshot: of the probe's model.
 
     Returns:
         The estimate. Its checks are NaN, so that its verdict is by the chains' losses alone.
 
     Raises:
-        PhasewatchError: if devinterp isn't installed, or the probe samples by another step or only a part.
+        PhasewatchError: if devinterp isn't installed, or the probe samples by another step or by masks.
 
     Example:
         >>> import torch, phasewatch as pw
@@ -54,6 +58,11 @@ def second_opinion(probe: Probe, snapshot: Snapshot) -> Estimate:
             f"second_opinion(probe, snapshot) samples by SGLD, and the probe by {type(sampler).__name__}. "
             "Give a probe with sampler=pw.SGLD(...)."
         )
+    if subject.parts[WHOLE] is not None:
+        raise PhasewatchError(
+            "second_opinion(probe, snapshot) samples whole parameters, and the probe only some of their elements. "
+            "Give a probe whose parts=... names parameters or modules, or none."
+        )
     with subject.measuring():
         subject.model.load(snapshot)
         target = subject.loss.on(subject.kept(sampler))
@@ -71,7 +80,8 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
         seed: of the noise and the minibatches.
 
     Returns:
-        L_m(w) and L_m(w*) on the same minibatches, each of shape (chain, draw); NaN where a loss isn't finite.
+        L_m(w) and L_m(w*) on the same minibatches, each of shape (chain, draw). L_m(w) is NaN from where a chain met a
+        loss that isn't finite, or weights that the model refuses.
     """
     with requires("devinterp", "second_opinion(probe, snapshot)"):
         from devinterp.optim import SGMCMC
@@ -92,13 +102,31 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
             torch.empty_like(weight).normal_(generator=noise)
         for step, number in enumerate(order):
             clear_gradients(target.parameters)
-            losses[chain, step] = float(target.add_gradient(int(number)))
+            try:
+                losses[chain, step] = float(target.add_gradient(int(number)))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                target.set(anchor)
+                target.add_gradient(int(number))  # an error that comes up here too is none of the chain's doing
+                break
             if not math.isfinite(losses[chain, step]):
                 break
             for weight, parameter in zip(weights, target.parameters, strict=True):
                 weight.grad = torch.zeros_like(weight) if parameter.grad is None else parameter.grad.to(weight.dtype)
-            optimizer.step(noise_generator=noise)
+            with _default_dtype(anchor[0].dtype):  # it draws its noise in this type, whatever the weights have
+                optimizer.step(noise_generator=noise)
             target.set([weight.detach() for weight in weights])
         target.set(anchor)
     clear_gradients(target.parameters)
     return losses[:, sampler.burn_in :], reference[orders[:, sampler.burn_in :]]
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
