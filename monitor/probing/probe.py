@@ -11,6 +11,7 @@ from torch import nn
 from phasewatch.monitor.errors import PhasewatchError, warn, whole_number
 from phasewatch.monitor.estimates.estimate import Estimate
 from phasewatch.monitor.estimates.verdict import estimate_from_losses
+from phasewatch.monitor.model.data import as_minibatches
 from phasewatch.monitor.model.isolation import matmul_precision
 from phasewatch.monitor.model.loss import Loss
 from phasewatch.monitor.model.weights import Weights
@@ -92,6 +93,7 @@ class Probe:
             raise PhasewatchError(
                 f"Probe(sampler=...) takes pw.Langevin(...) or pw.SGLD(...); a {type(sampler).__name__} came."
             )
+        sampler = sampler or Langevin()
         threads = torch.get_num_threads() if threads is None else threads
         self.metrics = dict(metrics or {})
         if taken := [name for name in self.metrics if name in {"step", "loss"} or name.startswith("llc")]:
@@ -101,9 +103,9 @@ class Probe:
         self._arguments = Arguments(
             model=model,
             loss=loss,
-            data=data,
+            data=as_minibatches(data, sampler.batch_size, type(sampler).__name__),
             eval_batch=eval_batch,
-            sampler=sampler or Langevin(),
+            sampler=sampler,
             parts=parts,
             seed=whole_number("Probe(seed=...)", seed, least=0, most=2**63 - 1),
             device=None if device is None else _device(device),

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
 from phasewatch.monitor.model.copying import own_copy
-from phasewatch.monitor.model.data import HeldData, as_minibatches, move
+from phasewatch.monitor.model.data import HeldData, Minibatches, move
 from phasewatch.monitor.model.isolation import matmul_precision, measuring
 from phasewatch.monitor.model.loss import Loss, ModelLoss, under_autocast
 from phasewatch.monitor.model.minibatches import Batches, keep_minibatches
@@ -56,7 +56,7 @@ class Arguments:
 
     model: nn.Module | Callable[[], nn.Module]
     loss: Loss
-    data: Any
+    data: Minibatches
     eval_batch: Any
     sampler: Sampler
     parts: Parts
@@ -86,7 +86,7 @@ class Subject:
     def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
         sampler = arguments.sampler
-        self._source = as_minibatches(arguments.data, sampler.batch_size, type(sampler).__name__)
+        self._source = arguments.data
         self._batch_size = sampler.batch_size or cast(HeldData, self._source).size
         self._kept: dict[tuple[Any, ...], Batches] = {}
         with self._isolated(arguments.device or torch.device("cpu")):
