@@ -12,21 +12,20 @@ from torch import nn
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.probing.llc import estimate_llc
-from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.sampling.settings import Langevin
 
 
 def test_regular_model_has_half_its_parameters():
     model, data = regression()
     h = torch.linalg.eigvalsh(data[0].T @ data[0] / N)
     nbeta, gamma = 2000.0, 1.0
-    sampler = SGLD(kappa=0.6, localization=gamma, nbeta=nbeta, chains=20, draws=600, burn_in=200, batch_size=None)
+    sampler = Langevin(kappa=0.6, localization=gamma, nbeta=nbeta, chains=20, draws=600, burn_in=200, batch_size=None)
     found = estimate_llc(model, half_squared_error, data, sampler=sampler, seed=1)
     of_the_chain = (nbeta * h / (nbeta * h + gamma)).sum().item() / 2
     assert found.health is Health.OK
     assert abs(found.value - of_the_chain) < 4 * found.error
     assert found.error < 0.015 * D / 2
     assert found.value == pytest.approx(D / 2, rel=0.04)
-    assert found.acceptance > 0.8
     assert found.nbeta == nbeta
 
 
@@ -34,7 +33,7 @@ def test_regular_model_on_minibatches():
     model, data = regression()
     h = torch.linalg.eigvalsh(data[0].T @ data[0] / N)
     nbeta = 50.0
-    sampler = SGLD(
+    sampler = Langevin(
         step_size=0.1 / (nbeta * h.max().item()),
         localization=0.5,
         nbeta=nbeta,
@@ -69,7 +68,7 @@ def test_degenerate_model_against_quadrature():
     truth = pairs * (nbeta * loss * weight).sum() / weight.sum()
 
     x = math.sqrt(pairs) * torch.eye(pairs, dtype=torch.float64)
-    sampler = SGLD(
+    sampler = Langevin(
         step_size=0.01 / gamma, localization=gamma, nbeta=nbeta, chains=8, draws=1500, burn_in=300, batch_size=pairs
     )
     found = estimate_llc(
@@ -85,7 +84,7 @@ def test_degenerate_model_against_quadrature():
 def test_a_step_too_large_is_a_verdict_and_no_number(step_size):
     model, data = regression()
     found = estimate_llc(
-        model, half_squared_error, data, sampler=SGLD(step_size=step_size, nbeta=2000.0, draws=200, batch_size=N)
+        model, half_squared_error, data, sampler=Langevin(step_size=step_size, nbeta=2000.0, draws=200, batch_size=N)
     )
     assert found.health is Health.DIVERGED
     assert math.isnan(found.value)
@@ -98,7 +97,7 @@ def test_a_model_far_from_its_minimum_is_below_zero():
     model, data = regression()
     with torch.no_grad():
         model.weight += 3.0
-    found = estimate_llc(model, half_squared_error, data, sampler=SGLD(1e-5, 100.0, 100.0, 4, 100, 0, 64))
+    found = estimate_llc(model, half_squared_error, data, sampler=Langevin(1e-5, 100.0, 100.0, 4, 100, 0, 64))
     assert found.health is Health.NEGATIVE
     assert found.value < 0
 
@@ -108,7 +107,7 @@ def test_the_seed_decides_and_the_model_is_untouched():
     model.train()
     model.weight.grad = torch.ones_like(model.weight)
     before = model.weight.detach().clone()
-    sampler = SGLD(1e-4, 10.0, 100.0, 2, 10, 5, 64)
+    sampler = Langevin(1e-4, 10.0, 100.0, 2, 10, 5, 64)
     torch.manual_seed(0), random.seed(0)
     state, python_state = torch.get_rng_state(), random.getstate()
     first = estimate_llc(model, half_squared_error, data, sampler=sampler, seed=1)
@@ -124,5 +123,5 @@ def test_the_seed_decides_and_the_model_is_untouched():
 
 def test_misuse_is_a_sentence():
     model, (x, y) = regression()
-    with pytest.raises(PhasewatchError, match=r"has 10 samples, fewer than SGLD\(batch_size=64\)"):
+    with pytest.raises(PhasewatchError, match=r"has 10 samples, fewer than Langevin\(batch_size=64\)"):
         estimate_llc(model, half_squared_error, (x[:10], y[:10]))

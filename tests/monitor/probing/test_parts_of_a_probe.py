@@ -12,22 +12,23 @@ from torch import nn
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.model.heads import heads
-from phasewatch.monitor.model.weights import FlatModel
+from phasewatch.monitor.model.vectorised import VectorisedLoss
+from phasewatch.monitor.probing import probe as probe_module
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.replay import replay
-from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.sampling.settings import Langevin
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 
-FULL = SGLD(kappa=0.5, localization=1.0, nbeta=2000.0, chains=12, draws=400, burn_in=100, batch_size=None)
+FULL = Langevin(kappa=0.5, localization=1.0, nbeta=2000.0, chains=12, draws=400, burn_in=100, batch_size=None)
 
 
 def test_a_mask_leaves_half_of_its_own_weights():
     model, data = regression()
     mask = torch.zeros(1, D, dtype=torch.bool)
     mask[0, 3:10] = True
-    probe = Probe(model, half_squared_error, data, sampler=FULL, weights={"weight": mask})
+    probe = Probe(model, half_squared_error, data, sampler=FULL, parts={"weight": mask})
     found = probe(Snapshot.of(model, 0)).llc
     assert found.health is Health.OK
     assert abs(found.value - 3.5) < 4 * found.error + 0.02 * 3.5
@@ -51,38 +52,38 @@ def at_its_own_targets() -> tuple[TwoLayers, tuple[torch.Tensor, torch.Tensor]]:
     return model, (x, model(x).detach())
 
 
-SHORT = SGLD(step_size=1e-4, localization=10.0, nbeta=100.0, chains=3, draws=20, burn_in=5, batch_size=16)
+SHORT = Langevin(step_size=1e-4, localization=10.0, nbeta=100.0, chains=3, draws=20, burn_in=5, batch_size=16)
 
 
 def test_named_parts_come_beside_the_whole_model():
     model, data = at_its_own_targets()
     snapshot = Snapshot.of(model, 7)
     parts = {"the first": "first", "the biases": "*.bias"}
-    point = Probe(model, half_squared_error, data, sampler=SHORT, weights=parts)(snapshot)
+    point = Probe(model, half_squared_error, data, sampler=SHORT, parts=parts)(snapshot)
     whole = Probe(model, half_squared_error, data, sampler=SHORT)(snapshot)
     np.testing.assert_allclose(point.llc.per_chain, whole.llc.per_chain, rtol=1e-9)
-    assert list(point.refined) == list(parts)
+    assert list(point.parts) == list(parts)
     for name, part in parts.items():
-        beside = Probe(model, half_squared_error, data, sampler=SHORT, weights={"another": "second", name: part})
-        np.testing.assert_allclose(point.refined[name].per_chain, beside(snapshot).refined[name].per_chain, rtol=1e-9)
+        beside = Probe(model, half_squared_error, data, sampler=SHORT, parts={"another": "second", name: part})
+        np.testing.assert_allclose(point.parts[name].per_chain, beside(snapshot).parts[name].per_chain, rtol=1e-9)
     long = replace(SHORT, step_size=1e-3, chains=16, draws=300)
-    many = Probe(model, half_squared_error, data, sampler=long, weights=parts)(snapshot).refined["the first"]
-    alone = Probe(model, half_squared_error, data, sampler=long, weights="first")(snapshot).llc
+    many = Probe(model, half_squared_error, data, sampler=long, parts=parts)(snapshot).parts["the first"]
+    alone = Probe(model, half_squared_error, data, sampler=long, parts="first")(snapshot).llc
     assert abs(many.value - alone.value) < 4 * math.hypot(many.error, alone.error)
     assert math.hypot(many.error, alone.error) < 0.1 * alone.value
     assert Point.from_json(point.as_json()) == point
     trajectory = Trajectory([point])
-    assert trajectory.of("the first").llc.tolist() == [point.refined["the first"].value]
+    assert trajectory.part("the first").llc.tolist() == [point.parts["the first"].value]
     with pytest.raises(
-        PhasewatchError, match=r"trajectory.of\('the last'\): there is no such part; its parts are 'the f"
+        PhasewatchError, match=r"trajectory.part\('the last'\): there is no such part; its parts are 'the f"
     ):
-        trajectory.of("the last")
+        trajectory.part("the last")
 
 
 def test_a_part_of_few_parameters_is_sampled_alone():
-    """The others aren't even in the flat vector; its noise is then that of a vector of its own size."""
+    """The others aren't even in the list of weights; its noise is then that of a model of its own size."""
     model, data = at_its_own_targets()
-    probe = Probe(model, half_squared_error, data, sampler=SHORT, weights="second")
+    probe = Probe(model, half_squared_error, data, sampler=SHORT, parts="second")
     assert probe.settings["parameters"] == 10
     assert probe(Snapshot.of(model, 0)).llc.value > 0
 
@@ -95,24 +96,24 @@ def test_heads_in_one_pass():
     def loss(model, batch):
         return model(batch, batch, batch, need_weights=False)[0].square().mean()
 
-    point = Probe(model, loss, x, sampler=SHORT, weights=heads(model))(Snapshot.of(model, 0))
-    assert list(point.refined) == ["L0H0", "L0H1"]
-    assert len({point.llc.value, *(estimate.value for estimate in point.refined.values())}) == 3
+    point = Probe(model, loss, x, sampler=SHORT, parts=heads(model))(Snapshot.of(model, 0))
+    assert list(point.parts) == ["L0H0", "L0H1"]
+    assert len({point.llc.value, *(estimate.value for estimate in point.parts.values())}) == 3
 
 
 @pytest.mark.parametrize(
-    ("weights", "words"),
+    ("parts", "words"),
     [
-        ("third", r"Probe\(weights='third'\)"),
-        ({"a": "third"}, r"Probe\(weights="),
-        ({"weight": torch.ones(3)}, r"Probe\(weights="),
-        (3, r"Probe\(weights=...\) takes a name or pattern, .* a int came"),
+        ("third", r"Probe\(parts='third'\)"),
+        ({"a": "third"}, r"Probe\(parts="),
+        ({"weight": torch.ones(3)}, r"Probe\(parts="),
+        (3, r"Probe\(parts=...\) takes a name or pattern, .* a int came"),
     ],
 )
-def test_weights_that_are_not_there(weights, words):
+def test_parts_that_are_not_there(parts, words):
     model, data = at_its_own_targets()
     with pytest.raises(PhasewatchError, match=words):
-        Probe(model, half_squared_error, data, sampler=SHORT, weights=weights)
+        Probe(model, half_squared_error, data, sampler=SHORT, parts=parts)
 
 
 # Several snapshots at once
@@ -149,20 +150,20 @@ def test_snapshots_that_differ_in_what_is_held_are_measured_one_by_one():
     assert probe(first).llc.value != probe(second).llc.value
 
 
-@pytest.mark.parametrize(("memory", "rows"), [(1, 1), (24_000, 2), (10**9, 3)])
-def test_a_stated_memory_groups_the_chains(monkeypatch, memory, rows):
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_chains_that_do_not_all_fit_are_grouped(monkeypatch, rows):
     model, data = at_its_own_targets()
-    snapshot = Snapshot.of(model, 0)
-    plain = Probe(model, half_squared_error, data, sampler=SHORT)(snapshot)
-    grouped = Probe(model, half_squared_error, data, sampler=SHORT, memory=memory)
-    at_once, evaluate = [], FlatModel.losses_and_grads
+    snapshot, probe = Snapshot.of(model, 0), Probe(model, half_squared_error, data, sampler=SHORT)
+    plain = probe(snapshot).llc
+    at_once, evaluate = [], VectorisedLoss.rows_and_gradients
 
     def counted(self, weights, batches):
-        at_once.append(len(weights))
+        at_once.append(len(weights[0]))
         return evaluate(self, weights, batches)
 
-    monkeypatch.setattr(FlatModel, "losses_and_grads", counted)
-    np.testing.assert_allclose(grouped(snapshot).llc.per_chain, plain.llc.per_chain, rtol=1e-9)
+    monkeypatch.setattr(VectorisedLoss, "rows_and_gradients", counted)
+    monkeypatch.setattr(probe_module, "_rows", lambda subject, sampler: rows)
+    np.testing.assert_allclose(probe(snapshot).llc.per_chain, plain.per_chain, rtol=1e-9)
     assert max(at_once) == rows
 
 
@@ -215,7 +216,7 @@ def test_mixed_precision_agrees_with_single():
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
     x = torch.randn(256, 6, generator=torch.Generator().manual_seed(0))
     data = (x, x.sum(1, keepdim=True))
-    sampler = SGLD(3e-4, 10.0, 100.0, chains=4, draws=100, burn_in=20, batch_size=64)
+    sampler = Langevin(3e-4, 10.0, 100.0, chains=4, draws=100, burn_in=20, batch_size=64)
     snapshot = Snapshot.of(model, 0)
     single = Probe(model, half_squared_error, data, sampler=sampler)(snapshot)
     mixed = Probe(model, half_squared_error, data, sampler=sampler, autocast=torch.bfloat16)(snapshot)

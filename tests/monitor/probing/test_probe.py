@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import phasewatch as pw
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.probing.probe import measure_whole
 
-SAMPLER = pw.SGLD(step_size=1e-5, nbeta=20.0, chains=2, draws=5, burn_in=2, batch_size=8)
+SAMPLER = pw.Langevin(step_size=1e-5, nbeta=20.0, chains=2, draws=5, burn_in=2, batch_size=8)
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(-1)
 
@@ -96,7 +97,7 @@ def test_data_made_on_the_fly():
         return x, x[:, :3].argmax(-1)
 
     made = probe(data=draw)
-    assert len(made.eval_batch[0]) == 1024
+    assert len(made.subject.eval_batch[0]) == 1024
     assert made(pw.Snapshot.of(seeded(), 1)) == probe(data=draw)(pw.Snapshot.of(seeded(), 1))
 
 
@@ -110,7 +111,7 @@ class Drawing:
 
 
 def test_data_whose_size_means_something_else():
-    assert len(probe(data=Drawing()).eval_batch[0]) == 1024
+    assert len(probe(data=Drawing()).subject.eval_batch[0]) == 1024
 
 
 def test_a_padding_collate_function():
@@ -320,39 +321,34 @@ def test_a_live_model_in_bfloat16_is_measured():
 @pytest.mark.parametrize("batch_size", [8, 16, None])
 def test_another_sampler_makes_the_probe_that_has_it_from_the_start(batch_size):
     sampler = dataclasses.replace(SAMPLER, step_size=2e-5, chains=3, draws=7, batch_size=batch_size)
-    extras = {"metrics": {"two": lambda model, batch: 2.0}, "weights": {"head": "head.*"}, "seed": 3}
+    extras = {"metrics": {"two": lambda model, batch: 2.0}, "parts": {"head": "head.*"}, "seed": 3}
     made, snapshot = probe(**extras), pw.Snapshot.of(seeded(), 1)
     before = made(snapshot)
     other, expected = made.with_sampler(sampler), probe(**extras, sampler=sampler)
     assert other.settings == expected.settings
     assert other(snapshot) == expected(snapshot) != before
-    assert other.minibatches == expected.minibatches
+    assert len(other.subject.kept(sampler)) == len(expected.subject.kept(sampler))
     assert made(snapshot) == before
     assert made.sampler == SAMPLER
 
 
-def test_another_sampler_needs_no_other_copy_of_the_model():
-    built = []
-
-    def make_model():
-        built.append(1)
-        return seeded()
-
-    made = probe(make_model)
-    sent = cloudpickle.loads(cloudpickle.dumps(made.with_sampler(dataclasses.replace(SAMPLER, draws=9))))
-    assert made.with_sampler(SAMPLER).model is made.model
-    assert built == [1]
+def test_a_probe_with_another_sampler_travels():
+    made = probe(seeded).with_sampler(dataclasses.replace(SAMPLER, draws=9))
+    sent = cloudpickle.loads(cloudpickle.dumps(made))
     assert sent.sampler.draws == 9
+    assert sent(pw.Snapshot.of(seeded(), 1)) == made(pw.Snapshot.of(seeded(), 1))
 
 
-def test_without_extras_there_is_loss_and_llc_alone():
-    extras = {"metrics": {"two": lambda model, batch: 2.0}, "weights": {"head": "head.*"}}
-    snapshot = pw.Snapshot.of(seeded(), 1)
-    point = probe(**extras).without_extras()(snapshot)
-    assert point == probe()(snapshot)
-    assert probe(**extras).without_extras().settings == probe().settings
-    part = probe(weights="head.*").without_extras()
-    assert part(snapshot) == probe(weights="head.*")(snapshot)
+def test_the_whole_alone_has_neither_metrics_nor_parts():
+    def never(model, batch):
+        raise AssertionError
+
+    made, snapshot = probe(metrics={"never": never}, parts={"head": "head.*"}), pw.Snapshot.of(seeded(), 1)
+    assert measure_whole(made, snapshot, SAMPLER) == probe()(snapshot)
+    other = dataclasses.replace(SAMPLER, step_size=3e-5, draws=9)
+    assert measure_whole(made, snapshot, other) == probe(sampler=other)(snapshot)
+    head = probe(parts="head.*")
+    assert measure_whole(head, snapshot, SAMPLER) == head(snapshot)
 
 
 def test_a_probe_of_all_the_data_at_each_step_can_be_sent():
@@ -362,18 +358,20 @@ def test_a_probe_of_all_the_data_at_each_step_can_be_sent():
 
 
 def test_a_probe_knows_how_many_samples_there_are():
-    assert probe().samples == 32
-    assert probe(data=lambda generator, size: (X[:size], Y[:size])).samples is None
+    assert probe().subject.samples == 32
+    assert probe(data=lambda generator, size: (X[:size], Y[:size])).subject.samples is None
 
 
 def test_another_sampler_with_more_samples_than_there_are_is_a_sentence():
     made = probe(sampler=dataclasses.replace(SAMPLER, batch_size=None))
-    with pytest.raises(pw.PhasewatchError, match=rf"has {len(X)} samples, fewer than SGLD\(batch_size={len(X) + 1}\)"):
+    with pytest.raises(
+        pw.PhasewatchError, match=rf"has {len(X)} samples, fewer than Langevin\(batch_size={len(X) + 1}\)"
+    ):
         made.with_sampler(dataclasses.replace(SAMPLER, batch_size=len(X) + 1))
 
 
 def test_the_settings_tell_parts_of_one_shape_apart():
     layers = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
     square = (lambda model, x: model(x).square().mean(), torch.randn(200, 6))
-    of = [pw.Probe(layers, *square, sampler=SAMPLER, weights=part).settings for part in ("0", "1", {"a": "1"}, None)]
-    assert all(a["weights"] != b["weights"] for a, b in itertools.combinations(of, 2))
+    of = [pw.Probe(layers, *square, sampler=SAMPLER, parts=part).settings for part in ("0", "1", {"a": "1"}, None)]
+    assert all(a["parts"] != b["parts"] for a, b in itertools.combinations(of, 2))
