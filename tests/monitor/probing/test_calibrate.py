@@ -1,18 +1,17 @@
 """Calibration where the right answer is known, where there is none, and what it costs."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
-from phasewatch.monitor.model.weights import FlatModel
+from phasewatch.monitor.model.loss import ModelLoss
+from phasewatch.monitor.model.vectorised import VectorisedLoss
 from phasewatch.monitor.probing.calibrate import calibrate
 from phasewatch.monitor.probing.calibration import Calibration
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.sampling.settings import SGLD, Langevin
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
 D = 40
@@ -46,8 +45,8 @@ def unwilling(model, batch):
     return 0 * model.w.sum() + 0 * batch.sum()
 
 
-def make_probe(loss=loss, data=NO_NOISE, **changes):
-    return Probe(Bowl(), loss, data, sampler=SGLD(**{"batch_size": 32, **changes}), threads=1)
+def make_probe(loss=loss, data=NO_NOISE, sampler=Langevin, **changes):
+    return Probe(Bowl(), loss, data, sampler=sampler(**{"batch_size": 32, **changes}), threads=1)
 
 
 def series(*curvatures):
@@ -129,14 +128,14 @@ def test_noise_is_taken_out_by_a_smaller_kappa_and_a_lower_nbeta():
 
 
 def test_sgld_gets_steps_so_short_that_its_own_error_is_small():
-    by_method = {}
-    for method in ("sgld", "langevin"):
-        calibration = calibrated(series(1.0), make_probe(method=method), budget=10_000)
-        by_method[method] = calibration
-        assert calibration.sampler.method == method
+    found = {}
+    for sampler in (SGLD, Langevin):
+        calibration = calibrated(series(1.0), make_probe(sampler=sampler), budget=10_000)
+        found[sampler] = calibration
+        assert type(calibration.sampler) is sampler
         assert abs(calibration.chosen.points[0].llc.value - D / 2) < 0.1 * D / 2
-    assert by_method["sgld"].trials[0].points[0].llc.value > 1.2 * D / 2
-    assert by_method["sgld"].sampler.step_size < by_method["langevin"].sampler.step_size
+    assert found[SGLD].trials[0].points[0].llc.value > 1.2 * D / 2
+    assert found[SGLD].sampler.step_size < found[Langevin].sampler.step_size
 
 
 def test_single_precision_and_a_loss_far_from_zero():
@@ -144,7 +143,7 @@ def test_single_precision_and_a_loss_far_from_zero():
         return loss(model, batch) + 1000
 
     model = Bowl().float()
-    probe = Probe(model, far, NO_NOISE.float(), sampler=SGLD(batch_size=32), threads=1)
+    probe = Probe(model, far, NO_NOISE.float(), sampler=Langevin(batch_size=32), threads=1)
     estimate = calibrated([Snapshot.of(model, 1)], probe).chosen.points[0].llc
     assert estimate.health is Health.OK
     assert abs(estimate.value - D / 2) < 0.08 * D / 2
@@ -180,7 +179,7 @@ def test_a_last_snapshot_at_no_minimum_is_refused_and_the_trials_are_shown():
     assert calibration.chosen is None
     assert len(calibration.trials) >= 2
     assert "negative" in str(calibration)
-    assert "SGLD(" not in str(calibration)
+    assert "Langevin(" not in str(calibration)
 
 
 def test_a_loss_that_is_nowhere_finite_but_at_the_snapshot():
@@ -197,26 +196,38 @@ def test_a_loss_without_curvature():
 
 
 @pytest.mark.parametrize("budget", [2_500, 20_000])
-@pytest.mark.parametrize("data", [NO_NOISE, noise()], ids=["no noise", "noise"])
-def test_the_budget_is_kept_and_the_count_is_honest(monkeypatch, budget, data):
-    counted = {"losses": 0.0, "losses_and_grads": 0.0}
+@pytest.mark.parametrize(
+    ("data", "vectorised"),
+    [(NO_NOISE, True), (noise(), True), (noise(), False)],
+    ids=["no noise", "noise", "in place"],
+)
+def test_the_budget_is_kept_and_the_count_is_honest(monkeypatch, budget, data, vectorised):
     probe, snapshots = make_probe(data=data), series(1.0, 2.0, 3.0)
-    for name in counted:
-        monkeypatch.setattr(FlatModel, name, counting(getattr(FlatModel, name), name, counted))
+    probe.subject.loss.vectorised = vectorised
+    rows = counted(monkeypatch, VectorisedLoss, "rows")
+    values, backward = counted(monkeypatch, ModelLoss, "value"), counted(monkeypatch, ModelLoss, "add_gradient")
+    at_rows = counted(monkeypatch, VectorisedLoss, "rows_and_gradients")
     calibration = calibrated(snapshots, probe, budget=budget)
-    evaluations = counted["losses"] / 3 + counted["losses_and_grads"]
-    measured = sum(len(trial.points) for trial in calibration.trials) + len(snapshots)
-    assert evaluations <= calibration.spent < evaluations + measured  # each rounds its losses up
+    points = sum(len(trial.points) for trial in calibration.trials) + len(snapshots)
+    gradients = sum(backward) + sum(at_rows)
+    losses = sum(rows) + sum(values) - sum(backward) - points  # a point's own loss isn't one of the sampler's
+    evaluations = losses / 3 + gradients
+    # Each point rounds its losses up, and chains that all take one minibatch need its slope once more.
+    assert evaluations - points <= calibration.spent < evaluations + points
     assert calibration.spent <= budget
     assert sum(trial.cost for trial in calibration.trials) < calibration.spent
 
 
-def counting(method, name, counted):
-    def wrapped(self, weights, batches):
-        counted[name] += len(batches)
-        return method(self, weights, batches)
+def counted(monkeypatch, owner, name) -> list[int]:
+    """Each call of a method, by the rows that it takes, 1 where it takes one minibatch."""
+    calls, method = [], getattr(owner, name)
 
-    return wrapped
+    def wrapped(self, *arguments):
+        calls.append(len(arguments[1]) if owner is VectorisedLoss else 1)
+        return method(self, *arguments)
+
+    monkeypatch.setattr(owner, name, wrapped)
+    return calls
 
 
 def test_a_larger_budget_sees_softer_directions():
@@ -242,23 +253,23 @@ def test_it_is_repeatable_and_touches_no_random_stream():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_probes_sampler_matters_by_batch_size_and_method_and_backend_alone():
+def test_the_probes_sampler_matters_by_class_and_batch_size_and_momentum_alone():
     options = {"budget": 8_000, "show": None}
     probe = make_probe(step_size=1.0, localization=3.0, nbeta=7.0, chains=2, draws=5, burn_in=0)
     assert calibrate(series(1.0), probe, **options) == calibrate(series(1.0), make_probe(), **options)
     assert calibrate(series(1.0), make_probe(batch_size=None), **options).batch_size is None
-    calibration = calibrated(series(1.0), make_probe(method="sgld", backend="devinterp"), budget=8_000)
-    assert calibration.sampler.backend == "devinterp"
-    assert calibration.chosen.sampler == replace(calibration.sampler, backend="vectorised")
+    assert type(calibrate(series(1.0), make_probe(sampler=SGLD), **options)) is SGLD
+    assert calibrate(series(1.0), make_probe(batch_size=None, momentum=0.3), **options).momentum == 0.3
+    assert calibrate(series(1.0), make_probe(kappa=0.5), **options).kappa is None
 
 
-def test_metrics_and_refined_estimates_are_not_taken_in_trials():
+def test_metrics_and_estimates_of_parts_are_not_taken_in_trials():
     def never(model, batch):
         raise AssertionError
 
-    probe = Probe(Bowl(), loss, NO_NOISE, metrics={"never": never}, weights={"some": "w"}, threads=1)
+    probe = Probe(Bowl(), loss, NO_NOISE, metrics={"never": never}, parts={"some": "w"}, threads=1)
     calibration = calibrated(series(1.0), probe)
-    assert all(not point.metrics and not point.refined for trial in calibration.trials for point in trial.points)
+    assert all(not point.metrics and not point.parts for trial in calibration.trials for point in trial.points)
 
 
 # What it says
@@ -274,7 +285,7 @@ def test_it_prints_a_table_and_reasons(capsys):
     assert "The sharpest snapshot is that of step 3, with curvature 5.000." in printed
     assert "with twice the step size, λ̂ changes by" in printed
     assert "with twice nβ and γ and by" in printed
-    assert eval(printed.splitlines()[-1], {"SGLD": SGLD}) == sampler
+    assert eval(printed.splitlines()[-1], {"Langevin": Langevin}) == sampler
     assert all(line == line.rstrip() for line in printed.splitlines())
 
 
@@ -289,11 +300,14 @@ def test_it_is_silent_if_asked_to_be(capsys):
         (([], make_probe()), {}, r"calibrate\(snapshots=\[\], \.\.\.\) needs snapshots"),
         ((["a.pt"], make_probe()), {}, r"takes a list of Snapshots; a str came\. `open_series"),
         ((series(1.0) * 2, make_probe()), {}, r"two of one step: \[1, 1\]"),
-        ((series(1.0), SGLD()), {}, r"takes a Probe; a SGLD came"),
+        ((series(1.0), Langevin()), {}, r"takes a Probe; a Langevin came"),
         ((series(1.0), make_probe()), {"budget": 100}, r"calibrate\(budget=100\) is too small: .* take \d+ gradient"),
         ((series(1.0), make_probe()), {"budget": 1e4}, r"calibrate\(budget=10000\.0\) must be a whole number"),
-        ((series(1.0), make_probe()), {"error": 3}, r"calibrate\(error=3\) must be a share"),
-        ((series(1.0), make_probe(method="mala", batch_size=None)), {}, r"SGLD\(method='mala'\) of the probe"),
+        (
+            (series(1.0), make_probe()),
+            {"error": 3},
+            r"calibrate\(error=3\) must be a finite number above 0 and below 1, a share of λ̂",
+        ),
         (([Snapshot.of(nn.Linear(2, 2), 5)], make_probe()), {}, r"The snapshot of step 5 lacks"),
     ],
 )
