@@ -16,6 +16,10 @@ class Difference:
     Attributes:
         value: the later λ̂ minus the earlier one.
         error: `value ± 2 * error` holds the mean of `value` over seeds in 95 % of cases; see `standard_error`.
+
+    Example:
+        >>> Difference(value=4.0, error=0.5).error
+        0.5
     """
 
     value: float
@@ -38,6 +42,14 @@ def difference(later: Estimate, earlier: Estimate) -> Difference:
 
     Raises:
         PhasewatchError: the two differ in nβ or in their number of chains, or have fewer than two.
+
+    Example:
+        >>> import phasewatch as pw
+        >>> settings = {"nbeta": 60.0, "rhat": 1.0, "ess": 50.0, "health": pw.Health.OK}
+        >>> earlier = pw.Estimate(11.0, 12.7, per_chain=(1.0, 21.0), **settings)
+        >>> later = pw.Estimate(15.0, 12.7, per_chain=(5.0, 25.0), **settings)
+        >>> pw.difference(later, earlier)
+        Difference(value=4.0, error=0.0)
     """
     if abs(later.nbeta - earlier.nbeta) > 0:  # False for the NaN of a csv, which doesn't know its nβ
         raise PhasewatchError(

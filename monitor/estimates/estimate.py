@@ -10,7 +10,14 @@ from phasewatch.monitor.estimates.checks import Checks
 
 
 class Health(enum.Enum):
-    """What the chains say about their own estimate; each member's value is the sentence that the user reads."""
+    """What the chains say about their own estimate; each member's value is the sentence that the user reads.
+
+    Example:
+        >>> print(Health.OK.value)
+        The chains agree and have settled.
+        >>> [health.name for health in Health if not health.has_level]
+        ['DIVERGED', 'NEGATIVE', 'OFF_MINIMUM']
+    """
 
     OK = "The chains agree and have settled."
     DIVERGED = (
@@ -79,6 +86,11 @@ class Estimate:
         checks: what else it was judged by.
         trace: for a doubtful estimate, nβ · (L(w) − L(w*)) along each chain, at most 100 values a chain, evenly
             thinned; empty otherwise.
+
+    Example:
+        >>> found = Estimate(11.0, 2.0, (10.0, 12.0), nbeta=60.0, rhat=1.0, ess=50.0, health=Health.OK)
+        >>> Estimate.from_json(found.as_json()) == found
+        True
     """
 
     value: float
@@ -125,5 +137,10 @@ class Estimate:
 
 
 def json_number(value: float) -> float | str:
-    """A float as strict JSON: itself, or "nan", "inf", "-inf", which `float` reads back."""
+    """A float as strict JSON: itself, or "nan", "inf", "-inf", which `float` reads back.
+
+    Example:
+        >>> json_number(0.5), json_number(float("-inf"))
+        (0.5, '-inf')
+    """
     return value if math.isfinite(value) else str(value)

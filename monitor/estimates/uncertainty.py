@@ -21,6 +21,10 @@ def standard_error(per_chain: Sequence[float] | np.ndarray) -> float:
 
     Returns:
         The error in the unit of the means; NaN for fewer than two chains.
+
+    Example:
+        >>> round(standard_error([4.0, 6.0, 11.0]), 3)
+        4.478
     """
     chains = len(per_chain)
     if chains < 2:

@@ -74,6 +74,12 @@ def estimate_from_losses(
 
     Returns:
         The estimate; its error is that of a mean over independent chains, however correlated their draws are.
+
+    Example:
+        >>> losses = np.array([[2.0, 2.5, 2.25, 2.25], [3.0, 3.5, 3.25, 3.25]])
+        >>> reference = np.array([[1.5, 1.5, 2.0, 2.0], [2.0, 3.0, 3.0, 3.0]])
+        >>> estimate_from_losses(losses, reference, nbeta=8.0, parameters=10).per_chain
+        (4.0, 4.0)
     """
     finite = np.isfinite(losses).all() and np.isfinite(reference).all()
     paired: np.ndarray = nbeta * (losses - reference) if finite else np.full(losses.shape, math.nan)

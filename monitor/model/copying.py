@@ -24,6 +24,12 @@ def own_copy(model: nn.Module) -> nn.Module:
 
     Raises:
         PhasewatchError: if the module can't be copied.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> model(model.weight).sum().backward()
+        >>> own_copy(model).weight.grad is None
+        True
     """
     model = unwrap(model)
     detached = {

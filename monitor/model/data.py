@@ -87,6 +87,12 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
 
     Raises:
         PhasewatchError: if the data is of another form, or has fewer samples than a minibatch.
+
+    Example:
+        >>> source = as_minibatches((torch.arange(6.0), torch.arange(6)), batch_size=3)
+        >>> x, y = source(Generator().manual_seed(0), 3)
+        >>> x.shape, torch.equal(x.long(), y)
+        (torch.Size([3]), True)
     """
     loader = data if isinstance(data, DataLoader) else None
     dataset: Any = data if loader is None else loader.dataset
@@ -149,6 +155,10 @@ def draw_indices(size: int, count: int, generator: Generator) -> Tensor:
 
     Returns:
         Indices of shape (count,).
+
+    Example:
+        >>> draw_indices(3, 3, Generator())
+        tensor([0, 1, 2])
     """
     if count == size:
         return torch.arange(size, device="cpu")

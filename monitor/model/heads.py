@@ -90,6 +90,12 @@ def heads(model: nn.Module) -> dict[str, Mapping[str, Tensor]]:
 
     Raises:
         PhasewatchError: if no attention is found, all of it is frozen, or one doesn't have the shapes of its kind.
+
+    Example:
+        >>> import torch, phasewatch as pw
+        >>> parts = pw.heads(torch.nn.MultiheadAttention(8, num_heads=2))
+        >>> {name: sum(int(mask.sum()) for mask in masks.values()) for name, masks in parts.items()}
+        {'L0H0': 140, 'L0H1': 140}
     """
     model = unwrap(model)
     call = f"heads({type(model).__name__}(...))"

@@ -34,6 +34,13 @@ class ModelLoss:
         loss: as given.
         at_rows: the loss at many sets of weights at once.
         vectorised: whether chains use that.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(model.weight, 3.0)
+        >>> loss = ModelLoss(SampledModel(model), lambda model, batch: model(batch).square().mean())
+        >>> loss.add_gradient(torch.tensor([[2.0]])), model.weight.grad
+        (tensor(36.), tensor([[24.]]))
     """
 
     def __init__(self, model: SampledModel, loss: Loss) -> None:

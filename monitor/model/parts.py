@@ -36,6 +36,11 @@ def masks_of(model: nn.Module, part: Part) -> dict[str, Tensor]:
     Raises:
         PhasewatchError: if a name or pattern matches nothing, or only what isn't trained; for a mask of an unknown or
             untrained parameter or of another shape or dtype; or if nothing is selected.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> list(masks_of(model, "*.bias")), list(masks_of(model, "2"))
+        (['0.bias', '2.bias'], ['2.weight', '2.bias'])
     """
     model = unwrap(model)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}

@@ -33,6 +33,14 @@ class SampledModel:
 
     Raises:
         PhasewatchError: if the model has no trainable parameters, or lies on the `meta` device.
+
+    Example:
+        >>> model = SampledModel(nn.Linear(3, 2), only={"bias"})
+        >>> model.names, model.size
+        (['bias'], 2)
+        >>> model.set([torch.tensor([1.0, 2.0])])
+        >>> model.weights()
+        [tensor([1., 2.])]
     """
 
     def __init__(

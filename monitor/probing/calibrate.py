@@ -93,6 +93,19 @@ def calibrate(
     Raises:
         PhasewatchError: if no setting has a usable estimate at the last snapshot; it says what was tried. Also if
             the budget is too small for a trial, or a snapshot isn't of the probe's model.
+
+    Example:
+        >>> import torch, phasewatch as pw
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = torch.nn.Linear(8, 1, bias=False), torch.randn(256, 8)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> def loss(model, batch):
+        ...     return model(batch).square().mean() / 2
+        >>> probe = pw.Probe(model, loss, x, sampler=pw.Langevin(batch_size=None))
+        >>> sampler = pw.calibrate([pw.Snapshot.of(model, step=100)], probe, budget=3000, show=None)
+        >>> estimate = probe.with_sampler(sampler)(pw.Snapshot.of(model, step=100)).llc
+        >>> abs(estimate.value - 4) < 3 * estimate.error
+        True
     """
     ordered = _in_order(snapshots)
     if not isinstance(probe, Probe):

@@ -164,6 +164,17 @@ class Probe:
 
         Raises:
             PhasewatchError: if one of the snapshots isn't of this model, or there is no memory for one chain.
+
+        Example:
+            >>> import torch, phasewatch as pw
+            >>> _ = torch.manual_seed(0)
+            >>> model, x = torch.nn.Linear(3, 1), torch.randn(64, 3)
+            >>> def loss(model, batch):
+            ...     return model(batch).square().mean()
+            >>> probe = pw.Probe(model, loss, x, sampler=pw.Langevin(batch_size=16, draws=20, burn_in=10))
+            >>> snapshots = [pw.Snapshot.of(model, step=0), pw.Snapshot.of(torch.nn.Linear(3, 1), step=1)]
+            >>> [point.step for point in probe.measure(snapshots)]
+            [0, 1]
         """
         subject, model = self.subject, self.subject.model
         if len(snapshots) > 1:
@@ -196,6 +207,14 @@ class Probe:
 
         Returns:
             A probe.
+
+        Example:
+            >>> import torch, phasewatch as pw
+            >>> def loss(model, batch):
+            ...     return model(batch).square().mean()
+            >>> probe = pw.Probe(torch.nn.Linear(3, 1), loss, torch.randn(64, 3))
+            >>> print(probe.with_sampler(pw.SGLD(step_size=1e-3, draws=200)).sampler)
+            SGLD(step_size=0.001, localization=100.0, nbeta=100.0, chains=4, draws=200, burn_in=50, batch_size=64)
         """
         return _rebuild(replace(self._arguments, sampler=sampler), self.metrics)
 

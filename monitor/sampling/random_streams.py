@@ -21,7 +21,12 @@ class Stream(enum.IntEnum):
 
 
 def chain_seed(seed: int, chain: int, stream: Stream) -> int:
-    """A seed of its own for each chain and stream, the same for every snapshot."""
+    """A seed of its own for each chain and stream, the same for every snapshot.
+
+    Example:
+        >>> len({chain_seed(0, chain, stream) for chain in range(3) for stream in Stream})
+        12
+    """
     return int(np.random.SeedSequence([seed, chain, stream]).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -45,6 +45,11 @@ def baoab_start(anchor: Tensor, noise: Tensor, *, eps: float | Tensor) -> Tensor
 
     Returns:
         The first position.
+
+    Example:
+        >>> import torch
+        >>> baoab_start(torch.tensor([1.0]), torch.tensor([0.5]), eps=0.04)
+        tensor([1.0500])
     """
     return anchor + eps**0.5 / 2 * noise
 
