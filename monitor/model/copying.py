@@ -14,7 +14,8 @@ def own_copy(model: nn.Module) -> nn.Module:
 
     Tensors that a forward pass left on the module are detached. Hooks that the user registered stay behind, since
     they would write the chains' activations where training's belong; those of torch itself, such as weight
-    normalisation's, come along.
+    normalisation's, come along. The mixed precision that accelerate's `prepare` puts around `forward` stays behind too,
+    as wrappers do: `Probe(autocast=...)` measures in it.
 
     Args:
         model: any module.
@@ -49,7 +50,15 @@ def own_copy(model: nn.Module) -> nn.Module:
         parameter.grad = None
     for module in copied.modules():
         _remove_hooks_of_the_user(module)
+        _remove_wrapper_of_accelerate(module)
     return copied
+
+
+def _remove_wrapper_of_accelerate(module: nn.Module) -> None:
+    """Go back to the class's own `forward`, which accelerate keeps beside its wrapped one."""
+    original = vars(module).get("_original_forward")
+    if original is not None and getattr(original, "__func__", None) is type(module).forward:
+        del module.forward, module._original_forward
 
 
 def _remove_hooks_of_the_user(module: nn.Module) -> None:

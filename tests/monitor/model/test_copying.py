@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import types
 
 import pytest
 import torch
@@ -63,3 +64,14 @@ def test_torchs_own_hooks_come_along_and_the_users_stay():
     assert len(copied.layer._forward_pre_hooks) == 1
     assert not copied.layer._forward_hooks
     assert len(model.layer._forward_hooks) == 1
+
+
+def test_mixed_precision_that_was_put_around_forward_stays_behind():
+    """As accelerate's `prepare(model)` does with mixed_precision="bf16"."""
+    model = nn.Linear(4, 3)
+    plain = model(BATCHES[0])
+    model._original_forward = model.forward
+    model.forward = types.MethodType(torch.autocast("cpu", torch.bfloat16)(nn.Linear.forward), model)
+    assert model(BATCHES[0]).dtype is torch.bfloat16
+    assert torch.equal(own_copy(model)(BATCHES[0]), plain)
+    assert model(BATCHES[0]).dtype is torch.bfloat16
