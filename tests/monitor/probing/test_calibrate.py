@@ -219,8 +219,7 @@ def test_the_budget_is_kept_and_the_count_is_honest(monkeypatch, budget, data, v
     gradients = sum(backward) + sum(at_rows)
     losses = sum(rows) + sum(values) - sum(backward) - points  # a point's own loss isn't one of the sampler's
     evaluations = losses / 3 + gradients
-    # Each point rounds its losses up, and chains that all take one minibatch need its slope once more.
-    assert evaluations - points <= calibration.spent < evaluations + points
+    assert evaluations - 1e-6 <= calibration.spent < evaluations + points  # each rounds its losses up
     assert calibration.spent <= budget
     assert sum(trial.cost for trial in calibration.trials) < calibration.spent
 
