@@ -17,7 +17,7 @@ def keep_run(folder, name, *, llc, accuracy, seed=0):
     for step in sorted(log_spaced(100, 20_000, num=40).steps):
         noise = 0.003 * generator.standard_normal(4)
         value = 300 - 200 * (1 / (1 + (llc / step) ** 4) + noise[0])
-        estimate = Estimate(value, 0.2, (), 30.0, 1.0, 100.0, 0.9, Health.OK)
+        estimate = Estimate(value, 0.2, (), 30.0, 1.0, 100.0, Health.OK)
         risen = 1 / (1 + (accuracy / step) ** 4)
         metrics = {"test_accuracy": risen + noise[1], "rule_share": 0.02 + noise[2]}
         lines.append(json.dumps(Point(step, 2 - risen + noise[3], estimate, metrics).as_json()))

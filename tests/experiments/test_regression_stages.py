@@ -55,7 +55,7 @@ def test_what_is_trained_or_measured_is_not_trained_again(stages, tmp_path, monk
 def straight(slope):
     """λ̂ rises by as much in every factor of the step."""
     estimates = {
-        step: Estimate(slope * math.log(step), 0.1, (), 66.7, 1.0, 100.0, 0.9, Health.OK)
+        step: Estimate(slope * math.log(step), 0.1, (), 66.7, 1.0, 100.0, Health.OK)
         for step in log_spaced(1, 500_000, num=100).steps
     }
     return Trajectory(Point(step, 1.0, estimate, {}) for step, estimate in sorted(estimates.items()))
