@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from phasewatch import Estimate, Health, Kind, Point, Trajectory, find_transitions, log_spaced
+from phasewatch import Kind, Trajectory, find_transitions, log_spaced
 
 
 @pytest.fixture
@@ -21,16 +21,15 @@ def risen(step, *middles, width=0.2):
 
 def a_run(*, llc=(1000,), score=1000, second=None, width=0.2):
     """λ̂ rises about the steps given and a score about one, as wide as given, and once more by a tenth at the second."""
-    generator = np.random.default_rng(5)
-    points = []
-    for step in sorted(log_spaced(50, 50_000, num=60).steps):
-        noise = 0.002 * generator.standard_normal(3)
-        value = 100 + 50 * (risen(step, *llc) + noise[0])
-        estimate = Estimate(value, 0.1, (), 30.0, 1.0, 100.0, Health.OK)
-        again = 0.1 * risen(step, second) if second else 0
-        metrics = {"a_score": risen(step, score, width=width) + again + noise[1]}
-        points.append(Point(step, 2 - risen(step, *llc) + noise[2], estimate, metrics))
-    return Trajectory(points)
+    steps = np.array(sorted(log_spaced(50, 50_000, num=60).steps))
+    noise = 0.002 * np.random.default_rng(5).standard_normal((len(steps), 3)).T
+    again = 0.1 * risen(steps, second) if second else 0
+    return Trajectory.from_values(
+        steps,
+        loss=2 - risen(steps, *llc) + noise[2],
+        llc=100 + 50 * (risen(steps, *llc) + noise[0]),
+        metrics={"a_score": risen(steps, score, width=width) + again + noise[1]},
+    )
 
 
 def test_a_jump_is_found_with_its_middle_and_what_goes_with_it(jumps):
@@ -113,14 +112,11 @@ def test_rates_count_every_run(jumps):
 @pytest.mark.parametrize("middle", [60, 300, 2500])
 @pytest.mark.parametrize("signal", ["llc", "loss", "score"])
 def test_half_of_a_logistic_in_log_step_is_done_at_its_middle(jumps, middle, signal):
-    generator = np.random.default_rng(11)
-    points = []
-    for step in sorted(log_spaced(1, 30_000, num=70, linear=10).steps):
-        curve = 1 / (1 + (middle / step) ** 3)  # logistic in log step
-        noise = 0.003 * generator.standard_normal(3)
-        estimate = Estimate(100 + 40 * (curve + noise[0]), 0.2, (), 30.0, 1.0, 100.0, Health.OK)
-        points.append(Point(step, 3 - 2 * (curve + noise[1]), estimate, {"score": 0.1 + 0.7 * (curve + noise[2])}))
-    trajectory = Trajectory(points)
+    steps = np.array(sorted(log_spaced(1, 30_000, num=70, linear=10).steps))
+    noisy = risen(steps, middle, width=1 / 3) + 0.003 * np.random.default_rng(11).standard_normal((3, len(steps)))
+    trajectory = Trajectory.from_values(
+        steps, loss=3 - 2 * noisy[1], llc=100 + 40 * noisy[0], metrics={"score": 0.1 + 0.7 * noisy[2]}
+    )
     transition = max(find_transitions(trajectory, signal=signal), key=lambda t: abs(t.change.value))
     assert transition.change.trend == ("down" if signal == "loss" else "up")
     half = jumps.halfway(trajectory, transition)
