@@ -229,14 +229,8 @@ def wells(seed: int, *, depth: float, barrier: float) -> Place:
 
 FULL: dict[str, Any] = {"kappa": 0.5, "nbeta": 1e4, "localization": 1.0, "batch_size": None}
 FULL |= {"burn_in": 150, "draws": 300}
-SMALL: dict[str, Any] = {
-    "kappa": 0.2,
-    "nbeta": 64.0,
-    "localization": 0.1,
-    "batch_size": 32,
-    "burn_in": 150,
-    "draws": 300,
-}
+SMALL: dict[str, Any] = {"kappa": 0.2, "nbeta": 64.0, "localization": 0.1, "batch_size": 32}
+SMALL |= {"burn_in": 150, "draws": 300}
 DEEP: dict[str, Any] = FULL | {"nbeta": 1e9, "localization": 1e4, "burn_in": 300}
 TANH: dict[str, Any] = FULL | {"nbeta": 1e8, "localization": 10.0, "burn_in": 800}
 
@@ -288,12 +282,7 @@ def faint() -> Iterator[Case]:
             yield relaxing(name, share, times, 0)
         yield relaxing(name, share, times, 100)
     sampler = langevin(SMALL, nbeta=100.0, batch_size=8)
-    yield Case(
-        "noisy labels, 8 at a time, nβ 100",
-        lambda seed: regression(seed, samples=512, noise=1.0),
-        sampler,
-        "NOISY",
-    )
+    yield Case("noisy labels, 8 at a time, nβ 100", partial(regression, samples=512, noise=1.0), sampler, "NOISY")
     for gamma, draws in ((10.0, 100), (10.0, 1000), (100.0, 100)):
         sampler = langevin(FULL, nbeta=1086.0, localization=gamma, burn_in=600, draws=draws)
         yield Case(f"spectrum 1e-4 to 1, γ {gamma:g}, {draws} draws", quadratic, sampler, "LOCALIZED", True)
@@ -306,17 +295,11 @@ def planted() -> Iterator[Case]:
             ("regression", regression, FULL), ("deep linear", network, DEEP), ("tanh", teacher, TANH)
         ):  # fmt: skip
             if (name, kappa) != ("tanh", 1.5):
-                yield Case(
-                    f"{name}, sgld at κ {kappa}",
-                    place,
-                    sgld(base, kappa=kappa),
-                    "OVERSTEPPING",
-                )
+                yield Case(f"{name}, sgld at κ {kappa}", place, sgld(base, kappa=kappa), "OVERSTEPPING")
     for kappa in (3.0, 3.8):
-        yield Case(
-            f"regression, langevin at κ {kappa}", regression, langevin(FULL, kappa=kappa), "OVERSTEPPING DIVERGED"
-        )
-        yield Case(f"tanh, langevin at κ {kappa}", teacher, langevin(TANH, kappa=kappa), "OVERSTEPPING DIVERGED")
+        for name, place, base in (("regression", regression, FULL), ("tanh", teacher, TANH)):
+            sampler = langevin(base, kappa=kappa)
+            yield Case(f"{name}, langevin at κ {kappa}", place, sampler, "OVERSTEPPING DIVERGED")
     for step in (6e-4, 6e-3):
         sampler = langevin(FULL, kappa=None, step_size=step)
         yield Case(f"regression, langevin at ε·nβ {step * 1e4:g}", regression, sampler, "DIVERGED OVERSTEPPING")
@@ -337,31 +320,18 @@ def planted() -> Iterator[Case]:
         yield Case(f"regression off by {shift} sd, slow", partial(regression, **slow), langevin(FULL, burn_in=600), off)
     for shift in (10.0, 30.0):
         sampler = langevin(SMALL, nbeta=128.0)
-        yield Case(
-            f"regression off by {0.113 * shift:.1f} sd, minibatches",
-            partial(regression, samples=512, shift=shift),
-            sampler,
-            off,
-        )
+        place = partial(regression, samples=512, shift=shift)
+        yield Case(f"regression off by {0.113 * shift:.1f} sd, minibatches", place, sampler, off)
     for shift in (3e-5, 1e-3):
         yield Case(f"deep linear off by {shift}", partial(network, shift=shift), langevin(DEEP), off)
     for shift in (1e-4, 1e-2):
         yield Case(f"tanh off by {shift}", partial(teacher, shift=shift), langevin(TANH), off)
     for nbeta in (300.0, 1e3, 1e4):
         sampler = langevin(SMALL, nbeta=nbeta, batch_size=8)
-        yield Case(
-            f"noisy labels, 8 at a time, nβ {nbeta:g}",
-            partial(regression, samples=512, noise=1.0),
-            sampler,
-            "NOISY DIVERGED",
-        )
+        place = partial(regression, samples=512, noise=1.0)
+        yield Case(f"noisy labels, 8 at a time, nβ {nbeta:g}", place, sampler, "NOISY DIVERGED")
     sampler = langevin(TANH, batch_size=4, nbeta=1e5, localization=1.0)
-    yield Case(
-        "tanh, noisy labels, 4 at a time",
-        partial(teacher, noise=0.3),
-        sampler,
-        "NOISY DIVERGED OFF_MINIMUM NEGATIVE",
-    )
+    yield Case("tanh, noisy labels, 4 at a time", partial(teacher, noise=0.3), sampler, f"NOISY DIVERGED {off}")
     for gamma in (5e3, 1e4, 1e5):
         for chains in (4, 8):
             sampler = langevin(FULL, localization=gamma, chains=chains)
@@ -375,12 +345,8 @@ def planted() -> Iterator[Case]:
     for name, times in product(("sgld", "langevin"), (0.3, 1, 2)):
         yield relaxing(name, 0.9, times, 0)
     for burn_in in (0, 300):
-        yield Case(
-            f"tanh after {burn_in} at κ 0.01",
-            teacher,
-            langevin(TANH, kappa=0.01, burn_in=burn_in, draws=200),
-            slow + " CREEPING",
-        )
+        sampler = langevin(TANH, kappa=0.01, burn_in=burn_in, draws=200)
+        yield Case(f"tanh after {burn_in} at κ 0.01", teacher, sampler, f"{slow} CREEPING")
     for name, place, base in (("tanh", teacher, TANH), ("deep linear", network, DEEP)):
         yield Case(f"{name}, 40 draws without burn-in", place, langevin(base, burn_in=0, draws=40), "DRIFTING")
     for depth in (5.0, 20.0):
@@ -405,11 +371,8 @@ def good(quick: bool) -> Iterator[Case]:
         end = f", {chains} × {draws}"
         for d in (4, 20, 60):
             yield Case(f"regression of {d}{end}", partial(regression, d=d), langevin(FULL, **last))
-        yield Case(
-            f"regression in float32{end}",
-            partial(regression, dtype=torch.float32),
-            langevin(FULL, nbeta=1e6, **last),
-        )
+        single = partial(regression, dtype=torch.float32)
+        yield Case(f"regression in float32{end}", single, langevin(FULL, nbeta=1e6, **last))
         yield Case(f"regression, sgld{end}", regression, sgld(FULL, kappa=0.15, **last))
         yield Case(f"regression, minibatches{end}", partial(regression, samples=512), langevin(SMALL, **last))
         yield Case(f"deep linear{end}", network, langevin(DEEP, **last))
