@@ -174,6 +174,7 @@ def measured(experiment: str, runs: Sequence[Run], given: Options) -> dict[str, 
     Returns:
         The trajectory of each run that is measured, by name.
     """
+    given = replace(given, runs=given.folder(experiment))
     kept = given.results / "points" / experiment
     kept.mkdir(parents=True, exist_ok=True)
     files = {run.name: kept / f"{run.name}.jsonl" for run in runs}

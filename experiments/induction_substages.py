@@ -288,8 +288,8 @@ def main() -> None:
     """Train and measure what is missing, and print the tables."""
     given = options(__doc__, EXPERIMENT, seeds=4)
     found = measured(EXPERIMENT, runs(given), given)
-    of_heads = measured(HEADS, runs_of_heads(given, found), replace(given, runs=given.folder(HEADS)))
-    longer = measured(LONGER, runs_with_longer_chains(given, found), replace(given, runs=given.folder(LONGER)))
+    of_heads = measured(HEADS, runs_of_heads(given, found), given)
+    longer = measured(LONGER, runs_with_longer_chains(given, found), given)
     rows = [row(name, trajectory, of_heads.get(name)) for name, trajectory in found.items()]
     groups = [(setting, list(group)) for setting, group in groupby(rows, key=lambda row: str(row["setting"]))]
     summary = [rates(group, setting) for setting, group in [*groups, ("all", rows)]]

@@ -209,7 +209,7 @@ def main() -> None:
     published = {f"published, seed {seed}": Trajectory.read(PUBLISHED / f"lr_seed{seed}.csv") for seed in (1, 0)}
     lines = markdown([row(name, trajectory) for name, trajectory in (published | found).items()])
     if not given.quick:
-        ends = measured(AT_ENDS, runs_at_ends(given), replace(given, runs=given.folder(AT_ENDS)))
+        ends = measured(AT_ENDS, runs_at_ends(given), given)
         lines += ["", *markdown([*rows_between_ends(published, "mean, published"), *rows_between_ends(found, "mean")])]
         lines += ["", *markdown([row_at_ends(name, trajectory) for name, trajectory in ends.items()])]
         chains = published | found | {f"{name}, published chains": trajectory for name, trajectory in ends.items()}
