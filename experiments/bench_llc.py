@@ -22,7 +22,6 @@ Costs about four minutes on two cores, and three on a GPU.
     python experiments/bench_llc.py [--quick]
 """
 
-import argparse
 import json
 import math
 import platform
@@ -38,15 +37,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import command_line
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from phasewatch.monitor.model.loss import Loss, LossOnBatches, ModelLoss, under_autocast
 from phasewatch.monitor.model.minibatches import Batches
-from phasewatch.monitor.model.weights import FlatModel, LossOnBatches, under_autocast
+from phasewatch.monitor.model.weights import SampledModel, Weights
 from phasewatch.monitor.sampling.chains import run_chains
-from phasewatch.monitor.sampling.settings import SGLD
+from phasewatch.monitor.sampling.settings import Langevin
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks import induction
 
@@ -82,6 +83,13 @@ def ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
+def target_of(model: SampledModel, loss: Loss, kept: Batches) -> LossOnBatches:
+    """What chains sample, vectorised where that is right."""
+    whole = ModelLoss(model, loss)
+    whole.choose_path(kept.take(torch.arange(2, device=model.device)))
+    return whole.on(kept)
+
+
 # On a CPU
 
 
@@ -92,18 +100,18 @@ def on_cpu(quick: bool) -> Iterator[Row]:
     from datasets import Dataset, disable_progress_bars
     from devinterp.slt.llc import llc
 
+    from phasewatch.monitor.model.copying import own_copy
     from phasewatch.monitor.model.isolation import untouched_randomness
-    from phasewatch.monitor.model.weights import own_copy
 
     disable_progress_bars()
     steps, chains, batches = (20, 4, 8) if quick else (40, 4, 32)
     model = own_copy(induction.make_model(vocabulary=64, context=64))
     tokens = torch.randint(64, (32 * batches, 64), generator=torch.Generator().manual_seed(0))
-    flat = FlatModel(model, induction.loss)
+    sampled = SampledModel(model)
     kept = Batches(tokens.split(32))
-    flat.choose_path(kept.take(torch.arange(2)))
-    path = "vectorised" if flat.vectorised else "one after another"
-    weights = flat.weights()
+    target = target_of(sampled, induction.loss, kept)
+    path = "vectorised" if target.vectorised else "one after another"
+    weights = sampled.weights()
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def raw() -> None:
@@ -111,8 +119,8 @@ def on_cpu(quick: bool) -> Iterator[Row]:
             torch.autograd.grad(induction.loss(model, kept[i % batches]), parameters, allow_unused=True)
 
     def ours(draws: int, burn_in: int) -> None:
-        sampler = SGLD(1e-4, 100, 100, chains, draws, burn_in, 32)
-        run_chains(LossOnBatches(flat, kept), weights[None], sampler, 0)
+        sampler = Langevin(1e-4, 100, 100, chains, draws, burn_in, 32)
+        run_chains(target, [weights], sampler, 0)
 
     def theirs() -> None:
         ids = Dataset.from_dict({"input_ids": tokens.tolist()}).with_format("torch")
@@ -134,7 +142,7 @@ def on_cpu(quick: bool) -> Iterator[Row]:
     step = [(a - b) / steps / chains for a, b in zip(found["long"], found["short"], strict=True)]
     whole = [t / 150 / chains for t in found["whole"]]
     their_step = [t / steps for t in found["theirs"]]
-    size = f"{flat.size:,} parameters, batch 32 × 64, {chains} chains, {path}"
+    size = f"{sampled.size:,} parameters, batch 32 × 64, {chains} chains, {path}"
     yield "CPU: chain step / raw forward + backward", ratio(step, raw_pass), "≤ 1.05", size
     yield "CPU: all of an estimate of 50 + 100 steps, per chain step / raw", ratio(whole, raw_pass), "", size
     yield "CPU: chain step of devinterp's llc() / ours", ratio(their_step, step), "≥ 3", size
@@ -143,7 +151,7 @@ def on_cpu(quick: bool) -> Iterator[Row]:
 # Shared noise
 
 
-def sharing(name: str, task: Any, model: nn.Module, data: Any, sampler: SGLD, last: int) -> Row:
+def sharing(name: str, task: Any, model: nn.Module, data: Any, sampler: Langevin, last: int) -> Row:
     """Gradients that independent noise needs for a difference, over those that shared noise needs."""
     snapshots = []
     for step in islice(task.training(model, data), last):
@@ -151,15 +159,15 @@ def sharing(name: str, task: Any, model: nn.Module, data: Any, sampler: SGLD, la
             snapshots.append({name: p.detach().clone() for name, p in model.named_parameters()})
     generator = torch.Generator().manual_seed(1)
     kept = Batches([data(generator, sampler.batch_size) for _ in range(16 * sampler.chains)], whole=False)
-    flat = FlatModel(model, task.loss)
-    flat.choose_path(kept.take(torch.arange(2)))
+    sampled = SampledModel(model)
+    target = target_of(sampled, task.loss, kept)
     per_chain = {}
     for number, snapshot in enumerate(snapshots):
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 parameter.copy_(snapshot[key])
         for seed in (0, 1):
-            (chains,) = run_chains(LossOnBatches(flat, kept), flat.weights()[None], sampler, seed)
+            (chains,) = run_chains(target, [sampled.weights()], sampler, seed)
             per_chain[number, seed] = sampler.nbeta * (chains.losses - chains.reference).mean(1)
     shared = np.concatenate([per_chain[1, seed] - per_chain[0, seed] for seed in (0, 1)])
     apart = np.concatenate([per_chain[1, seed] - per_chain[0, 1 - seed] for seed in (0, 1)])
@@ -173,9 +181,9 @@ def on_toy_tasks(quick: bool) -> Iterator[Row]:
     chains = 8 if quick else 32
     for name, task, model, data, sampler in (
         ("in-context regression", regression, regression.RegressionTransformer(width=32), regression.RegressionData(),
-         SGLD(2e-4, 100, 66.7, chains, 60, 40, 64)),
+         Langevin(2e-4, 100, 66.7, chains, 60, 40, 64)),
         ("induction", induction, induction.make_model(), induction.InductionData(),
-         SGLD(1e-4, 100, 100, chains, 60, 40, 16)),
+         Langevin(1e-4, 100, 100, chains, 60, 40, 16)),
     ):  # fmt: skip
         yield sharing(name, task, model, data, sampler, 110 if quick else 1210)
 
@@ -209,7 +217,7 @@ def device_rates(dtype: torch.dtype) -> tuple[float, float]:
     return flops, 2 * b.numel() * 4 / seconds(lambda: b.copy_(c), "cuda", repeats=10)
 
 
-def eager_step(model: nn.Module, loss: Any, batch: Any, sampler: SGLD) -> Callable[[], None]:
+def eager_step(model: nn.Module, loss: Any, batch: Any, sampler: Langevin) -> Callable[[], None]:
     """A chain step as one writes it by hand: a pass, and the update of each parameter in turn."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in parameters]
@@ -227,14 +235,16 @@ def eager_step(model: nn.Module, loss: Any, batch: Any, sampler: SGLD) -> Callab
     return step
 
 
-def run_for(target: LossOnBatches, anchors: Tensor, sampler: SGLD, burn_in: int, rows: int | None = None) -> None:
+def run_for(
+    target: LossOnBatches, anchors: list[Weights], sampler: Langevin, burn_in: int, rows: int | None = None
+) -> None:
     """Run chains for some steps and four more."""
     run_chains(target, anchors, replace(sampler, burn_in=burn_in, draws=4), 0, rows=rows)
 
 
-def time_of_steps(flat: FlatModel, kept: Batches, anchors: Tensor, sampler: SGLD, steps: int) -> float:
+def time_of_steps(target: LossOnBatches, anchors: list[Weights], sampler: Langevin, steps: int) -> float:
     """Seconds of a step of all chains: a long run less a short one."""
-    run = partial(run_for, LossOnBatches(flat, kept), anchors, sampler)
+    run = partial(run_for, target, anchors, sampler)
     run(1)
     found = in_turn({"long": partial(run, 2 * steps), "short": partial(run, steps)}, "cuda", rounds=3)
     return statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps
@@ -244,7 +254,7 @@ def on_gpu(quick: bool) -> Iterator[Row]:
     """The claims about a GPU, with the regression model in three precisions and a large transformer."""
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(0)
-    sampler = SGLD(3e-4, 6.67, 66.7, chains=10, batch_size=1024)
+    sampler = Langevin(3e-4, 6.67, 66.7, chains=10, batch_size=1024)
     generator = torch.Generator().manual_seed(0)
     kept = Batches(
         [tuple(t.cuda() for t in regression.RegressionData()(generator, 1024)) for _ in range(20)], whole=False
@@ -257,9 +267,10 @@ def on_gpu(quick: bool) -> Iterator[Row]:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         loss = regression.loss if dtype is torch.float32 else under_autocast(regression.loss, "cuda", dtype)
         model = regression.RegressionTransformer().cuda()
-        flat = FlatModel(model, loss)
-        checkpoints = flat.weights() + 0.01 * torch.randn(20, flat.size, device="cuda")
-        step = time_of_steps(flat, kept, checkpoints, sampler, 10 if quick else 20) / 200
+        sampled = SampledModel(model)
+        target = target_of(sampled, loss, kept)
+        checkpoints = [[w + 0.01 * torch.randn_like(w) for w in sampled.weights()] for _ in range(20)]
+        step = time_of_steps(target, checkpoints, sampler, 10 if quick else 20) / 200
         one, batch = regression.RegressionTransformer().cuda(), kept[0]
         eager_run = eager_step(one, loss, batch, sampler)
         seconds(eager_run, "cuda", repeats=20)
@@ -275,7 +286,7 @@ def on_gpu(quick: bool) -> Iterator[Row]:
         )
         yield f"GPU, {name}: eager chain step / ours", eager / step, "≥ 40", about
         yield f"GPU, {name}: ours / the device's floor", step / max(floors), "≤ 3", about
-        run = partial(run_chains, LossOnBatches(flat, kept), checkpoints, replace(sampler, burn_in=100, draws=200), 0)
+        run = partial(run_chains, target, checkpoints, replace(sampler, burn_in=100, draws=200), 0)
         whole = seconds(run, "cuda") / 200 / 300
         about = (
             f"{whole * 60000:.1f} s for 20 estimates of 100 + 200 steps, surveys and references of their own included"
@@ -326,7 +337,7 @@ def large_transformer(quick: bool) -> Iterator[Row]:
     torch.cuda.empty_cache()
     model = Large().cuda().eval()
     loss = under_autocast(next_word, "cuda", torch.bfloat16)
-    flat = FlatModel(model, loss)
+    sampled = SampledModel(model)
     generator = torch.Generator().manual_seed(0)
     kept = Batches([torch.randint(16384, (32, 512), generator=generator).cuda() for _ in range(8)], whole=False)
     parameters = list(model.parameters())
@@ -339,10 +350,10 @@ def large_transformer(quick: bool) -> Iterator[Row]:
     base = torch.cuda.memory_allocated()
     raw()
     activations = torch.cuda.max_memory_allocated() - base
-    flat.choose_path(kept.take(torch.arange(2, device="cuda")))
-    sampler = SGLD(1e-6, 100, 100, chains=4, batch_size=32)
+    target = target_of(sampled, loss, kept)
+    sampler = Langevin(1e-6, 100, 100, chains=4, batch_size=32)
     for group in (1, 4):
-        run = partial(run_for, LossOnBatches(flat, kept), flat.weights()[None], sampler, rows=group)
+        run = partial(run_for, target, [sampled.weights()], sampler, rows=group)
         torch.cuda.reset_peak_memory_stats()
         run(2)
         peak = torch.cuda.max_memory_allocated() - base
@@ -350,9 +361,9 @@ def large_transformer(quick: bool) -> Iterator[Row]:
         found = in_turn({"long": partial(run, 2 * steps), "short": partial(run, steps)}, "cuda", rounds=2)
         step = statistics.median(a - b for a, b in zip(found["long"], found["short"], strict=True)) / steps / 4
         raw_pass = seconds(raw, "cuda", repeats=20)
-        beyond = (peak - (group if flat.vectorised else 1) * activations) / (flat.size * 4)
-        path = "vectorised" if flat.vectorised else "one after another"
-        about = f"{flat.size / 1e6:.0f} M parameters, batch 32 × 512, bfloat16, {group} of 4 chains together, {path}"
+        beyond = (peak - (group if target.vectorised else 1) * activations) / (sampled.size * 4)
+        path = "vectorised" if target.vectorised else "one after another"
+        about = f"{sampled.size / 1e6:.0f} M parameters, batch 32 × 512, bfloat16, {group} of 4 chains together, {path}"
         yield f"GPU: chain step / raw pass, {group} together", step / raw_pass, "≤ 1.15", about
         about += f"; peak {peak / 1e9:.1f} GB, activations {activations / 1e9:.1f} GB"
         yield f"GPU: sets of weights beside the model, {group} together", beyond, "≤ 5 + group", about
@@ -360,8 +371,7 @@ def large_transformer(quick: bool) -> Iterator[Row]:
 
 def main() -> None:
     """Measure what this machine can, and print and keep a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser = command_line(__doc__, quick="fewer rounds")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the table is kept")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -8,7 +8,6 @@ copying of the snapshots aside; inline the extra time is the probe's own. Costs 
     python experiments/bench_overhead.py [--quick]
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from command_line import command_line
 
 import phasewatch as pw
 from phasewatch.toy_tasks.in_context_regression import RegressionData, RegressionTransformer, loss
 
 MAKE_MODEL = partial(RegressionTransformer, width=32)
-SAMPLER = pw.SGLD(step_size=3e-4, localization=100, nbeta=66.7, chains=4, draws=20, burn_in=10, batch_size=64)
+SAMPLER = pw.Langevin(step_size=3e-4, localization=100, nbeta=66.7, chains=4, draws=20, burn_in=10, batch_size=64)
 
 
 class Training:
@@ -57,8 +57,7 @@ def wait_for(monitor: pw.PhaseMonitor, points: int) -> None:
 
 def main() -> None:
     """Print a line for each round and the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that it runs")
+    parser = command_line(__doc__, quick="one short round, to see that it runs")
     quick = parser.parse_args().quick
     steps, rounds = (20, 1) if quick else (300, 12)
     torch.set_num_threads(1)

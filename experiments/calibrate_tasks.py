@@ -13,7 +13,6 @@ that the calibration and then each point take. Costs about ten minutes on a core
     python experiments/calibrate_tasks.py [--quick] [--only NAME] [--tables]
 """
 
-import argparse
 import math
 import time
 import warnings
@@ -22,11 +21,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from command_line import command_line
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from phasewatch import SGLD, PhasewatchError, PhasewatchWarning, Probe, Snapshot, calibrate
+from phasewatch import Langevin, PhasewatchError, PhasewatchWarning, Probe, Snapshot, calibrate
 from phasewatch.monitor.formatting import integer, value_and_error
 from phasewatch.monitor.probing.calibration import Calibration
 from phasewatch.toy_tasks import deep_linear, in_context_regression, induction
@@ -288,7 +288,7 @@ def calibrate_and_report(task: Task, share: float, budget: int, *, tables: bool)
         Lines of a table.
     """
     snapshots, model = task.snapshots(share)
-    probe = Probe(task.make(), task.loss, task.data, sampler=SGLD(batch_size=task.minibatch), threads=1)
+    probe = Probe(task.make(), task.loss, task.data, sampler=Langevin(batch_size=task.minibatch), threads=1)
     calibrations: list[Calibration] = []
     started = time.monotonic()
     try:
@@ -318,7 +318,7 @@ def calibrate_and_report(task: Task, share: float, budget: int, *, tables: bool)
     truth = task.truth(model)
     return "\n    ".join(
         [
-            f"{task.name}, {probe.model.size} parameters" + ("" if math.isnan(truth) else f", truth {truth:g}"),
+            f"{task.name}, {probe.subject.model.size} parameters" + ("" if math.isnan(truth) else f", truth {truth:g}"),
             f"ε {eps:g}, γ {sampler.localization:g}, nβ {sampler.nbeta:g}, "
             f"{sampler.chains} chains of {sampler.burn_in} + {sampler.draws}",
             "λ̂  " + ",  ".join(found),
@@ -331,8 +331,7 @@ def calibrate_and_report(task: Task, share: float, budget: int, *, tables: bool)
 
 def main() -> None:
     """Calibrate each task."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="train half as long, with half the budget")
+    parser = command_line(__doc__, quick="train half as long, with half the budget")
     parser.add_argument("--only", default="", help="tasks with this in their name")
     parser.add_argument("--tables", action="store_true", help="print what was tried")
     arguments = parser.parse_args()

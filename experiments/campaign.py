@@ -5,10 +5,9 @@ experiment that was stopped goes on where it was; a run whose points lie under r
 the tables can be made again in seconds. To train it again, give another --results.
 """
 
-import argparse
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,13 +16,14 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
+from command_line import command_line
 from torch import nn
 from tqdm import tqdm
 
-from phasewatch import Point, Probe, Sink, Snapshot, SnapshotFolder, Trajectory, WandbSink, replay
+from phasewatch import Point, Probe, Sink, Snapshot, SnapshotFolder, Trajectory, WandbSink, log_spaced, replay
 from phasewatch.callbacks.sinks.report import write_report
 from phasewatch.callbacks.trainers.schedule import Steps
-from phasewatch.monitor.files import write_atomically
+from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshots
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,6 +88,43 @@ class Options:
         """The folder of another experiment's runs."""
         return self.runs.with_name(f"{experiment}-quick" if self.quick else experiment)
 
+    def sampler(self, full: Sampler) -> Sampler:
+        """A sampler, of the smallest size with --quick."""
+        if not self.quick:
+            return full
+        return replace(full, chains=2, draws=4, burn_in=2, batch_size=full.batch_size and 8)
+
+    def run(
+        self,
+        seed: int,
+        *,
+        make_model: Callable[[], nn.Module],
+        training: Callable[..., Iterator[int]],
+        make_probe: Callable[..., Probe],
+        sampler: Sampler,
+        at: Steps,
+        setting: str = "",
+    ) -> Run:
+        """A run with a seed; with --quick a dozen steps of it.
+
+        Args:
+            seed: of the model and of its training.
+            make_model: builds the model.
+            training: trains a model with a `seed`.
+            make_probe: builds what measures, with a `sampler`.
+            sampler: the settings of it.
+            at: the steps that are measured.
+            setting: what its name begins with, where there are several.
+        """
+        return Run(
+            name=f"{setting}-seed-{seed}" if setting else f"seed-{seed}",
+            seed=seed,
+            make_model=make_model,
+            training=partial(training, seed=seed),
+            make_probe=partial(make_probe, sampler=self.sampler(sampler)),
+            at=log_spaced(1, 12, num=6) if self.quick else at,
+        )
+
 
 def options(description: str | None, experiment: str, *, seeds: int, arguments: Sequence[str] | None = None) -> Options:
     """Read the command line that all experiments with runs have in common.
@@ -101,10 +138,9 @@ def options(description: str | None, experiment: str, *, seeds: int, arguments: 
     Returns:
         The options.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(description, quick="one small run, to see that it works; nothing is claimed")
     parser.add_argument("--seeds", type=int, default=seeds, help="how many (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="of those (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one small run, to see that it works; nothing is claimed")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=None, help="where points and tables go (default: results/)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes side by side (default: all cores)")
@@ -138,6 +174,7 @@ def measured(experiment: str, runs: Sequence[Run], given: Options) -> dict[str, 
     Returns:
         The trajectory of each run that is measured, by name.
     """
+    given = replace(given, runs=given.folder(experiment))
     kept = given.results / "points" / experiment
     kept.mkdir(parents=True, exist_ok=True)
     files = {run.name: kept / f"{run.name}.jsonl" for run in runs}
@@ -212,8 +249,8 @@ def _train_and_measure(run: Run, given: Options, experiment: str, *, progress: b
 
 def without_traces(point: Point) -> Point:
     """A point without the traces of doubtful chains, which take twenty times as much room as all the rest."""
-    refined = {name: replace(estimate, trace=()) for name, estimate in point.refined.items()}
-    return replace(point, llc=replace(point.llc, trace=()), refined=refined)
+    parts = {name: replace(estimate, trace=()) for name, estimate in point.parts.items()}
+    return replace(point, llc=replace(point.llc, trace=()), parts=parts)
 
 
 @dataclass(frozen=True)
@@ -253,34 +290,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def keep_table(given: Options, experiment: str, lines: Sequence[str]) -> None:
-    """Print an experiment's table, and keep it under results/.
-
-    Args:
-        given: by the command line.
-        experiment: its name.
-        lines: of Markdown.
-    """
-    text = "\n".join([f"# Output of `python experiments/{experiment}.py`", "", *lines]) + "\n"
-    print(text)
-    write_atomically(given.results / f"{experiment}.md", text)
-
-
-def markdown(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """Rows as a Markdown table, the columns in the order of their first appearance.
-
-    Args:
-        rows: by column; what a row lacks is left empty.
-
-    Returns:
-        Its lines.
-    """
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    table = [columns, ["---"] * len(columns), *([_cell(row.get(column, "")) for column in columns] for row in rows)]
-    return [f"| {' | '.join(cells)} |" for cells in table]
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

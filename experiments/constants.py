@@ -8,15 +8,16 @@ experiments/results/constants.md has the table.
     python experiments/constants.py
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
-from transitions import points, scenarios
+from stages import as_stages, matched, simulated
+from transitions import is_false_alarm, points, scenarios
 
-from phasewatch import Trajectory, Transition, find_transitions
+from phasewatch import Trajectory, find_transitions
 from phasewatch.monitor.trajectories import evidence, noise, smoothing, stages, transitions
 from phasewatch.monitor.trajectories.smoothing import Slack, Slacks
 
@@ -56,45 +57,25 @@ VARIED: Sequence[tuple[str, Sequence[Any]]] = [
 Trial = tuple[scenarios.Scenario, Trajectory]
 
 
-def log(step: float) -> float:
-    """Log step, with step 0 at half a step."""
-    return float(np.log(max(step, 0.5)))
-
-
-def matched(
-    found: Sequence[Transition], truth: Sequence[scenarios.Stage]
-) -> Iterator[tuple[Transition, scenarios.Stage]]:
-    """Each stage with the first transition of its sign that shares more than half of the shorter one's log steps."""
-    left = list(found)
-    for stage in truth:
-        for t in left:
-            common = log(min(t.end, stage.end)) - log(max(t.start, stage.start))
-            shorter = min(log(t.end) - log(t.start), log(stage.end) - log(stage.start))
-            if np.sign(t.llc_change) == np.sign(stage.change) and common > 0.5 * shorter:
-                left.remove(t)
-                yield t, stage
-                break
-
-
 def scores(staged: Sequence[Trial], quiet: Sequence[Trial]) -> str:
     """A row of the table."""
     stages_there = all_found = confirmed = alarms = 0
     changes, intervals, hits = [], [], 0
     for scenario, trajectory in staged:
-        found = find_transitions(trajectory)
+        transitions = find_transitions(trajectory)
         truth = dict(zip(scenario.steps.astype(int), scenario.truth, strict=True))
-        changes += [abs(t.llc_change - (truth[t.end] - truth[t.start])) <= 2 * t.change.error for t in found]
-        for t, stage in matched(found, scenario.stages):
+        changes += [abs(t.llc_change - (truth[t.end] - truth[t.start])) <= 2 * t.change.error for t in transitions]
+        for i, j in matched(as_stages(transitions), simulated(scenario.stages)):
+            t, stage = transitions[i], scenario.stages[j]
             hits += 1
             intervals += [
                 t.start_interval[0] <= stage.start <= t.start_interval[1],
                 t.end_interval[0] <= stage.end <= t.end_interval[1],
             ]
-        stages_there, all_found = stages_there + len(scenario.stages), all_found + len(found)
-        confirmed += sum(not t.provisional for t in found)
+        stages_there, all_found = stages_there + len(scenario.stages), all_found + len(transitions)
+        confirmed += sum(not t.provisional for t in transitions)
     for scenario, trajectory in quiet:
-        found, rises = find_transitions(trajectory), [stage.change > 0 for stage in scenario.stages]
-        alarms += len(found) > len(rises) or any((t.llc_change > 0) not in rises for t in found)
+        alarms += is_false_alarm(as_stages(find_transitions(trajectory)), scenario)
     published = (Trajectory.read(ROOT / "tests" / "data" / "published" / f"lr_seed{seed}.csv") for seed in (0, 1))
     kinds = " ".join("".join(t.kind.label for t in find_transitions(run)) for run in published)
     return (

@@ -11,7 +11,6 @@ within 93 to 97 % in 86 % of the settings; the pooled lines leave less to chance
     python experiments/coverage.py [--seeds 200] [--quick]
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from itertools import product
 
 import numpy as np
 import torch
+from command_line import command_line
 from scipy.signal import lfilter
 from torch import Tensor, nn
 
-from phasewatch import SGLD, Estimate, estimate_llc
+from phasewatch import Estimate, Langevin, estimate_llc
 from phasewatch.monitor.estimates.difference import difference
 from phasewatch.monitor.estimates.verdict import estimate_from_losses
 from phasewatch.toy_tasks import deep_linear
@@ -126,7 +126,7 @@ def simulated(seeds: int, chains: Sequence[int], draws: Sequence[int]) -> Iterat
 
 def estimate_of(paired: np.ndarray) -> Estimate:
     """The estimate of paired losses of shape (chain, draw)."""
-    return estimate_from_losses(paired, np.zeros_like(paired), nbeta=1.0, acceptance=math.nan, parameters=10**6)
+    return estimate_from_losses(paired, np.zeros_like(paired), nbeta=1.0, parameters=10**6)
 
 
 def checkpoints(dimensions: int = 20, samples: int = 512) -> tuple[list[nn.Module], tuple[Tensor, Tensor]]:
@@ -143,7 +143,7 @@ def checkpoints(dimensions: int = 20, samples: int = 512) -> tuple[list[nn.Modul
     return found, (x, y)
 
 
-def sampled(seeds: int, samplers: Sequence[SGLD]) -> Iterator[tuple[str, int, int, Tally, Tally]]:
+def sampled(seeds: int, samplers: Sequence[Langevin]) -> Iterator[tuple[str, int, int, Tally, Tally]]:
     """Two checkpoints of a linear regression, each seed used for both."""
     (before, after), data = checkpoints()
     for sampler in samplers:
@@ -151,15 +151,14 @@ def sampled(seeds: int, samplers: Sequence[SGLD]) -> Iterator[tuple[str, int, in
             [estimate_llc(model, deep_linear.loss, data, sampler=sampler, seed=seed) for seed in range(seeds)]
             for model in (after, before)
         )
-        name = f"{sampler.method}, batch {sampler.batch_size}, burn-in {sampler.burn_in}"
+        name = f"langevin, batch {sampler.batch_size}, burn-in {sampler.burn_in}"
         yield name, sampler.chains, sampler.draws, *tallies(later, earlier)
 
 
 def main() -> None:
     """Print a line for each setting, and the coverage over all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, quick="few settings, in less than a minute")
     parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="few settings, in less than a minute")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     chains, draws = ((2, 4), (20, 100)) if arguments.quick else ((2, 3, 4, 10, 20), (20, 100, 400, 2000))
@@ -168,7 +167,7 @@ def main() -> None:
     if not arguments.quick:
         settings += [(2, 100, 50, 16), (4, 20, 0, 16), (4, 100, 50, 64), (4, 200, 100, 512), (10, 60, 30, 16)]
     samplers = [
-        SGLD(step_size=0.004, localization=1, nbeta=50, chains=c, draws=t, burn_in=b, batch_size=m)
+        Langevin(step_size=0.004, localization=1, nbeta=50, chains=c, draws=t, burn_in=b, batch_size=m)
         for c, t, b, m in settings
     ]
     print(f"{arguments.seeds} seeds                 chains  draws |  level  width | difference  width  sharper")

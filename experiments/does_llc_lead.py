@@ -20,20 +20,20 @@ Costs ten minutes on one CPU core, given the trajectories under results/points/.
     python experiments/does_llc_lead.py [--points FOLDER] [--quick]
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from campaign import RESULTS, markdown
+from campaign import RESULTS
+from command_line import command_line
 from jumps import Jump, jumps, stretches
 from live import Call, Looks, call, replayed
-from tables import keep
+from stages import as_stages
+from tables import keep, keep_table, markdown
 from tqdm import tqdm
 
 from phasewatch import Trajectory, Transition, coincide, find_transitions
-from phasewatch.monitor.files import write_atomically
 from phasewatch.monitor.trajectories.transitions import Trend
 
 EXPERIMENT = "does_llc_lead"
@@ -103,16 +103,16 @@ class Case:
 def last_jump(trajectory: Trajectory, behaviour: Behaviour) -> Jump | None:
     """The last jump of a behaviour that goes far enough."""
     found = jumps(trajectory, behaviour.metric, behaviour.trend, least=0.0)
-    far = [jump for jump in found if abs(jump.transition.after - jump.transition.before) >= behaviour.least]
+    far = [jump for jump in found if abs(jump.transition.change.value) >= behaviour.least]
     return far[-1] if far else None
 
 
 def beside(trajectory: Trajectory, jump: Jump, signal: str) -> Transition | None:
     """The transition of λ̂ or of the loss that goes with a jump."""
     found = stretches(trajectory, signal)
-    pairs = coincide(found, find_transitions(trajectory, metric=jump.transition.metric)).pairs
+    pairs = coincide(found, find_transitions(trajectory, signal=jump.transition.signal)).pairs
     paired = [pair.first for pair in pairs if pair.second == jump.transition]
-    held = [t for t in find_transitions(trajectory, metric=signal) if t.start <= jump.half < t.end]
+    held = [t for t in find_transitions(trajectory, signal=signal) if t.start <= jump.half < t.end]
     return next(iter([*paired, *held]), None)
 
 
@@ -122,14 +122,18 @@ def case(name: str, trajectory: Trajectory, looks: Mapping[str, Looks], behaviou
     if jump is None:
         return None
     llc, loss = (beside(trajectory, jump, signal) for signal in ("llc", "loss"))
+
+    def seen(signal: str, transition: Transition | None) -> Call:
+        return call(looks[signal], as_stages([transition])[0]) if transition else Call(None, None)
+
     after = int(np.searchsorted(trajectory.steps, jump.half).clip(1, len(trajectory) - 1))
     return Case(
         run=name,
         jump=jump,
-        own=call(looks[behaviour.metric], jump.transition),
+        own=seen(behaviour.metric, jump.transition),
         llc=llc,
-        seen=call(looks["llc"], llc) if llc else Call(None, None),
-        loss_seen=call(looks["loss"], loss) if loss else Call(None, None),
+        seen=seen("llc", llc),
+        loss_seen=seen("loss", loss),
         apart=int(trajectory.steps[after] - trajectory.steps[after - 1]),
     )
 
@@ -220,10 +224,9 @@ def read(points: Path, experiment: str, prefix: str, quick: bool) -> dict[str, T
 
 def main() -> None:
     """Print the tables, and keep them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, quick="two runs of each, few looks, nothing is kept")
     parser.add_argument("--points", type=Path, default=RESULTS / "points", help="the trajectories of the experiments")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the tables go (default: results/)")
-    parser.add_argument("--quick", action="store_true", help="two runs of each, few looks, nothing is kept")
     given = parser.parse_args()
     every = 8 if given.quick else 1
 
@@ -246,11 +249,10 @@ def main() -> None:
         if runs := read(given.points, experiment, prefix, given.quick):
             others.append(alone(experiment, prefix, runs, []))
 
-    lines = [f"# Output of `python experiments/{EXPERIMENT}.py`", "", *markdown(rows), "", *markdown(others)]
-    print("\n".join(lines))
-    if not given.quick and records:
-        write_atomically(given.results / f"{EXPERIMENT}.md", "\n".join(lines) + "\n")
-        keep(given.results / f"{EXPERIMENT}.csv", records, by=["experiment", "run", "metric"])
+    results = given.results if records and not given.quick else None
+    keep_table(results, EXPERIMENT, [*markdown(rows), "", *markdown(others)])
+    if results:
+        keep(results / f"{EXPERIMENT}.csv", records, by=["experiment", "run", "metric"])
 
 
 if __name__ == "__main__":

@@ -26,17 +26,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
-from campaign import Options, Run, keep_table, markdown, measured, options
-from jumps import beside, jumps, largest, rates, without_small
+from campaign import Options, Run, measured, options
+from jumps import beside, goes_with_largest, merged, rates, without_small
+from tables import keep_table, kinds, markdown, not_ok
 from torch import nn
 
-from phasewatch import SGLD, Kind, Probe, Trajectory, find_transitions, log_spaced
+from phasewatch import Kind, Langevin, Probe, Trajectory, find_transitions, log_spaced
 from phasewatch.toy_tasks import grokking
 
 EXPERIMENT = "grokking"
-CONTROL = "shuffled-seed"
-SAMPLER = SGLD(step_size=0.0044, localization=5.8, nbeta=100, chains=4, draws=100, burn_in=60, batch_size=128)
-QUICK = SGLD(step_size=0.0044, localization=5.8, nbeta=100, chains=2, draws=4, burn_in=2, batch_size=16)
+CONTROL = "shuffled"
+SAMPLER = Langevin(step_size=0.0044, localization=5.8, nbeta=100, chains=4, draws=100, burn_in=60, batch_size=128)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ShuffledData(grokking.AdditionData):
         return pairs, sums[torch.randperm(len(sums), generator=torch.Generator().manual_seed(self.split_seed))]
 
 
-def make_probe(model: nn.Module, device: str, *, data: grokking.AdditionData, sampler: SGLD) -> Probe:
+def make_probe(model: nn.Module, device: str, *, data: grokking.AdditionData, sampler: Langevin) -> Probe:
     """λ̂ of the training loss, and how far the rule is learnt."""
     return Probe(
         grokking.AdditionMLP,
@@ -67,23 +67,23 @@ def make_probe(model: nn.Module, device: str, *, data: grokking.AdditionData, sa
 def runs(given: Options) -> list[Run]:
     """Each seed, with a rule and without."""
     return [
-        Run(
-            name=f"{name}-{seed}",
-            seed=seed,
+        given.run(
+            seed,
+            setting=setting,
             make_model=grokking.AdditionMLP,
-            training=partial(grokking.training, data=data, seed=seed),
-            make_probe=partial(make_probe, data=data, sampler=QUICK if given.quick else SAMPLER),
-            at=log_spaced(1, 12, num=6) if given.quick else log_spaced(10, 8000, num=30, linear=25),
+            training=partial(grokking.training, data=data),
+            make_probe=partial(make_probe, data=data),
+            sampler=SAMPLER,
+            at=log_spaced(10, 8000, num=30, linear=25),
         )
         for seed in given.seeds
-        for name, data in (("seed", grokking.AdditionData(split_seed=seed)), (CONTROL, ShuffledData(split_seed=seed)))
+        for setting, data in (("", grokking.AdditionData(split_seed=seed)), (CONTROL, ShuffledData(split_seed=seed)))
     ]
 
 
 def goes_with_a_fall(trajectory: Trajectory, metric: str) -> bool:
     """Whether a type B goes with the rise of a metric."""
-    jump = largest(jumps(trajectory, metric, "up"))
-    return jump is not None and jump.pair is not None and jump.pair.first.kind is Kind.B
+    return goes_with_largest(trajectory, metric, "up") is Kind.B
 
 
 def row(name: str, trajectory: Trajectory) -> dict[str, object]:
@@ -91,12 +91,12 @@ def row(name: str, trajectory: Trajectory) -> dict[str, object]:
     memorised = [p.step for p in trajectory if p.metrics["train_accuracy"] >= 0.99]
     return {
         "run": name,
-        "kinds": " ".join(t.kind.label for t in find_transitions(trajectory)),
+        "kinds": kinds(find_transitions(trajectory)),
         "λ̂ falls by": f"{fall(trajectory):.0%}",
         "99 % of training pairs by step": memorised[0] if memorised else "",
         **beside(trajectory, "test_accuracy", "up"),
         **beside(trajectory, "rule_share", "up"),
-        "not OK": f"{sum(p.llc.health.name != 'OK' for p in trajectory)} of {len(trajectory)}",
+        "not OK": not_ok(trajectory),
     }
 
 
@@ -107,8 +107,7 @@ def grokked(trajectory: Trajectory) -> bool:
 
 def a_then_b(trajectory: Trajectory) -> bool:
     """Whether λ̂ does A and then B: neighbours of one kind are one, and changes below a tenth of the largest none."""
-    kinds = [t.kind for t in without_small(find_transitions(trajectory))]
-    return [kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind is not before] == [Kind.A, Kind.B]
+    return kinds(merged(without_small(find_transitions(trajectory)))) == "A B"
 
 
 def fall(trajectory: Trajectory) -> float:
@@ -121,9 +120,9 @@ def main() -> None:
     """Train and measure what is missing, and print the tables."""
     given = options(__doc__, EXPERIMENT, seeds=10)
     found = measured(EXPERIMENT, runs(given), given)
-    both = [seed for seed in given.seeds if {f"seed-{seed}", f"{CONTROL}-{seed}"} <= found.keys()]
+    both = [seed for seed in given.seeds if {f"seed-{seed}", f"{CONTROL}-seed-{seed}"} <= found.keys()]
     trajectories = [found[f"seed-{seed}"] for seed in both]
-    controls = [found[f"{CONTROL}-{seed}"] for seed in both]
+    controls = [found[f"{CONTROL}-seed-{seed}"] for seed in both]
     farther = sum(fall(rule) > 2 * fall(control) for rule, control in zip(trajectories, controls, strict=True))
     of_all = f"of {len(both)} seeds"
     behaviours = ("test_accuracy", "rule_share")
@@ -142,7 +141,7 @@ def main() -> None:
         "",
         *markdown([row(name, trajectory) for name, trajectory in found.items()]),
     ]
-    keep_table(given, EXPERIMENT, lines)
+    keep_table(given.results, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ by (!) each verdict that isn't meant. Other seeds are other data, networks, mini
     python experiments/health.py [--quick] [--first-seed 0]
 """
 
-import argparse
 import copy
 import math
 import statistics
@@ -24,10 +23,11 @@ from itertools import product
 from typing import Any
 
 import torch
+from command_line import command_line
 from torch import Generator, Tensor, nn
 
-from phasewatch import SGLD, Estimate, Probe, Snapshot
-from phasewatch.monitor.sampling.settings import Method
+from phasewatch import SGLD, Estimate, Langevin, Probe, Snapshot
+from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.toy_tasks import deep_linear
 
 
@@ -49,7 +49,7 @@ class Place:
     spectrum: Tensor
     weights: nn.Module | None = None
 
-    def truth(self, sampler: SGLD, *, gamma: float | None = None) -> float:
+    def truth(self, sampler: Sampler, *, gamma: float | None = None) -> float:
         """½ Σ nβ·h/(nβ·h + γ), with the sampler's γ if not given."""
         a = sampler.nbeta * self.spectrum
         return (a / (a + (sampler.localization if gamma is None else gamma))).nan_to_num(0.0).sum().item() / 2
@@ -69,7 +69,7 @@ class Case:
 
     name: str
     place: Callable[[int], Place]
-    sampler: SGLD
+    sampler: Sampler
     meant: str = "OK"
     level: bool = False
 
@@ -229,50 +229,62 @@ def wells(seed: int, *, depth: float, barrier: float) -> Place:
 
 FULL: dict[str, Any] = {"kappa": 0.5, "nbeta": 1e4, "localization": 1.0, "batch_size": None}
 FULL |= {"burn_in": 150, "draws": 300}
-SMALL: dict[str, Any] = {
-    "kappa": 0.2,
-    "nbeta": 64.0,
-    "localization": 0.1,
-    "batch_size": 32,
-    "burn_in": 150,
-    "draws": 300,
-}
+SMALL: dict[str, Any] = {"kappa": 0.2, "nbeta": 64.0, "localization": 0.1, "batch_size": 32}
+SMALL |= {"burn_in": 150, "draws": 300}
 DEEP: dict[str, Any] = FULL | {"nbeta": 1e9, "localization": 1e4, "burn_in": 300}
 TANH: dict[str, Any] = FULL | {"nbeta": 1e8, "localization": 10.0, "burn_in": 800}
 
 
+@dataclass(frozen=True)
+class SGLDAtKappa(SGLD):
+    """SGLD whose step size is chosen at each place, as `Langevin(kappa=...)` chooses its own.
+
+    Attributes:
+        kappa: κ = ε·(nβ·h + γ), h the largest curvature.
+    """
+
+    kappa: float = 0.25
+
+    @property
+    def target_kappa(self) -> float:
+        """κ."""
+        return self.kappa
+
+
+def langevin(settings: dict[str, Any], **changed: Any) -> Langevin:
+    """The default sampler with some settings, but for what is changed."""
+    return Langevin(**(settings | changed))
+
+
 def sgld(settings: dict[str, Any], **changed: Any) -> SGLD:
-    """The sampler of some settings, but for what is changed."""
-    return SGLD(**(settings | changed))
+    """SGLD with some settings, but for what is changed."""
+    return SGLDAtKappa(**(settings | changed))
 
 
-def relaxing(method: Method, share: float, times: float, burn_in: int) -> Case:
+SAMPLERS = {"sgld": sgld, "langevin": langevin}
+
+
+def relaxing(name: str, share: float, times: float, burn_in: int) -> Case:
     """A share of the directions that gets so many relaxation times in 500 draws."""
-    heat = 39 if method == "langevin" else 1
-    sampler = sgld(FULL, kappa=0.3, nbeta=1e6, method=method, burn_in=burn_in, draws=500)
+    gain = 39 if name == "langevin" else 1
     return Case(
-        f"{share:.0%} slow, {times} times in 500 after {burn_in}, {method}",
-        lambda seed: quadratic(seed, low=times / (0.3 * 500 * heat), slow=share),
-        sampler,
+        f"{share:.0%} slow, {times} times in 500 after {burn_in}, {name}",
+        partial(quadratic, low=times / (0.3 * 500 * gain), slow=share),
+        SAMPLERS[name](FULL, kappa=0.3, nbeta=1e6, burn_in=burn_in, draws=500),
         "UNMIXED DRIFTING",
     )
 
 
 def faint() -> Iterator[Case]:
     """Failures that four chains show too faintly to be sure: how often they are named."""
-    for method, share, times in product(("sgld", "langevin"), (0.5, 0.9), (0.3, 1, 2)):
+    for name, share, times in product(("sgld", "langevin"), (0.5, 0.9), (0.3, 1, 2)):
         if share < 0.9:
-            yield relaxing(method, share, times, 0)
-        yield relaxing(method, share, times, 100)
-    sampler = sgld(SMALL, nbeta=100.0, batch_size=8)
-    yield Case(
-        "noisy labels, 8 at a time, nβ 100",
-        lambda seed: regression(seed, samples=512, noise=1.0),
-        sampler,
-        "NOISY",
-    )
+            yield relaxing(name, share, times, 0)
+        yield relaxing(name, share, times, 100)
+    sampler = langevin(SMALL, nbeta=100.0, batch_size=8)
+    yield Case("noisy labels, 8 at a time, nβ 100", partial(regression, samples=512, noise=1.0), sampler, "NOISY")
     for gamma, draws in ((10.0, 100), (10.0, 1000), (100.0, 100)):
-        sampler = sgld(FULL, nbeta=1086.0, localization=gamma, burn_in=600, draws=draws)
+        sampler = langevin(FULL, nbeta=1086.0, localization=gamma, burn_in=600, draws=draws)
         yield Case(f"spectrum 1e-4 to 1, γ {gamma:g}, {draws} draws", quadratic, sampler, "LOCALIZED", True)
 
 
@@ -283,92 +295,71 @@ def planted() -> Iterator[Case]:
             ("regression", regression, FULL), ("deep linear", network, DEEP), ("tanh", teacher, TANH)
         ):  # fmt: skip
             if (name, kappa) != ("tanh", 1.5):
-                yield Case(
-                    f"{name}, sgld at κ {kappa}",
-                    place,
-                    sgld(base, kappa=kappa, method="sgld"),
-                    "OVERSTEPPING",
-                )
+                yield Case(f"{name}, sgld at κ {kappa}", place, sgld(base, kappa=kappa), "OVERSTEPPING")
     for kappa in (3.0, 3.8):
-        yield Case(f"regression, langevin at κ {kappa}", regression, sgld(FULL, kappa=kappa), "OVERSTEPPING DIVERGED")
-        yield Case(f"tanh, langevin at κ {kappa}", teacher, sgld(TANH, kappa=kappa), "OVERSTEPPING DIVERGED")
+        for name, place, base in (("regression", regression, FULL), ("tanh", teacher, TANH)):
+            sampler = langevin(base, kappa=kappa)
+            yield Case(f"{name}, langevin at κ {kappa}", place, sampler, "OVERSTEPPING DIVERGED")
     for step in (6e-4, 6e-3):
-        sampler = sgld(FULL, kappa=None, step_size=step)
+        sampler = langevin(FULL, kappa=None, step_size=step)
         yield Case(f"regression, langevin at ε·nβ {step * 1e4:g}", regression, sampler, "DIVERGED OVERSTEPPING")
-    for name, settings in (
-        ("sgld", {"method": "sgld"}), ("momentum 0", {"momentum": 0.0}), ("momentum 0.95", {})
+    for name, make in (
+        ("sgld", sgld), ("momentum 0", partial(langevin, momentum=0.0)), ("momentum 0.95", langevin)
     ):  # fmt: skip
         for d, kappa in product((4, 20, 100), (1e-3, 1e-4)):
-            sampler = sgld(FULL, kappa=kappa, burn_in=50, draws=100, **settings)
+            sampler = make(FULL, kappa=kappa, burn_in=50, draws=100)
             yield Case(f"regression of {d}, κ {kappa:g}, {name}", partial(regression, d=d), sampler, "CREEPING")
-    sampler = sgld(DEEP, kappa=1e-4, burn_in=50, draws=100)
+    sampler = langevin(DEEP, kappa=1e-4, burn_in=50, draws=100)
     yield Case("deep linear, κ 0.0001", network, sampler, "CREEPING")
-    sampler = sgld(SMALL, kappa=1e-3, burn_in=50, draws=100)
+    sampler = langevin(SMALL, kappa=1e-3, burn_in=50, draws=100)
     yield Case("regression, κ 0.001, minibatches", partial(regression, samples=512), sampler, "CREEPING")
     off = "OFF_MINIMUM NEGATIVE"
     for shift in (0.5, 0.7, 1.0, 3.0, 30.0):
-        yield Case(f"regression off by {shift} sd", partial(regression, shift=shift), sgld(FULL), off)
+        yield Case(f"regression off by {shift} sd", partial(regression, shift=shift), langevin(FULL), off)
         slow = {"shift": 1.4 * shift, "along": "slow", "low": 0.03}
-        yield Case(f"regression off by {shift} sd, slow", partial(regression, **slow), sgld(FULL, burn_in=600), off)
+        yield Case(f"regression off by {shift} sd, slow", partial(regression, **slow), langevin(FULL, burn_in=600), off)
     for shift in (10.0, 30.0):
-        sampler = sgld(SMALL, nbeta=128.0)
-        yield Case(
-            f"regression off by {0.113 * shift:.1f} sd, minibatches",
-            partial(regression, samples=512, shift=shift),
-            sampler,
-            off,
-        )
+        sampler = langevin(SMALL, nbeta=128.0)
+        place = partial(regression, samples=512, shift=shift)
+        yield Case(f"regression off by {0.113 * shift:.1f} sd, minibatches", place, sampler, off)
     for shift in (3e-5, 1e-3):
-        yield Case(f"deep linear off by {shift}", partial(network, shift=shift), sgld(DEEP), off)
+        yield Case(f"deep linear off by {shift}", partial(network, shift=shift), langevin(DEEP), off)
     for shift in (1e-4, 1e-2):
-        yield Case(f"tanh off by {shift}", partial(teacher, shift=shift), sgld(TANH), off)
+        yield Case(f"tanh off by {shift}", partial(teacher, shift=shift), langevin(TANH), off)
     for nbeta in (300.0, 1e3, 1e4):
-        sampler = sgld(SMALL, nbeta=nbeta, batch_size=8)
-        yield Case(
-            f"noisy labels, 8 at a time, nβ {nbeta:g}",
-            partial(regression, samples=512, noise=1.0),
-            sampler,
-            "NOISY DIVERGED",
-        )
-    sampler = sgld(TANH, batch_size=4, nbeta=1e5, localization=1.0)
-    yield Case(
-        "tanh, noisy labels, 4 at a time",
-        partial(teacher, noise=0.3),
-        sampler,
-        "NOISY DIVERGED OFF_MINIMUM NEGATIVE",
-    )
+        sampler = langevin(SMALL, nbeta=nbeta, batch_size=8)
+        place = partial(regression, samples=512, noise=1.0)
+        yield Case(f"noisy labels, 8 at a time, nβ {nbeta:g}", place, sampler, "NOISY DIVERGED")
+    sampler = langevin(TANH, batch_size=4, nbeta=1e5, localization=1.0)
+    yield Case("tanh, noisy labels, 4 at a time", partial(teacher, noise=0.3), sampler, f"NOISY DIVERGED {off}")
     for gamma in (5e3, 1e4, 1e5):
         for chains in (4, 8):
-            sampler = sgld(FULL, localization=gamma, chains=chains)
+            sampler = langevin(FULL, localization=gamma, chains=chains)
             yield Case(f"regression, γ {gamma / 1e4:g} nβ·h, {chains} chains", regression, sampler, "LOCALIZED", True)
     for gamma, chains in ((10.0, 8), (100.0, 4)):
-        sampler = sgld(FULL, nbeta=1086.0, localization=gamma, burn_in=600, draws=1500, chains=chains)
+        sampler = langevin(FULL, nbeta=1086.0, localization=gamma, burn_in=600, draws=1500, chains=chains)
         yield Case(f"spectrum 1e-4 to 1, γ {gamma:g}, {chains} chains", quadratic, sampler, "LOCALIZED", True)
-    sampler = sgld(SMALL, localization=64.0)
+    sampler = langevin(SMALL, localization=64.0)
     yield Case("regression, γ nβ·h, minibatches", partial(regression, samples=512), sampler, "LOCALIZED", True)
     slow = "UNMIXED DRIFTING"
-    for method, times in product(("sgld", "langevin"), (0.3, 1, 2)):
-        yield relaxing(method, 0.9, times, 0)
+    for name, times in product(("sgld", "langevin"), (0.3, 1, 2)):
+        yield relaxing(name, 0.9, times, 0)
     for burn_in in (0, 300):
-        yield Case(
-            f"tanh after {burn_in} at κ 0.01",
-            teacher,
-            sgld(TANH, kappa=0.01, burn_in=burn_in, draws=200),
-            slow + " CREEPING",
-        )
+        sampler = langevin(TANH, kappa=0.01, burn_in=burn_in, draws=200)
+        yield Case(f"tanh after {burn_in} at κ 0.01", teacher, sampler, f"{slow} CREEPING")
     for name, place, base in (("tanh", teacher, TANH), ("deep linear", network, DEEP)):
-        yield Case(f"{name}, 40 draws without burn-in", place, sgld(base, burn_in=0, draws=40), "DRIFTING")
+        yield Case(f"{name}, 40 draws without burn-in", place, langevin(base, burn_in=0, draws=40), "DRIFTING")
     for depth in (5.0, 20.0):
-        sampler = sgld(FULL, nbeta=1e3, localization=0.1, draws=500, momentum=0.0)
+        sampler = langevin(FULL, nbeta=1e3, localization=0.1, draws=500, momentum=0.0)
         where = partial(wells, depth=depth, barrier=3.0)
         yield Case(f"two wells, {depth:g} nats apart", where, sampler, "UNMIXED DRIFTING NEGATIVE")
     for scale in (0.0, 1e-2):
         for nbeta in (1e3, 1e5):
-            sampler = sgld(FULL, nbeta=nbeta)
+            sampler = langevin(FULL, nbeta=nbeta)
             yield Case(f"saddle, weights {scale:g}, nβ {nbeta:g}", partial(saddle, scale=scale), sampler, off)
-    sampler = sgld(SMALL, nbeta=1e3, batch_size=2)
+    sampler = langevin(SMALL, nbeta=1e3, batch_size=2)
     yield Case("saddle, minibatches", partial(saddle, scale=0.01), sampler, off + " NOISY")
-    yield Case("a weight is NaN", not_a_number, sgld(FULL), "DIVERGED")
+    yield Case("a weight is NaN", not_a_number, langevin(FULL), "DIVERGED")
 
 
 def good(quick: bool) -> Iterator[Case]:
@@ -379,17 +370,13 @@ def good(quick: bool) -> Iterator[Case]:
             continue
         end = f", {chains} × {draws}"
         for d in (4, 20, 60):
-            yield Case(f"regression of {d}{end}", partial(regression, d=d), sgld(FULL, **last))
-        yield Case(
-            f"regression in float32{end}",
-            partial(regression, dtype=torch.float32),
-            sgld(FULL, nbeta=1e6, **last),
-        )
-        yield Case(f"regression, sgld{end}", regression, sgld(FULL, kappa=0.15, method="sgld", **last))
-        yield Case(f"regression, mala{end}", regression, sgld(FULL, method="mala", **last))
-        yield Case(f"regression, minibatches{end}", partial(regression, samples=512), sgld(SMALL, **last))
-        yield Case(f"deep linear{end}", network, sgld(DEEP, **last))
-        yield Case(f"tanh{end}", teacher, sgld(TANH, **last))
+            yield Case(f"regression of {d}{end}", partial(regression, d=d), langevin(FULL, **last))
+        single = partial(regression, dtype=torch.float32)
+        yield Case(f"regression in float32{end}", single, langevin(FULL, nbeta=1e6, **last))
+        yield Case(f"regression, sgld{end}", regression, sgld(FULL, kappa=0.15, **last))
+        yield Case(f"regression, minibatches{end}", partial(regression, samples=512), langevin(SMALL, **last))
+        yield Case(f"deep linear{end}", network, langevin(DEEP, **last))
+        yield Case(f"tanh{end}", teacher, langevin(TANH, **last))
 
 
 @dataclass(frozen=True)
@@ -429,8 +416,7 @@ def measure(case: Case, seeds: range) -> Row:
 
 def main() -> None:
     """Print a line for each case, and the rates."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed of each, in a minute")
+    parser = command_line(__doc__, quick="one seed of each, in a minute")
     parser.add_argument("--first-seed", type=int, default=0, help="the seeds go on from here, eight at most")
     options = parser.parse_args()
     torch.set_num_threads(1)

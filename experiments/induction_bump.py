@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from campaign import Options, Run, keep_table, markdown, measured, options
+from campaign import Options, Run, measured, options
 from jumps import halfway
+from tables import keep_table, markdown
 from torch import Generator, nn
 
-from phasewatch import SGLD, Kind, Probe, Trajectory, Transition, find_transitions, log_spaced
+from phasewatch import Kind, Langevin, Probe, Trajectory, Transition, find_transitions, log_spaced
 from phasewatch.toy_tasks import induction
 
 EXPERIMENT = "induction_bump"
@@ -36,11 +37,10 @@ FACTOR = 1.3
 """How far apart, in step, what comes together may be."""
 
 DATA = induction.InductionData()
-SAMPLER = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=4, draws=30, burn_in=30, batch_size=32)
-QUICK = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=4, burn_in=2, batch_size=8)
+SAMPLER = Langevin(step_size=1e-4, localization=100, nbeta=200, chains=4, draws=30, burn_in=30, batch_size=32)
 
 
-def make_probe(model: nn.Module, device: str, *, layers: int, sampler: SGLD) -> Probe:
+def make_probe(model: nn.Module, device: str, *, layers: int, sampler: Langevin) -> Probe:
     """λ̂ and the published scores."""
     return Probe(
         partial(induction.make_model, layers=layers),
@@ -57,13 +57,14 @@ def make_probe(model: nn.Module, device: str, *, layers: int, sampler: SGLD) -> 
 def runs(given: Options) -> list[Run]:
     """Two layers and one, each seed."""
     return [
-        Run(
-            name=f"{layers}-layers-seed-{seed}",
-            seed=seed,
+        given.run(
+            seed,
+            setting=f"{layers}-layers",
             make_model=partial(induction.make_model, seed, layers=layers),
-            training=partial(induction.training, data=DATA, seed=seed),
-            make_probe=partial(make_probe, layers=layers, sampler=QUICK if given.quick else SAMPLER),
-            at=log_spaced(1, 12, num=6) if given.quick else log_spaced(10, 2000, num=24, linear=20),
+            training=partial(induction.training, data=DATA),
+            make_probe=partial(make_probe, layers=layers),
+            sampler=SAMPLER,
+            at=log_spaced(10, 2000, num=24, linear=20),
         )
         for seed in given.seeds
         for layers in (2, 1)
@@ -77,7 +78,7 @@ def bump(trajectory: Trajectory) -> dict[str, object]:
     matching: the first fall, of what the positions say, comes long before.
     """
     scores = trajectory.signal("prefix_matching")
-    rise = max(_changes(trajectory, "prefix_matching", "up"), key=lambda t: t.after - t.before, default=None)
+    rise = max(_changes(trajectory, "prefix_matching", "up"), key=lambda t: t.change.value, default=None)
     row: dict[str, object] = {"prefix matching": f"{scores[0]:.2f} to {scores.max():.2f}"}
     if rise is None or scores.max() <= LEAST:
         return row | {"bump": "no"}
@@ -92,10 +93,10 @@ def bump(trajectory: Trajectory) -> dict[str, object]:
     fall, fall_at = nearest(_changes(trajectory, "icl_score", "down"))
     grown, grown_at = nearest([t for t in find_transitions(trajectory) if t.kind is Kind.A])
     if fall:
-        row |= {"in-context score": f"{fall.before:.2f} to {fall.after:.2f}", "by step": round(fall_at)}
+        row |= {"in-context score": f"{fall.change.before:.2f} to {fall.change.after:.2f}", "by step": round(fall_at)}
     if grown:
         row |= {
-            "type A, λ̂": f"{grown.llc_before:.0f} to {grown.llc_after:.0f}",
+            "type A, λ̂": f"{grown.change.before:.0f} to {grown.change.after:.0f}",
             "steps": f"{grown.start} to {grown.end}",
             "by step ": round(grown_at),
         }
@@ -104,7 +105,7 @@ def bump(trajectory: Trajectory) -> dict[str, object]:
 
 
 def _changes(trajectory: Trajectory, metric: str, trend: str) -> list[Transition]:
-    return [t for t in find_transitions(trajectory, metric=metric) if t.trend == trend]
+    return [t for t in find_transitions(trajectory, signal=metric) if t.change.trend == trend]
 
 
 def main() -> None:
@@ -116,7 +117,7 @@ def main() -> None:
     for layers in (2, 1):
         shown = [row["bump"] == "yes" for name, row in rows.items() if name.startswith(f"{layers}-")]
         lines += ["", f"{layers} layer{'s' * (layers > 1)}: the bump in {sum(shown)} of {len(shown)} seeds."]
-    keep_table(given, EXPERIMENT, lines)
+    keep_table(given.results, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

@@ -48,11 +48,12 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from campaign import Options, Run, keep_table, markdown, measured, options
+from campaign import Options, Run, measured, options
 from jumps import Jump, jumps, largest
+from tables import keep_table, kinds, llc_changes, markdown, with_error
 from torch import Generator, nn
 
-from phasewatch import SGLD, Health, Probe, Trajectory, Transition, difference, find_transitions, heads, log_spaced
+from phasewatch import Health, Langevin, Probe, Trajectory, Transition, difference, find_transitions, heads, log_spaced
 from phasewatch.callbacks.trainers.schedule import Steps
 from phasewatch.toy_tasks import attention_only, induction, markov_chains, text
 from phasewatch.toy_tasks.head_scores import prefix_matching_scores, previous_token_scores
@@ -60,9 +61,8 @@ from phasewatch.toy_tasks.head_scores import prefix_matching_scores, previous_to
 EXPERIMENT = "induction_substages"
 HEADS = "induction_substages_heads"
 LONGER = "induction_substages_longer"
-SAMPLER = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=4, draws=20, burn_in=20, batch_size=32)
+SAMPLER = Langevin(step_size=1e-4, localization=100, nbeta=200, chains=4, draws=20, burn_in=20, batch_size=32)
 SETTLED = replace(SAMPLER, burn_in=200)
-QUICK = SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=4, burn_in=2, batch_size=8)
 
 SCORES = ("previous_token", "prefix_matching")
 LEAST_RISE = 0.1
@@ -108,7 +108,7 @@ def best_head(scores: Callable[[nn.Module, Any], Any], data: Any) -> Callable[[n
     return lambda model, batch: float(scores(model, data).argmax())
 
 
-def make_probe(model: nn.Module, device: str, *, setting: str, sampler: SGLD, of_heads: bool = False) -> Probe:
+def make_probe(model: nn.Module, device: str, *, setting: str, sampler: Langevin, of_heads: bool = False) -> Probe:
     """λ̂ of the whole, and of each head if wanted, and the scores."""
     chosen = SETTINGS[setting]
     data = chosen.data
@@ -125,7 +125,7 @@ def make_probe(model: nn.Module, device: str, *, setting: str, sampler: SGLD, of
             "previous_token_head": best_head(previous_token_scores, data),
             "prefix_matching_head": best_head(prefix_matching_scores, data),
         },
-        weights=heads(model) if of_heads else None,
+        parts=heads(model) if of_heads else None,
         threads=1,
         device=device,
     )
@@ -135,13 +135,14 @@ def runs(given: Options, *, of_heads: bool = False) -> list[Run]:
     """Every setting, each seed."""
     names = ["triggers"] if given.quick else list(SETTINGS)
     return [
-        Run(
-            name=f"{name}-seed-{seed}",
-            seed=seed,
+        given.run(
+            seed,
+            setting=name,
             make_model=partial(attention_only.make_model, seed, **SETTINGS[name].model),
-            training=partial(attention_only.training, data=SETTINGS[name].data, seed=seed),
-            make_probe=partial(make_probe, setting=name, sampler=QUICK if given.quick else SAMPLER, of_heads=of_heads),
-            at=log_spaced(1, 12, num=5) if given.quick else log_spaced(50, SETTINGS[name].steps, num=20, linear=16),
+            training=partial(attention_only.training, data=SETTINGS[name].data),
+            make_probe=partial(make_probe, setting=name, of_heads=of_heads),
+            sampler=SAMPLER,
+            at=log_spaced(50, SETTINGS[name].steps, num=20, linear=16),
         )
         for name in names
         for seed in given.seeds
@@ -227,8 +228,8 @@ def sequence(trajectory: Trajectory, bump: Bump) -> dict[str, object]:
         at = {point.step: point.llc for point in trajectory}
         between = difference(at[second.start], at[first.start])
         trend = "flat" if abs(between.value) <= 2 * between.error else "up" if between.value > 0 else "down"
-        shown["Δλ̂ between"] = f"{between.value:+.1f} ± {2 * between.error:.1f} ({trend})"
-    return shown | {"kinds over the bump": " ".join(t.kind.label for t in over(bump, trajectory))}
+        shown["Δλ̂ between"] = f"{with_error(between.value, between.error)} ({trend})"
+    return shown | {"kinds over the bump": kinds(over(bump, trajectory))}
 
 
 def over(bump: Bump, trajectory: Trajectory) -> list[Transition]:
@@ -238,11 +239,11 @@ def over(bump: Bump, trajectory: Trajectory) -> list[Transition]:
 
 def change_of_head(ends: Trajectory, score: str) -> str:
     """The head that has the best score at the end, and the change of its own λ̂."""
-    per_layer = len(ends[0].refined) // (1 + max(int(part[1]) for part in ends[0].refined))
+    per_layer = len(ends[0].parts) // (1 + max(int(part[1]) for part in ends[0].parts))
     layer, head = divmod(int(ends.signal(f"{score}_head")[-1]), per_layer)
-    own = ends.of(f"L{layer}H{head}")
+    own = ends.part(f"L{layer}H{head}")
     change = difference(own[-1].llc, own[0].llc)
-    return f"L{layer}H{head} {change.value:+.1f} ± {2 * change.error:.1f}"
+    return f"L{layer}H{head} {with_error(change.value, change.error)}"
 
 
 def settled_rows(name: str, short: Trajectory, longer: Trajectory) -> list[dict[str, object]]:
@@ -258,8 +259,8 @@ def settled_rows(name: str, short: Trajectory, longer: Trajectory) -> list[dict[
                 "run": name,
                 "burn-in": sampler.burn_in,
                 "drifting": f"{drifting} of {len(points)} points",
-                "kinds over the bump": " ".join(t.kind.label for t in inside),
-                "Δλ̂ of each": ", ".join(f"{t.llc_change:+.1f} ± {2 * t.llc_error:.1f}" for t in inside),
+                "kinds over the bump": kinds(inside),
+                "Δλ̂ of each": llc_changes(inside),
             }
         )
     return rows
@@ -287,8 +288,8 @@ def main() -> None:
     """Train and measure what is missing, and print the tables."""
     given = options(__doc__, EXPERIMENT, seeds=4)
     found = measured(EXPERIMENT, runs(given), given)
-    of_heads = measured(HEADS, runs_of_heads(given, found), replace(given, runs=given.folder(HEADS)))
-    longer = measured(LONGER, runs_with_longer_chains(given, found), replace(given, runs=given.folder(LONGER)))
+    of_heads = measured(HEADS, runs_of_heads(given, found), given)
+    longer = measured(LONGER, runs_with_longer_chains(given, found), given)
     rows = [row(name, trajectory, of_heads.get(name)) for name, trajectory in found.items()]
     groups = [(setting, list(group)) for setting, group in groupby(rows, key=lambda row: str(row["setting"]))]
     summary = [rates(group, setting) for setting, group in [*groups, ("all", rows)]]
@@ -296,7 +297,7 @@ def main() -> None:
     lines = [*markdown(summary), "", *markdown(rows)]
     if settled:
         lines += ["", *markdown(settled)]
-    keep_table(given, EXPERIMENT, lines)
+    keep_table(given.results, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

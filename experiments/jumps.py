@@ -7,7 +7,7 @@ from statistics import median
 
 import numpy as np
 
-from phasewatch import Kind, Trajectory, Transition, coincide, find_transitions
+from phasewatch import Change, Kind, Trajectory, Transition, coincide, find_transitions
 from phasewatch.monitor.trajectories.coincide import Coincidence
 from phasewatch.monitor.trajectories.smoothing import log_steps, smooth
 from phasewatch.monitor.trajectories.transitions import Trend
@@ -41,14 +41,14 @@ def jumps(trajectory: Trajectory, metric: str, trend: Trend, *, least: float = 0
     Returns:
         Them, in order.
     """
-    found = find_transitions(trajectory, metric=metric)
+    found = find_transitions(trajectory, signal=metric)
     partners = {pair.second: pair for pair in coincide(stretches(trajectory), found).pairs}
     usable = trajectory.usable(metric).signal(metric)
     enough = least * (usable.max() - usable.min()) if len(usable) else 0.0
     return [
         Jump(t, halfway(trajectory, t), partners.get(t))
         for t in found
-        if t.trend == trend and abs(t.after - t.before) >= enough
+        if t.change.trend == trend and abs(t.change.value) >= enough
     ]
 
 
@@ -62,10 +62,10 @@ def halfway(trajectory: Trajectory, transition: Transition) -> float:
     Returns:
         A step between its start and its end.
     """
-    usable = trajectory.usable(transition.metric)
+    usable = trajectory.usable(transition.signal)
     x = log_steps(usable.steps)
     inside = (usable.steps >= transition.start) & (usable.steps <= transition.end)
-    curve = smooth(x, usable.signal(transition.metric)).value[inside]
+    curve = smooth(x, usable.signal(transition.signal)).value[inside]
     done = np.maximum.accumulate((curve - curve[0]) / (curve[-1] - curve[0]))
     return float(np.interp(0.5, done, usable.steps[inside]))
 
@@ -75,14 +75,14 @@ def stretches(trajectory: Trajectory, metric: str = "llc") -> list[Transition]:
 
     A long rise may be found in two stages, of which neither is what a jump goes with.
     """
-    found = find_transitions(trajectory, metric=metric)
+    found = find_transitions(trajectory, signal=metric)
     steps = trajectory.usable(metric).steps.tolist()
     every = list(found)
     for i, first in enumerate(found):
         for n, (before, last) in enumerate(pairwise(found[i:]), start=2):
             apart = steps.index(last.start) - steps.index(before.end)
             inside = found[i : i + n]
-            if apart > 1 or last.trend != first.trend or without_small(found, inside) != inside:
+            if apart > 1 or last.change.trend != first.change.trend or without_small(found, inside) != inside:
                 break
             every.append(_as_one(inside))
     return every
@@ -96,25 +96,36 @@ def _as_one(inside: Sequence[Transition]) -> Transition:
         kind=kinds.pop() if len(kinds) == 1 else Kind.OTHER,
         end=last.end,
         end_interval=last.end_interval,
-        after=last.after,
-        loss_after=last.loss_after,
-        llc_after=last.llc_after,
-        error=sum(t.error**2 for t in inside) ** 0.5,
-        llc_error=sum(t.llc_error**2 for t in inside) ** 0.5,
+        changes={name: _as_one_change([t.changes[name] for t in inside]) for name in first.changes},
         confidence=min(t.confidence for t in inside),
         provisional=any(t.provisional for t in inside),
     )
 
 
+def _as_one_change(inside: Sequence[Change]) -> Change:
+    return replace(inside[0], after=inside[-1].after, error=sum(c.error**2 for c in inside) ** 0.5)
+
+
+def merged(found: Sequence[Transition]) -> list[Transition]:
+    """The transitions without those whose kind repeats the one before."""
+    return [t for before, t in zip([None, *found], found, strict=False) if before is None or t.kind is not before.kind]
+
+
 def without_small(found: Sequence[Transition], some: Sequence[Transition] | None = None) -> list[Transition]:
     """Transitions of a signal, or some of them, that change it by a tenth of its largest change at least."""
-    enough = 0.1 * max((abs(t.after - t.before) for t in found), default=0)
-    return [t for t in (found if some is None else some) if abs(t.after - t.before) >= enough]
+    enough = 0.1 * max((abs(t.change.value) for t in found), default=0)
+    return [t for t in (found if some is None else some) if abs(t.change.value) >= enough]
 
 
 def largest(found: Sequence[Jump]) -> Jump | None:
     """The largest of several."""
-    return max(found, key=lambda jump: abs(jump.transition.after - jump.transition.before), default=None)
+    return max(found, key=lambda jump: abs(jump.transition.change.value), default=None)
+
+
+def goes_with_largest(trajectory: Trajectory, metric: str, trend: Trend) -> Kind | None:
+    """The kind of the λ̂ transition that goes with the largest jump of a behaviour, if one does."""
+    jump = largest(jumps(trajectory, metric, trend))
+    return jump.pair.first.kind if jump and jump.pair else None
 
 
 def beside(trajectory: Trajectory, metric: str, trend: Trend) -> dict[str, object]:
@@ -125,7 +136,7 @@ def beside(trajectory: Trajectory, metric: str, trend: Trend) -> dict[str, objec
         return {name: "no jump"}
     t = jump.transition
     shown: dict[str, object] = {
-        name: f"{t.before:.2f} to {t.after:.2f}",
+        name: f"{t.change.before:.2f} to {t.change.after:.2f}",
         f"{name}, steps": f"{t.start} to {t.end}",
         f"{name}, half": round(jump.half),
     }

@@ -17,22 +17,22 @@ the verdicts, which are OK but for some of the flat stretch, where λ̂ is below
 
 from functools import partial
 
-from campaign import Options, Run, keep_table, markdown, measured, options
-from jumps import beside, jumps, largest, rates, without_small
+from campaign import Options, Run, measured, options
+from jumps import beside, goes_with_largest, rates, without_small
+from tables import keep_table, kinds, markdown, not_ok
 from torch import Generator, nn
 
-from phasewatch import SGLD, Kind, Probe, Trajectory, find_transitions, log_spaced
+from phasewatch import Kind, Langevin, Probe, Trajectory, find_transitions, log_spaced
 from phasewatch.monitor.trajectories.transitions import Trend
 from phasewatch.toy_tasks import sparse_parity
 
 EXPERIMENT = "parity"
 DATA = sparse_parity.SparseParityData()
-SAMPLER = SGLD(step_size=4.7e-4, localization=110, nbeta=100, chains=6, draws=150, burn_in=50, batch_size=256)
-QUICK = SGLD(step_size=4.7e-4, localization=110, nbeta=100, chains=2, draws=4, burn_in=2, batch_size=16)
+SAMPLER = Langevin(step_size=4.7e-4, localization=110, nbeta=100, chains=6, draws=150, burn_in=50, batch_size=256)
 BEHAVIOURS: dict[str, Trend] = {"loss": "down", "accuracy": "up", "relevant_movement": "up"}
 
 
-def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
+def make_probe(model: nn.Module, device: str, *, sampler: Langevin) -> Probe:
     """λ̂ and the hidden progress since the start of training."""
     return Probe(
         sparse_parity.ParityMLP,
@@ -49,13 +49,13 @@ def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
 def runs(given: Options) -> list[Run]:
     """Each seed."""
     return [
-        Run(
-            name=f"seed-{seed}",
-            seed=seed,
+        given.run(
+            seed,
             make_model=sparse_parity.ParityMLP,
-            training=partial(sparse_parity.training, data=DATA, seed=seed),
-            make_probe=partial(make_probe, sampler=QUICK if given.quick else SAMPLER),
-            at=log_spaced(1, 12, num=6) if given.quick else log_spaced(50, 6000, num=20, linear=60),
+            training=partial(sparse_parity.training, data=DATA),
+            make_probe=make_probe,
+            sampler=SAMPLER,
+            at=log_spaced(50, 6000, num=20, linear=60),
         )
         for seed in given.seeds
     ]
@@ -63,22 +63,16 @@ def runs(given: Options) -> list[Run]:
 
 def row(name: str, trajectory: Trajectory) -> dict[str, object]:
     """What a run shows, as a row of the table."""
-    beside_each = {}
+    found = find_transitions(trajectory)
+    shown: dict[str, object] = {"run": name, "kinds": kinds(found), "without small ones": kinds(without_small(found))}
     for metric, trend in BEHAVIOURS.items():
-        beside_each |= beside(trajectory, metric, trend)
-    return {
-        "run": name,
-        "kinds": " ".join(t.kind.label for t in find_transitions(trajectory)),
-        "without small ones": " ".join(t.kind.label for t in without_small(find_transitions(trajectory))),
-        **beside_each,
-        "not OK": f"{sum(p.llc.health.name != 'OK' for p in trajectory)} of {len(trajectory)}",
-    }
+        shown |= beside(trajectory, metric, trend)
+    return shown | {"not OK": not_ok(trajectory)}
 
 
 def has_type_a(trajectory: Trajectory) -> bool:
     """Whether a type A goes with the largest fall of the loss."""
-    fall = largest(jumps(trajectory, "loss", "down"))
-    return fall is not None and fall.pair is not None and fall.pair.first.kind is Kind.A
+    return goes_with_largest(trajectory, "loss", "down") is Kind.A
 
 
 def main() -> None:
@@ -95,7 +89,7 @@ def main() -> None:
         "",
         *markdown([row(name, trajectory) for name, trajectory in found.items()]),
     ]
-    keep_table(given, EXPERIMENT, lines)
+    keep_table(given.results, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

@@ -39,12 +39,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from campaign import Options, Run, keep_table, markdown, measured, options, snapshots_of
+from campaign import Options, Run, measured, options, snapshots_of
+from tables import keep_table, kinds, llc_changes, markdown, stretches, with_error
 from torch import nn
 from tqdm import tqdm
 
-from phasewatch import SGLD, Probe, Snapshot, Trajectory, difference, find_transitions, log_spaced
+from phasewatch import SGLD, Probe, Snapshot, Trajectory, difference, find_transitions
 from phasewatch.callbacks.trainers.schedule import Steps
+from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.trajectories.smoothing import log_steps, smooth
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks.ensemble import Ensemble
@@ -53,11 +55,8 @@ EXPERIMENT = "regression_stages"
 AT_ENDS = "regression_stages_ends"
 STEPS = 500_000
 DATA = regression.RegressionData()
-SAMPLER = SGLD(
-    step_size=3e-4, localization=6.67, nbeta=66.7, chains=5, draws=600, burn_in=500, batch_size=1024, method="sgld"
-)
+SAMPLER = SGLD(step_size=3e-4, localization=6.67, nbeta=66.7, chains=5, draws=600, burn_in=500, batch_size=1024)
 AS_PUBLISHED = replace(SAMPLER, chains=10, draws=5_000, burn_in=1_000)
-QUICK = SGLD(step_size=3e-4, localization=6.67, nbeta=66.7, chains=2, draws=4, burn_in=2, batch_size=16, method="sgld")
 
 PUBLISHED = Path(__file__).parents[1] / "tests" / "data" / "published"
 ENDS = (1_000, 40_000, 126_000, 320_000, 500_000)
@@ -73,7 +72,7 @@ def published_steps() -> frozenset[int]:
         return frozenset(int(row["step"]) for row in csv.DictReader(file))
 
 
-def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
+def make_probe(model: nn.Module, device: str, *, sampler: Sampler) -> Probe:
     """λ̂ and the published scores."""
     return Probe(
         regression.RegressionTransformer,
@@ -89,13 +88,13 @@ def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
 
 def run_of(seed: int, given: Options) -> Run:
     """The published run with a seed."""
-    return Run(
-        name=f"seed-{seed}",
-        seed=seed,
+    return given.run(
+        seed,
         make_model=regression.RegressionTransformer,
-        training=partial(regression.training, data=DATA, seed=seed, steps=12 if given.quick else STEPS),
-        make_probe=partial(make_probe, sampler=QUICK if given.quick else SAMPLER),
-        at=log_spaced(1, 12, num=6) if given.quick else Steps(published_steps()),
+        training=partial(regression.training, data=DATA, steps=12 if given.quick else STEPS),
+        make_probe=make_probe,
+        sampler=SAMPLER,
+        at=Steps(published_steps()),
     )
 
 
@@ -175,9 +174,9 @@ def row(name: str, trajectory: Trajectory) -> dict[str, object]:
     errors = trajectory.llc_error[np.isfinite(trajectory.llc_error)] / np.ptp(trajectory.usable().llc)
     return {
         "run": name,
-        "kinds": " ".join(t.kind.label for t in found),
-        "steps": ", ".join(f"{t.start} to {t.end}" for t in found),
-        "Δλ̂": ", ".join(f"{t.llc_change:+.1f} ± {2 * t.llc_error:.1f}" for t in found),
+        "kinds": kinds(found),
+        "steps": stretches(found),
+        "Δλ̂": llc_changes(found),
         "Δloss": ", ".join(f"{t.loss_change:+.3f}" for t in found),
         "error of λ̂ / its range": float(np.median(errors)) if len(errors) else "",
         "points where it is below 1 %": f"{np.mean(errors < 0.01):.0%}" if len(errors) else "",
@@ -189,7 +188,7 @@ def row_at_ends(name: str, trajectory: Trajectory) -> dict[str, object]:
     row: dict[str, object] = {"by the published chains": name}
     for before, after in pairwise(trajectory):
         change = difference(after.llc, before.llc)
-        row[f"to step {after.step}"] = f"{change.value:+.1f} ± {2 * change.error:.1f}"
+        row[f"to step {after.step}"] = with_error(change.value, change.error)
     return row
 
 
@@ -210,12 +209,12 @@ def main() -> None:
     published = {f"published, seed {seed}": Trajectory.read(PUBLISHED / f"lr_seed{seed}.csv") for seed in (1, 0)}
     lines = markdown([row(name, trajectory) for name, trajectory in (published | found).items()])
     if not given.quick:
-        ends = measured(AT_ENDS, runs_at_ends(given), replace(given, runs=given.folder(AT_ENDS)))
+        ends = measured(AT_ENDS, runs_at_ends(given), given)
         lines += ["", *markdown([*rows_between_ends(published, "mean, published"), *rows_between_ends(found, "mean")])]
         lines += ["", *markdown([row_at_ends(name, trajectory) for name, trajectory in ends.items()])]
         chains = published | found | {f"{name}, published chains": trajectory for name, trajectory in ends.items()}
         lines += ["", *markdown([chains_at(name, trajectory, LATE) for name, trajectory in chains.items()])]
-    keep_table(given, EXPERIMENT, lines)
+    keep_table(given.results, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

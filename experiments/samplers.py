@@ -26,7 +26,6 @@ neighbourhood of a trained w* for more singular ones (median 1.8 %, worst 11 %, 
     python experiments/samplers.py [--quick] [--only PART] [--output experiments/results/samplers.csv]
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -37,40 +36,15 @@ from typing import Any
 import numpy as np
 import torch
 from arviz_stats.base.array import array_stats
+from command_line import command_line
 from tables import keep
 from torch import Generator, Tensor
 
-from phasewatch.monitor.sampling.settings import metropolis_acceptance, sgld_step
+from phasewatch.monitor.sampling.steps import baoab_step, sgld_step
 from phasewatch.toy_tasks import deep_linear
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
 """Weights of shape (chain, parameter) to losses of shape (chain,) and their gradients."""
-
-
-# The candidates beside `sgld_step`: states of shape (chain, parameter); force is −∇U
-
-
-def leimkuhler_matthews_draw(y: Tensor, noise: Tensor, eps: float) -> Tensor:
-    """The draw x = y + √ε/2·noise, where the force is taken for the step from y, `sgld_step` with the same noise.
-
-    It is x ← x + ε/2·force(x) + √ε·(noise + next noise)/2 (Leimkuhler & Matthews 2013) without storing a noise.
-    """
-    return y + math.sqrt(eps) / 2 * noise
-
-
-def baoab_step(
-    w: Tensor, momentum: Tensor, force: Tensor, noise: Tensor, eps: float, keep: float
-) -> tuple[Tensor, Tensor]:
-    """Underdamped Langevin dynamics of unit mass with time step √ε (Leimkuhler & Matthews 2013).
-
-    The two half kicks that meet between steps are one, so that a step takes one force; `keep` is e^(−friction·√ε). At
-    keep = 0 it is the Leimkuhler-Matthews step of size ε, and both have no step bias on quadratics for κ < 4.
-    """
-    half = math.sqrt(eps) / 2
-    momentum = momentum + 2 * half * force
-    w = w + half * momentum
-    momentum = keep * momentum + math.sqrt(1 - keep**2) * noise
-    return w + half * momentum, momentum
 
 
 @dataclass(frozen=True)
@@ -80,8 +54,8 @@ class Method:
     Attributes:
         name: as in the table.
         kappa: κ = ε·h.
-        keep: share of the momentum kept; above 0, the step is BAOAB.
-        rule: "sgld", "lm" (BAOAB where keep is above 0) or "mala".
+        keep: share of the momentum kept by BAOAB.
+        rule: "baoab", which is LM where it keeps nothing, "sgld" or "mala".
         rmsprop: scale the coordinates by (√v + 0.01·max √v)^(−1/2), v the mean square gradient of the first half of the
             burn-in, frozen for what follows.
     """
@@ -89,7 +63,7 @@ class Method:
     name: str
     kappa: float
     keep: float = 0.0
-    rule: str = "lm"
+    rule: str = "baoab"
     rmsprop: bool = False
 
 
@@ -204,17 +178,15 @@ class Sampler:
         """Move the chains, and return the losses of their draws, shape (chain,)."""
         if self.method.rule == "mala":
             return self.mala_step()
-        noise, eps = self.noise(), self.eps
-        at = (
-            leimkuhler_matthews_draw(self.u, noise, eps)
-            if self.method.rule == "lm" and not self.method.keep
-            else self.u
-        )
-        loss, force = self.loss_and_force(at, full=False)
-        if self.method.keep:
-            self.u, self.momentum = baoab_step(self.u, self.momentum, force, noise, eps, self.method.keep)
-        else:
+        noise = self.noise()
+        loss, force = self.loss_and_force(self.u, full=False)
+        if self.method.rule == "sgld":
             self.u = self.proposal(force, noise)
+        else:
+            self.u, self.momentum = baoab_step(
+                self.u, self.momentum, torch.zeros_like(self.u), -force, noise,
+                nbeta=1.0, gamma=0.0, eps=self.eps, momentum=self.method.keep,
+            )  # fmt: skip
         return loss
 
     def proposal(self, force: Tensor, noise: Tensor) -> Tensor:
@@ -226,15 +198,19 @@ class Sampler:
         loss, force = self.current or self.loss_and_force(self.u)
         to = self.proposal(force, self.noise())
         to_loss, to_force = self.loss_and_force(to)
-        potentials = self.potential(loss, self.u), self.potential(to_loss, to)
-        probability = metropolis_acceptance(
-            self.u, to, torch.zeros_like(to), *potentials, -force, -to_force, nbeta=1.0, gamma=0.0, eps=self.eps
-        ).nan_to_num(nan=0.0)
+        log_ratio = self.potential(loss, self.u) - self.potential(to_loss, to)
+        log_ratio += self.log_density(to, to_force, self.u) - self.log_density(self.u, force, to)
+        probability = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
         accept = torch.rand(len(to), generator=self.generator, dtype=torch.float64) < probability
         self.u = torch.where(accept[:, None], to, self.u)
         self.current = torch.where(accept, to_loss, loss), torch.where(accept[:, None], to_force, force)
         self.accepted.append(probability.mean().item())
         return self.current[0]
+
+    def log_density(self, u: Tensor, force: Tensor, to: Tensor) -> Tensor:
+        """Of a proposal from u to another place, but for a constant, shape (chain,), float64."""
+        away = to.double() - u.double() - self.eps / 2 * force.double()
+        return -away.square().sum(1) / (2 * self.eps)
 
     def potential(self, loss: Tensor, u: Tensor) -> Tensor:
         """U where the loss is known, shape (chain,), float64."""
@@ -548,8 +524,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Run the cases that are asked for, print each as it ends, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the smallest cases and short chains, under a minute")
+    parser = command_line(__doc__, quick="the smallest cases and short chains, under a minute")
     parser.add_argument("--only", nargs="+", help="parts to run")
     parser.add_argument("--output", type=Path, default=Path("experiments/results/samplers.csv"))
     parser.add_argument("--seed", type=int, default=0)

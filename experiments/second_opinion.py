@@ -17,7 +17,6 @@ given to it as a loss of sample numbers. Costs about three minutes on one core.
     python experiments/second_opinion.py [--quick]
 """
 
-import argparse
 import math
 import tempfile
 import warnings
@@ -28,15 +27,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from command_line import command_line
 from devinterp.optim import SGMCMC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phasewatch.monitor.model.copying import own_copy
 from phasewatch.monitor.model.isolation import untouched_randomness
+from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
-from phasewatch.monitor.model.weights import FlatModel, LossOnBatches, own_copy
+from phasewatch.monitor.model.weights import SampledModel
 from phasewatch.monitor.probing.second_opinion import run_devinterp_chains
-from phasewatch.monitor.sampling.chains import Chains, orders, run_chains
+from phasewatch.monitor.sampling.chains import run_chains
 from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.toy_tasks.induction import make_model, token_losses
 
@@ -114,7 +116,7 @@ def squared_error(x: Tensor, y: Tensor) -> Callable[[nn.Module, Tensor], Tensor]
 
 def quadratic(steps: dict[str, Any]) -> Case:
     """100 weights and their curvatures."""
-    sampler = SGLD(step_size=2e-3, localization=10.0, nbeta=100.0, batch_size=1, method="sgld", **steps)
+    sampler = SGLD(step_size=2e-3, localization=10.0, nbeta=100.0, batch_size=1, **steps)
     h, model = torch.linspace(0.5, 5.0, 100), nn.Linear(100, 1, bias=False)
     centre = model.weight.detach().clone()
 
@@ -127,7 +129,7 @@ def quadratic(steps: dict[str, Any]) -> Case:
 
 def regression(steps: dict[str, Any]) -> Case:
     """Linear regression on all of its noisy data at once, at the least squares."""
-    sampler = SGLD(step_size=2e-3, localization=5.0, nbeta=100.0, batch_size=256, method="sgld", **steps)
+    sampler = SGLD(step_size=2e-3, localization=5.0, nbeta=100.0, batch_size=256, **steps)
     x, model = torch.randn(256, 50), nn.Linear(50, 1, bias=False)
     y = x.sum(-1, keepdim=True) + torch.randn(256, 1)
     with torch.no_grad():
@@ -138,7 +140,7 @@ def regression(steps: dict[str, Any]) -> Case:
 
 def deep_linear(steps: dict[str, Any]) -> Case:
     """Widths (5, 3, 5) at the most singular product of rank 1."""
-    sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, method="sgld", **steps)
+    sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, **steps)
     model = nn.Sequential(nn.Linear(5, 3, bias=False), nn.Linear(3, 5, bias=False))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -149,7 +151,7 @@ def deep_linear(steps: dict[str, Any]) -> Case:
 
 def perceptron(steps: dict[str, Any]) -> Case:
     """A perceptron on data of its own making."""
-    sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, method="sgld", **steps)
+    sampler = SGLD(step_size=1e-3, localization=5.0, nbeta=100.0, batch_size=64, **steps)
     model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(256, 8)
     return Case("perceptron (8, 16, 4)", model, squared_error(x, model(x).detach()), numbered(256), sampler)
 
@@ -179,7 +181,7 @@ def gpt2(steps: dict[str, Any]) -> Case:
     """GPT-2 of one layer, without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sampler = SGLD(step_size=1e-4, localization=100.0, nbeta=100.0, batch_size=16, method="sgld", **steps)
+    sampler = SGLD(step_size=1e-4, localization=100.0, nbeta=100.0, batch_size=16, **steps)
     config = GPT2Config(
         vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=0, eos_token_id=0,
@@ -197,7 +199,7 @@ def gpt2(steps: dict[str, Any]) -> Case:
 
 def attention(steps: dict[str, Any]) -> Case:
     """An attention-only model of TransformerLens."""
-    sampler = SGLD(step_size=3e-4, localization=50.0, nbeta=100.0, batch_size=16, method="sgld", **steps)
+    sampler = SGLD(step_size=3e-4, localization=50.0, nbeta=100.0, batch_size=16, **steps)
     model = make_model(3, heads=2, width=8, vocabulary=8, context=8)
     tokens = bigrams(8, 64, 8)
     train(model, token_losses, tokens)
@@ -241,15 +243,15 @@ def print_case(case: Case) -> None:
     """A line of the second table."""
     sampler = case.sampler
     pool = Batches(case.ids.split(sampler.batch_size))
-    model = FlatModel(own_copy(case.model), lambda model, ids: case.losses(model, ids).mean())
-    target, anchor = LossOnBatches(model, pool), model.weights()
+    model = SampledModel(own_copy(case.model))
+    target, anchor = ModelLoss(model, lambda model, ids: case.losses(model, ids).mean()).on(pool), model.weights()
 
-    def per_chain(chains: Chains) -> np.ndarray:
-        return sampler.nbeta * (chains.losses - chains.reference).mean(axis=1)
+    def per_chain(losses: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return sampler.nbeta * (losses - reference).mean(axis=1)
 
-    ours = per_chain(run_chains(target, anchor[None], sampler, seed=1)[0])
-    order = orders(sampler, 2, target).T.numpy()
-    through = per_chain(run_devinterp_chains(model, anchor, pool, order, sampler, seed=2))
+    (chains,) = run_chains(target, [anchor], sampler, seed=1)
+    ours = per_chain(chains.losses, chains.reference)
+    through = per_chain(*run_devinterp_chains(target, anchor, sampler, seed=2))
     settled, as_it_comes = by_llc(case, len(pool))
     row = [value_and_error(found) for found in (ours, through, settled, as_it_comes)]
     cells = "".join(f"{value:8.2f} ± {error:<5.2f}" for value, error in row)
@@ -260,8 +262,7 @@ def print_case(case: Case) -> None:
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer chains, and no small steps in the first table")
+    parser = command_line(__doc__, quick="fewer chains, and no small steps in the first table")
     quick = parser.parse_args().quick
     warnings.filterwarnings("ignore", message="There is a performance drop")
     torch.manual_seed(0)

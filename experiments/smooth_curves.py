@@ -23,7 +23,6 @@ Costs about twenty minutes on one idle core.
     python experiments/smooth_curves.py [--task regression|induction] [--output experiments/results/smooth_curves.md]
 """
 
-import argparse
 import math
 import sys
 import time
@@ -36,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import command_line
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -61,7 +61,7 @@ class Task:
     training: Callable[[nn.Module, Any], Iterator[int]]
     places: tuple[int, ...]
     late: int
-    sampler: pw.SGLD
+    sampler: pw.Langevin
     metrics: Mapping[str, Callable[[nn.Module, Any], float]] = field(default_factory=dict)
 
 
@@ -73,7 +73,9 @@ TASKS = {
         training=regression.training,
         places=(200, 700, 1500, 2800, 4500, 6800),
         late=1500,
-        sampler=pw.SGLD(step_size=3e-4, localization=100, nbeta=66.7, chains=4, draws=30, burn_in=20, batch_size=32),
+        sampler=pw.Langevin(
+            step_size=3e-4, localization=100, nbeta=66.7, chains=4, draws=30, burn_in=20, batch_size=32
+        ),
     ),
     "induction": Task(
         make_model=induction.make_model,
@@ -82,7 +84,7 @@ TASKS = {
         training=induction.training,
         places=(300, 700, 900, 1300, 2000, 2800),
         late=1300,
-        sampler=pw.SGLD(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=15, burn_in=15, batch_size=16),
+        sampler=pw.Langevin(step_size=1e-4, localization=100, nbeta=200, chains=2, draws=15, burn_in=15, batch_size=16),
         metrics=induction.published_metrics(induction.InductionData()),
     ),
 }
@@ -143,7 +145,8 @@ def minibatches(task: Task) -> Any:
         drawn.append(task.data(generator, batch_size))
         return drawn[-1]
 
-    kept = pw.Probe(task.make_model, task.loss, data, sampler=task.sampler).minibatches
+    subject = pw.Probe(task.make_model, task.loss, data, sampler=task.sampler).subject
+    kept = len(subject.kept(task.sampler))
     return tree_map(lambda *leaves: torch.cat(leaves), *drawn[-kept:])
 
 
@@ -293,9 +296,8 @@ def later(shifts: np.ndarray) -> str:
 
 def main() -> None:
     """Train, measure and print a table for each task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, quick="two early places and short chains, to see that it runs")
     parser.add_argument("--task", choices=list(TASKS), action="append")
-    parser.add_argument("--quick", action="store_true", help="two early places and short chains, to see that it runs")
     parser.add_argument("--output", type=Path, help="a file to write what is printed to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

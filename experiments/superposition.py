@@ -26,11 +26,12 @@ from statistics import median
 
 import numpy as np
 import torch
-from campaign import Options, Run, keep_table, markdown, measured, options
+from campaign import Options, Run, measured, options
 from jumps import jumps, rates
+from tables import keep_table, kinds, markdown
 from torch import nn
 
-from phasewatch import SGLD, Probe, Trajectory, find_transitions, log_spaced
+from phasewatch import Langevin, Probe, Trajectory, find_transitions, log_spaced
 from phasewatch.toy_tasks import superposition
 
 EXPERIMENT = "superposition"
@@ -38,8 +39,7 @@ FEATURES = 6
 NEAR, AT = 1e-3, 1e-4
 """How far from a polygon's loss a run rests near it, and is at it."""
 
-SAMPLER = SGLD(step_size=1e-4, localization=5, nbeta=5000, chains=8, draws=1000, burn_in=300, batch_size=None)
-QUICK = SGLD(step_size=1e-4, localization=5, nbeta=5000, chains=2, draws=4, burn_in=2, batch_size=None)
+SAMPLER = Langevin(step_size=1e-4, localization=5, nbeta=5000, chains=8, draws=1000, burn_in=300, batch_size=None)
 
 
 def inputs(sizes: int = 100) -> torch.Tensor:
@@ -59,7 +59,7 @@ def polygons() -> dict[str, tuple[float, float]]:
     return known
 
 
-def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
+def make_probe(model: nn.Module, device: str, *, sampler: Langevin) -> Probe:
     """λ̂, and the loss on the same inputs."""
     return Probe(
         partial(superposition.SuperpositionModel, FEATURES),
@@ -75,13 +75,13 @@ def make_probe(model: nn.Module, device: str, *, sampler: SGLD) -> Probe:
 def runs(given: Options) -> list[Run]:
     """Each seed."""
     return [
-        Run(
-            name=f"seed-{seed}",
-            seed=seed,
+        given.run(
+            seed,
             make_model=partial(superposition.SuperpositionModel, FEATURES),
-            training=partial(superposition.training, data=superposition.SuperpositionData(FEATURES), seed=seed),
-            make_probe=partial(make_probe, sampler=QUICK if given.quick else SAMPLER),
-            at=log_spaced(1, 400, num=8) if given.quick else log_spaced(20, 4000, num=50, linear=10),
+            training=partial(superposition.training, data=superposition.SuperpositionData(FEATURES)),
+            make_probe=make_probe,
+            sampler=SAMPLER,
+            at=log_spaced(20, 4000, num=50, linear=10),
         )
         for seed in given.seeds
     ]
@@ -114,7 +114,7 @@ def row(name: str, trajectory: Trajectory) -> dict[str, object]:
     falls = jumps(trajectory, "loss", "down", least=0.0)
     shown: dict[str, object] = {
         "run": name,
-        "kinds": " ".join(t.kind.label for t in find_transitions(trajectory)),
+        "kinds": kinds(find_transitions(trajectory)),
         "rests near": ", ".join(f"{polygon} {p[0].step} to {p[-1].step}" for polygon, p in rested),
     }
     if end := last_plateau(trajectory):
@@ -135,7 +135,7 @@ def row(name: str, trajectory: Trajectory) -> dict[str, object]:
         ]
         shown |= {
             "λ̂ near the 5-gon": f"{median(before.llc):.1f} ({before[len(before) // 2].llc.health.name.lower()})",
-            "5-gon to 5+-gon": " ".join(t.kind.label for t in with_it) or "none",
+            "5-gon to 5+-gon": kinds(with_it) or "none",
         }
     return shown
 
@@ -163,7 +163,7 @@ def main() -> None:
     known = [{"plateau": name, "loss": f"{loss:.5f}", "exact λ": llc} for name, (loss, llc) in polygons().items()]
     lines = [*summary(rows), "", *markdown(rows), "", *markdown([rates(list(found.values()), "loss", "down")])]
     lines += ["", *markdown(known)]
-    keep_table(given, EXPERIMENT, lines)
+    keep_table(given.results, EXPERIMENT, lines)
 
 
 if __name__ == "__main__":

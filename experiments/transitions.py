@@ -14,7 +14,6 @@ experiments/results/transitions.md has the tables.
     python experiments/transitions.py [--quick] [--first-seed 50000]
 """
 
-import argparse
 import itertools
 import sys
 import time
@@ -25,9 +24,11 @@ from typing import NamedTuple
 
 import numpy as np
 import ruptures
+from command_line import command_line
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from stages import Stage, as_stages, log, matched, simulated
 
 from phasewatch import Point, Trajectory, find_transitions
 from phasewatch.monitor.estimates.estimate import Estimate, Health
@@ -44,15 +45,7 @@ FRESH = 50_000
 """The first seed of the trajectories that all are judged on, which nothing was tuned on."""
 
 
-class Found(NamedTuple):
-    """A stage, as any of the methods reports it."""
-
-    start: float
-    end: float
-    sign: float
-
-
-Method = Callable[[Scenario], list[Found]]
+Method = Callable[[Scenario], list[Stage]]
 
 
 def points(scenario: Scenario) -> Trajectory:
@@ -60,17 +53,17 @@ def points(scenario: Scenario) -> Trajectory:
     chains = scenario.chains if scenario.chains is not None else [()] * len(scenario.steps)
     columns = zip(scenario.steps, scenario.loss, scenario.llc, chains, strict=True)
     return Trajectory(
-        Point(int(s), float(y), Estimate(float(v), 1.0, tuple(map(float, c)), 1.0, 1.0, 100.0, 0.9, Health.OK))
+        Point(int(s), float(y), Estimate(float(v), 1.0, tuple(map(float, c)), 1.0, 1.0, 100.0, Health.OK))
         for s, y, v, c in columns
     )
 
 
-def ours(scenario: Scenario) -> list[Found]:
+def ours(scenario: Scenario) -> list[Stage]:
     """`find_transitions` with its defaults."""
-    return [Found(t.start, t.end, np.sign(t.llc_change)) for t in find_transitions(points(scenario))]
+    return as_stages(find_transitions(points(scenario)))
 
 
-def pelt(scenario: Scenario, penalty: float, least: float) -> list[Found]:
+def pelt(scenario: Scenario, penalty: float, least: float) -> list[Stage]:
     """Continuous straight pieces by PELT, on an even grid of log steps; pieces that change little are plateaus."""
     x, n = np.log(scenario.steps), len(scenario.steps)
     even = np.linspace(x[0], x[-1], n)
@@ -79,10 +72,10 @@ def pelt(scenario: Scenario, penalty: float, least: float) -> list[Found]:
     cuts = ruptures.Pelt(model="clinear", min_size=3, jump=1).fit(y).predict(pen=penalty * noise**2 * np.log(n))
     marks = [0, *(c - 1 for c in cuts)]
     pieces = [(even[a], even[b], y[b] - y[a]) for a, b in itertools.pairwise(marks)]
-    return [Found(np.exp(a), np.exp(b), np.sign(c)) for a, b, c in pieces if abs(c) > least * noise]
+    return [Stage(np.exp(a), np.exp(b), np.sign(c)) for a, b, c in pieces if abs(c) > least * noise]
 
 
-def gaussian_process(scenario: Scenario, flat: float, least: float) -> list[Found]:
+def gaussian_process(scenario: Scenario, flat: float, least: float) -> list[Stage]:
     """Constant × RBF on log(step + 1); stages are where the derivative of the mean is not nearly zero."""
     x, y = np.log(scenario.steps + 1), scenario.llc
     kernel = ConstantKernel() * RBF(1.0, (0.05, 20)) + WhiteKernel(1e-2)
@@ -96,7 +89,7 @@ def gaussian_process(scenario: Scenario, flat: float, least: float) -> list[Foun
     return _runs(even, mean, state, least * float(np.ptp(mean)))
 
 
-def moving_average(scenario: Scenario, width: float, least: float) -> list[Found]:
+def moving_average(scenario: Scenario, width: float, least: float) -> list[Stage]:
     """Changes of the sign of a moving average's differences."""
     x, y, n = np.log(scenario.steps), scenario.llc, len(scenario.steps)
     half = max(int(width * n / 2), 1)
@@ -104,12 +97,12 @@ def moving_average(scenario: Scenario, width: float, least: float) -> list[Found
     return _runs(x, mean, np.sign(np.gradient(mean)), least * float(np.ptp(mean)))
 
 
-def _runs(x: np.ndarray, mean: np.ndarray, state: np.ndarray, least: float) -> list[Found]:
+def _runs(x: np.ndarray, mean: np.ndarray, state: np.ndarray, least: float) -> list[Stage]:
     found, i = [], 0
     for sign, run in itertools.groupby(state):
         j = i + len(list(run)) - 1
         if sign and abs(mean[j] - mean[i]) > least:
-            found.append(Found(np.exp(x[i]), np.exp(x[j]), sign))
+            found.append(Stage(np.exp(x[i]), np.exp(x[j]), sign))
         i = j + 1
     return found
 
@@ -135,37 +128,19 @@ class Score(NamedTuple):
         return 2 * self.recall * self.precision / max(self.recall + self.precision, 1e-9)
 
 
-def matched(found: Sequence[Found], scenario: Scenario) -> list[tuple[int, int]]:
-    """Pairs of a finding and a stage."""
-    pairs: list[tuple[int, int]] = []
-    for i, f in enumerate(found):
-        for j, stage in enumerate(scenario.stages):
-            if np.sign(stage.change) != f.sign or any(j == other for _, other in pairs):
-                continue
-            common = _log(min(f.end, stage.end)) - _log(max(f.start, stage.start))
-            if common > 0.5 * min(_log(f.end) - _log(f.start), _log(stage.end) - _log(stage.start)):
-                pairs.append((i, j))
-                break
-    return pairs
-
-
-def _log(step: float) -> float:
-    return float(np.log(max(step, 0.5)))
-
-
 def score(method: Method, trials: Sequence[Scenario]) -> Score:
     """Recall, precision and the boundaries' errors in log steps: the median, and the 90 % quantile."""
-    reported = right = stages = 0
+    reported = right = there = 0
     errors: list[float] = []
     for scenario in trials:
         found = method(scenario)
-        pairs = matched(found, scenario)
-        reported, right, stages = reported + len(found), right + len(pairs), stages + len(scenario.stages)
+        pairs = matched(found, simulated(scenario.stages))
+        reported, right, there = reported + len(found), right + len(pairs), there + len(scenario.stages)
         for i, j in pairs:
-            errors.append(abs(_log(found[i].start) - _log(scenario.stages[j].start)))
-            errors.append(abs(_log(found[i].end) - _log(scenario.stages[j].end)))
+            errors.append(abs(log(found[i].start) - log(scenario.stages[j].start)))
+            errors.append(abs(log(found[i].end) - log(scenario.stages[j].end)))
     middle, late = np.quantile(errors, [0.5, 0.9]) if errors else (np.nan, np.nan)
-    return Score(right / stages, right / max(reported, 1), float(middle), float(late))
+    return Score(right / there, right / max(reported, 1), float(middle), float(late))
 
 
 def tuned(name: str, trials: Sequence[Scenario]) -> tuple[Method, str]:
@@ -196,9 +171,8 @@ def doubt(trials: Sequence[Scenario], name: str) -> None:
         for t in transitions:
             true_change = truth[t.end] - truth[t.start]
             signs.append((t.confidence, bool(np.sign(true_change) == np.sign(t.llc_change))))
-            changes.append(abs(t.llc_change - true_change) <= 2 * t.llc_error)
-        found = [Found(t.start, t.end, np.sign(t.llc_change)) for t in transitions]
-        for i, j in matched(found, scenario):
+            changes.append(abs(t.llc_change - true_change) <= 2 * t.changes["llc"].error)
+        for i, j in matched(as_stages(transitions), simulated(scenario.stages)):
             stage, t = scenario.stages[j], transitions[i]
             for interval, at in [(t.start_interval, stage.start), (t.end_interval, stage.end)]:
                 if interval is not None:
@@ -211,6 +185,12 @@ def doubt(trials: Sequence[Scenario], name: str) -> None:
     print(f"- all: {np.mean([ok for _, ok in signs]):.1%} of {len(signs)} have the right sign")
     print(f"- llc_change ± 2 · llc_error holds the true change between its own steps in {np.mean(changes):.1%}")
     print(f"- start and end intervals hold the simulated boundary in {np.mean(boundaries):.1%} of {len(boundaries)}")
+
+
+def is_false_alarm(found: Sequence[Stage], scenario: Scenario) -> bool:
+    """Whether more is found than is there, or something of another sign."""
+    signs = [stage.sign for stage in simulated(scenario.stages)]
+    return len(found) > len(signs) or any(stage.sign not in signs for stage in found)
 
 
 def false_alarms(first: int, each: int) -> None:
@@ -227,8 +207,7 @@ def false_alarms(first: int, each: int) -> None:
                 bad = []
                 for seed in range(first, first + each):
                     scenario = make(seed, n, correlation, chains)
-                    found, signs = ours(scenario), [np.sign(s.change) for s in scenario.stages]
-                    bad.append(len(found) > len(signs) or any(f.sign not in signs for f in found))
+                    bad.append(is_false_alarm(ours(scenario), scenario))
                 cells.append(f"{np.mean(bad):.1%}")
                 total.extend(bad)
             print(f"| {make.__name__} | {n} |", " | ".join(cells), "|", flush=True)
@@ -252,8 +231,7 @@ def speed() -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few trajectories, to see that it runs")
+    parser = command_line(__doc__, quick="few trajectories, to see that it runs")
     parser.add_argument("--first-seed", type=int, default=FRESH, help="the seeds of all trajectories go on from here")
     options = parser.parse_args()
     quick, first = options.quick, options.first_seed

@@ -18,7 +18,6 @@ near w*; most singular points: nβ 7e4 and γ 0.1.
     python experiments/truth.py [--quick] [--only PART]
 """
 
-import argparse
 import math
 import statistics
 import time
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import command_line
 from tables import keep
 from torch import Generator, Tensor, nn
 
@@ -56,7 +56,7 @@ class Case:
 
 def measure(case: Case) -> dict[str, Any]:
     """A row of the table."""
-    sampler = pw.SGLD(**({"kappa": 0.5, "batch_size": None} | case.settings))
+    sampler = pw.Langevin(**({"kappa": 0.5, "batch_size": None} | case.settings))
     start = time.perf_counter()
     estimate = pw.estimate_llc(case.model, case.loss, case.data, sampler=sampler, seed=case.seed)
     return {
@@ -264,8 +264,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     """Measure, print and keep the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the smallest cases, in a minute")
+    parser = command_line(__doc__, quick="the smallest cases, in a minute")
     parser.add_argument("--only", choices=PARTS, help="measure one part of the table again")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the table; cases that this run leaves out stay")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ from processes import alive, gone, reads_proc
 from torch import nn
 from torch.nn import functional as F
 
-from phasewatch import SGLD, Probe, SnapshotFolder, Trajectory, log_spaced
+from phasewatch import Langevin, Probe, SnapshotFolder, Trajectory, log_spaced
 
 
 def loss(model, batch):
@@ -50,7 +50,7 @@ def make_probe(model, device, taken=None):
             taken.append(loss(model, batch).item())
         return 0.0
 
-    sampler = SGLD(step_size=1e-3, localization=7, nbeta=30, chains=2, draws=4, burn_in=2, batch_size=16)
+    sampler = Langevin(step_size=1e-3, localization=7, nbeta=30, chains=2, draws=4, burn_in=2, batch_size=16)
     return Probe(make_model, loss, data(), sampler=sampler, metrics={"seen": seen}, threads=1, device=device)
 
 
@@ -152,24 +152,6 @@ def test_another_experiment_s_snapshots_are_measured_and_not_trained_again(campa
     found = campaign.measured("toy", again, replace(given(), device=device, jobs=2))
     assert [trajectory.steps.tolist() for trajectory in found.values()] == [sorted(run().at.steps)] * 2
     assert not list(given().runs.rglob("*.safetensors"))
-
-
-def test_a_table_has_the_columns_that_any_row_has(campaign):
-    rows = [{"run": "seed-0", "λ̂": 12.3456}, {"run": "seed-1", "kinds": "A B", "λ̂": 7}]
-    assert campaign.markdown(rows) == [
-        "| run | λ̂ | kinds |",
-        "| --- | --- | --- |",
-        "| seed-0 | 12.3 |  |",
-        "| seed-1 | 7 | A B |",
-    ]
-
-
-def test_a_table_is_printed_and_kept(campaign, given, capsys):
-    given().results.mkdir(parents=True)
-    campaign.keep_table(given(), "toy", ["| a |", "| --- |", "| λ̂ |"])
-    text = "# Output of `python experiments/toy.py`\n\n| a |\n| --- |\n| λ̂ |\n"
-    assert (given().results / "toy.md").read_text("utf-8") == text
-    assert capsys.readouterr().out == text + "\n"
 
 
 ENDLESS = """

@@ -1,28 +1,26 @@
 """Who is called first, on trajectories in which it is known who moves first."""
 
 import csv
-import json
 import sys
 
 import numpy as np
 import pytest
 
-from phasewatch import Estimate, Health, Point, log_spaced
+from phasewatch import Trajectory, log_spaced
 
 
 def keep_run(folder, name, *, llc, accuracy, seed=0):
     """A run of grokking's in which λ̂ and the loss fall, and the accuracy rises, about the steps given."""
-    generator = np.random.default_rng(seed)
-    lines = []
-    for step in sorted(log_spaced(100, 20_000, num=40).steps):
-        noise = 0.003 * generator.standard_normal(4)
-        value = 300 - 200 * (1 / (1 + (llc / step) ** 4) + noise[0])
-        estimate = Estimate(value, 0.2, (), 30.0, 1.0, 100.0, 0.9, Health.OK)
-        risen = 1 / (1 + (accuracy / step) ** 4)
-        metrics = {"test_accuracy": risen + noise[1], "rule_share": 0.02 + noise[2]}
-        lines.append(json.dumps(Point(step, 2 - risen + noise[3], estimate, metrics).as_json()))
+    steps = np.array(sorted(log_spaced(100, 20_000, num=40).steps))
+    noise = 0.003 * np.random.default_rng(seed).standard_normal((len(steps), 4)).T
+    risen = 1 / (1 + (accuracy / steps) ** 4)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    Trajectory.from_values(
+        steps,
+        loss=2 - risen + noise[3],
+        llc=300 - 200 * (1 / (1 + (llc / steps) ** 4) + noise[0]),
+        metrics={"test_accuracy": risen + noise[1], "rule_share": 0.02 + noise[2]},
+    ).write(folder / f"{name}.jsonl")
 
 
 @pytest.fixture

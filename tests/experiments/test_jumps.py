@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from phasewatch import Estimate, Health, Kind, Point, Trajectory, find_transitions, log_spaced
+from phasewatch import Kind, Trajectory, find_transitions, log_spaced
 
 
 @pytest.fixture
@@ -21,16 +21,15 @@ def risen(step, *middles, width=0.2):
 
 def a_run(*, llc=(1000,), score=1000, second=None, width=0.2):
     """λ̂ rises about the steps given and a score about one, as wide as given, and once more by a tenth at the second."""
-    generator = np.random.default_rng(5)
-    points = []
-    for step in sorted(log_spaced(50, 50_000, num=60).steps):
-        noise = 0.002 * generator.standard_normal(3)
-        value = 100 + 50 * (risen(step, *llc) + noise[0])
-        estimate = Estimate(value, 0.1, (), 30.0, 1.0, 100.0, 0.9, Health.OK)
-        again = 0.1 * risen(step, second) if second else 0
-        metrics = {"a_score": risen(step, score, width=width) + again + noise[1]}
-        points.append(Point(step, 2 - risen(step, *llc) + noise[2], estimate, metrics))
-    return Trajectory(points)
+    steps = np.array(sorted(log_spaced(50, 50_000, num=60).steps))
+    noise = 0.002 * np.random.default_rng(5).standard_normal((len(steps), 3)).T
+    again = 0.1 * risen(steps, second) if second else 0
+    return Trajectory.from_values(
+        steps,
+        loss=2 - risen(steps, *llc) + noise[2],
+        llc=100 + 50 * (risen(steps, *llc) + noise[0]),
+        metrics={"a_score": risen(steps, score, width=width) + again + noise[1]},
+    )
 
 
 def test_a_jump_is_found_with_its_middle_and_what_goes_with_it(jumps):
@@ -76,20 +75,21 @@ def test_a_rise_in_two_stages_goes_with_a_jump_as_one(jumps):
     assert jump.pair.first.kind is Kind.A
     assert jump.pair.first.start < 500 < 4000 < jump.pair.first.end
     assert jump.pair.first.llc_change == pytest.approx(50, abs=2)
-    assert jump.pair.first.error == pytest.approx(math.hypot(*(t.error for t in find_transitions(run))))
+    assert jump.pair.first.change.error == pytest.approx(math.hypot(*(t.change.error for t in find_transitions(run))))
 
 
 def test_stages_with_a_plateau_or_a_turn_between_them_stay_two(jumps):
     apart = a_run(llc=(300, 12_000))
     assert jumps.stretches(apart) == find_transitions(apart)
-    assert jumps.stretches(a_run(), "a_score") == find_transitions(a_run(), metric="a_score")
+    assert jumps.stretches(a_run(), "a_score") == find_transitions(a_run(), signal="a_score")
 
 
 def test_small_transitions_are_left_out(jumps):
     run = a_run(second=12_000)
-    found = find_transitions(run, metric="a_score")
+    found = find_transitions(run, signal="a_score")
     assert jumps.without_small([*found, *found]) == [*found, *found]
-    tiny = replace(found[0], after=found[0].before + 0.05)
+    change = found[0].change
+    tiny = replace(found[0], changes={"a_score": replace(change, after=change.before + 0.05)})
     assert jumps.without_small([tiny, *found]) == found
     assert jumps.without_small([]) == []
 
@@ -112,16 +112,13 @@ def test_rates_count_every_run(jumps):
 @pytest.mark.parametrize("middle", [60, 300, 2500])
 @pytest.mark.parametrize("signal", ["llc", "loss", "score"])
 def test_half_of_a_logistic_in_log_step_is_done_at_its_middle(jumps, middle, signal):
-    generator = np.random.default_rng(11)
-    points = []
-    for step in sorted(log_spaced(1, 30_000, num=70, linear=10).steps):
-        curve = 1 / (1 + (middle / step) ** 3)  # logistic in log step
-        noise = 0.003 * generator.standard_normal(3)
-        estimate = Estimate(100 + 40 * (curve + noise[0]), 0.2, (), 30.0, 1.0, 100.0, 0.9, Health.OK)
-        points.append(Point(step, 3 - 2 * (curve + noise[1]), estimate, {"score": 0.1 + 0.7 * (curve + noise[2])}))
-    trajectory = Trajectory(points)
-    transition = max(find_transitions(trajectory, metric=signal), key=lambda t: abs(t.after - t.before))
-    assert transition.trend == ("down" if signal == "loss" else "up")
+    steps = np.array(sorted(log_spaced(1, 30_000, num=70, linear=10).steps))
+    noisy = risen(steps, middle, width=1 / 3) + 0.003 * np.random.default_rng(11).standard_normal((3, len(steps)))
+    trajectory = Trajectory.from_values(
+        steps, loss=3 - 2 * noisy[1], llc=100 + 40 * noisy[0], metrics={"score": 0.1 + 0.7 * noisy[2]}
+    )
+    transition = max(find_transitions(trajectory, signal=signal), key=lambda t: abs(t.change.value))
+    assert transition.change.trend == ("down" if signal == "loss" else "up")
     half = jumps.halfway(trajectory, transition)
     assert transition.start < half < transition.end
     assert abs(math.log(half / middle)) < 0.05

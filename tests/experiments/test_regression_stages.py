@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from phasewatch import Estimate, Health, Point, SnapshotFolder, Trajectory, log_spaced
+from phasewatch import SnapshotFolder, Trajectory, log_spaced
 
 
 @pytest.fixture
@@ -54,11 +54,8 @@ def test_what_is_trained_or_measured_is_not_trained_again(stages, tmp_path, monk
 
 def straight(slope):
     """λ̂ rises by as much in every factor of the step."""
-    estimates = {
-        step: Estimate(slope * math.log(step), 0.1, (), 66.7, 1.0, 100.0, 0.9, Health.OK)
-        for step in log_spaced(1, 500_000, num=100).steps
-    }
-    return Trajectory(Point(step, 1.0, estimate, {}) for step, estimate in sorted(estimates.items()))
+    steps = sorted(log_spaced(1, 500_000, num=100).steps)
+    return Trajectory.from_values(steps, loss=[1.0] * len(steps), llc=[slope * math.log(step) for step in steps])
 
 
 def test_changes_between_ends_are_those_of_the_curve(stages):
