@@ -26,6 +26,7 @@ def replay(
     *,
     run: str | Path | None = None,
     workers: int = 1,
+    on: Callable[[Probe, Snapshots], Executor] | None = None,
     sinks: Sequence[Sink] = (),
     progress: bool = False,
     on_error: OnError = warn,
@@ -39,6 +40,7 @@ def replay(
         probe: measures; made with a function that builds its model if `workers` is more than 1.
         run: a folder to keep the points in. What it holds is not measured again.
         workers: processes, one checkpoint each at a time. With one, this process measures.
+        on: makes the executor that measures, from the probe and the series, in place of `workers`.
         sinks: told of each point and transition.
         progress: show a bar with the time left.
         on_error: takes a sentence for each checkpoint that could not be measured; a warning by default.
@@ -66,7 +68,12 @@ def replay(
     """
     workers = whole_number("replay(workers=...)", workers, least=1)
     snapshots = open_series(series) if isinstance(series, str | Path) else series
-    executor = InProcess(probe, snapshots) if workers == 1 else Processes(packed(probe, snapshots), workers=workers)
+    if on is not None:
+        if workers > 1:
+            raise PhasewatchError(f"replay(workers={workers}, on=...) says twice where to measure. Give one of them.")
+        executor = on(probe, snapshots)
+    else:
+        executor = InProcess(probe, snapshots) if workers == 1 else Processes(packed(probe, snapshots), workers=workers)
     folder = None if run is None else _opened(run, probe, snapshots)
     return _replayed(snapshots, executor, folder, sinks, progress, on_error)
 
