@@ -1,4 +1,4 @@
-"""Lets the manual show the section `Example:` of a docstring as code; the extension's own word for it is `Examples:`."""
+"""Lets the manual show the section `Example:` of a docstring as code; griffe's own word for it is `Examples:`."""
 
 import re
 from typing import Any

@@ -116,7 +116,9 @@ def test_every_public_name_is_there_with_its_arguments(page):
 def slugs(text):
     """The anchors of a page's headings, those that it includes too."""
     for name, section in re.findall(r'^--8<-- "(.*?):(\w+)"$', text, re.MULTILINE):
-        text += re.findall(rf"\[start:{section}\] -->(.*?)<!-- ", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)[0]
+        text += re.findall(rf"\[start:{section}\] -->(.*?)<!-- ", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)[
+            0
+        ]
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
