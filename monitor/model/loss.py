@@ -18,6 +18,9 @@ Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 LARGEST_VECTORISED_ROW = 8 * 2**20
 """On a CPU, chains that take more than this many bytes each run one after another: they then stay in its caches."""
 
+LARGEST_SHARE_OF_A_GPU = 1 / 16
+"""On a GPU, chains that take more than this share of its memory each run one after another: one keeps it busy."""
+
 AS_NEAR = 1.5
 """A mixed-precision gradient may be this many times as far from full precision as another one is (0.8 to 1.3 seen)."""
 
@@ -72,13 +75,16 @@ class ModelLoss:
     def choose_path(self, batches: Batches) -> None:
         """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
 
-        On a CPU, rows too large for its caches run one after another all the same, and nothing is said.
+        Nothing is said of rows that are too large for a CPU's caches, or for several of them to share a GPU's memory:
+        those run one after another without a trial.
 
         Args:
             batches: two or more minibatches.
         """
         if batches.stacked is None:
             batches = Batches([batches[0]] * len(batches))
+        if self._is_large(batches[0]):
+            return
         own, weights = self.model.weights(), self._nearby(len(batches))
         expected = self._one_by_one(weights, batches)
         self.model.set(own)
@@ -91,10 +97,7 @@ class ModelLoss:
                 reason = _first_line(error)
             else:
                 if self._agree(expected, found, self._tolerance, weights, batches):
-                    in_cache = (
-                        self.model.device.type != "cpu" or self.bytes_of_a_row(batches[0]) < LARGEST_VECTORISED_ROW
-                    )
-                    self.vectorised = in_cache
+                    self.vectorised = True
                     return
                 reason = "its vectorised loss differs from its plain one"
         self._warn_once(
@@ -140,16 +143,22 @@ class ModelLoss:
         Args:
             batch: a minibatch.
         """
-        kept: dict[int, int] = {}
+        kept: dict[int, Tensor] = {}
 
-        def count(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+        def count(tensor: Tensor) -> None:  # a tensor that were returned would keep its own graph alive
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
 
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda _: torch.empty(0)):
             self.value(batch)
-        return 2 * sum(kept.values()) + 6 * self.model.size * self.model.dtype.itemsize
+        saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        return 2 * saved + 6 * self.model.size * self.model.dtype.itemsize
+
+    def _is_large(self, batch: Any) -> bool:
+        """Whether rows are better run one after another, by what one takes."""
+        row = self.bytes_of_a_row(batch)
+        if self.model.device.type != "cuda":
+            return row >= LARGEST_VECTORISED_ROW
+        return row > LARGEST_SHARE_OF_A_GPU * torch.cuda.mem_get_info(self.model.device)[1]
 
     @property
     def _tolerance(self) -> float:

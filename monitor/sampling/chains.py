@@ -1,9 +1,9 @@
 """Chains around snapshots, with noise and minibatches that depend on the seed and the chain alone."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,13 +19,11 @@ from phasewatch.monitor.sampling.random_streams import ChainNoise, Stream, chain
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.stacked import run_stacked
 from phasewatch.monitor.sampling.start import LOOKS, Start
-from phasewatch.monitor.sampling.target import Target
+from phasewatch.monitor.sampling.target import Guarded, Refused, Target
 
 WORTH_COMPILING = 2000
 """Compile the vectorised loss only for at least this many steps of all chains that run together: compiling takes about
 a minute on a GPU, where that many steps of a small transformer take as long uncompiled."""
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,6 @@ class Chains:
         """Chains that gave no estimate."""
         nothing = np.full((sampler.chains, sampler.draws), np.nan)
         return cls(nothing, nothing, Checks())
-
-
-class Refused(Exception):
-    """The model can't take weights that the sampler went to."""
 
 
 def gradients_of_a_point(sampler: Sampler, minibatches: int) -> int:
@@ -122,7 +116,7 @@ class _Run:
     """One call of `run_chains`."""
 
     def __init__(self, target: Target, sampler: Sampler, seed: int) -> None:
-        self._target = target
+        self._target = Guarded(target)
         self._sampler = sampler
         self._seed = seed
         steps = sampler.burn_in + sampler.draws
@@ -165,10 +159,9 @@ class _Run:
         sampler = self._sampler
         generator = Generator(anchor[0].device).manual_seed(chain_seed(self._seed, 0, Stream.SURVEY))
         scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
+        self._target.anchor = anchor
         try:
-            around = self._attempt(
-                anchor, lambda: look_around(self._target, anchor, masks, **scale, generator=generator)
-            )
+            around = look_around(self._target, anchor, masks, **scale, generator=generator)
         except Refused:
             return None
         if not math.isfinite(around.curvature):
@@ -198,13 +191,9 @@ class _Run:
                 self._target.prepare(len(starts) * len(chains))
             device = starts[0].anchor[0].device
             noises = [ChainNoise(self._seed, chain, device) for chain in chains.tolist()]
+            self._target.anchor = starts[0].anchor
             try:
-                found = self._attempt(
-                    starts[0].anchor,
-                    lambda noises=noises, chains=chains: run_stacked(
-                        self._target, starts, self._sampler, self._orders[chains], noises
-                    ),
-                )
+                found = run_stacked(self._target, starts, self._sampler, self._orders[chains], noises)
             except Refused:
                 if len(starts) > 1:
                     return [self._stacked([start], rows)[0] for start in starts]
@@ -216,37 +205,11 @@ class _Run:
         return [None if None in of_one else ChainRecord.together([r for r in of_one if r]) for of_one in records]
 
     def _in_place(self, start: Start) -> ChainRecord | None:
+        self._target.anchor = start.anchor
         try:
-            return self._attempt(
-                start.anchor, lambda: run_in_place(self._target, start, self._sampler, self._orders, self._seed)
-            )
+            return run_in_place(self._target, start, self._sampler, self._orders, self._seed)
         except Refused:
             return None
-
-    def _attempt(self, anchor: Weights, action: Callable[[], _Result]) -> _Result:
-        """Do something where the model may not take the weights that it leads to.
-
-        Raises:
-            Refused: for an error that doesn't come up at the anchor; one that does is raised as it is.
-        """
-        try:
-            return action()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            self._check(anchor)
-            raise Refused from error
-
-    def _check(self, anchor: Weights) -> None:
-        """Take the loss and its gradient at an anchor, by all paths that chains may take."""
-        self._target.set(anchor)
-        for number in range(self._target.minibatches):
-            clear_gradients(self._target.parameters)
-            self._target.add_gradient(number)
-            if self._target.vectorised:
-                which = torch.tensor([number], device=anchor[0].device)
-                self._target.rows_and_gradients([weight.unsqueeze(0) for weight in anchor], which)
-        clear_gradients(self._target.parameters)
 
     def _judged(self, record: ChainRecord, start: Start) -> Chains:
         sampler = self._sampler

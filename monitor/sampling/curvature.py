@@ -130,16 +130,16 @@ def _moments(target: Target, masks: Mask) -> tuple[float, float, float]:
     products: list[Tensor] = []
 
     def see(grad: Tensor, held: Tensor | None) -> None:
-        squares[-1] += grad.double().square().sum()
+        squares[-1] += square(grad)
         if products and held is not None:
-            products[-1] += (grad.double() * held.double()).sum()
+            products[-1] += torch.dot(grad.flatten(), held.flatten())
 
     zero = torch.zeros((), dtype=torch.float64, device=target.parameters[0].device)
     for number in range(first):
         squares.append(zero.clone())
         with intercepted(target.parameters, masks, see, add=True):
             target.add_gradient(number)
-    total = sum((grad.double().square().sum() for grad in gradients(target.parameters, None)), zero)
+    total = sum((square(grad) for grad in gradients(target.parameters, None)), zero)
     if exact:
         slope = float(total) / first**2
         return slope, 0.0, max(float(torch.stack(squares).mean()) - slope, 0.0)
@@ -201,13 +201,15 @@ def _start_direction(parameters: Sequence[Tensor], masks: Mask, size: int, gener
         grad.div_(length).add_(noise if mask is None else noise.mul_(mask), alpha=size**-0.5)
 
 
+def square(tensor: Tensor) -> Tensor:
+    """The squared Euclidean length of a tensor in float64, without a copy of it."""
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
+
+
 def reach_of(curvature: float, *, nbeta: float, gamma: float) -> float:
     """How far chains go in a direction of this curvature, 1/√(nβ·h + γ)."""
     return max(nbeta * curvature + gamma, 1e-12) ** -0.5
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    lengths = [
-        torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors
-    ]
-    return float(torch.stack([length.double() for length in lengths]).norm())
+    return float(torch.stack([square(tensor) for tensor in tensors]).sum().sqrt())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
-from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, reach_of
+from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, reach_of, square
 from phasewatch.monitor.sampling.random_streams import ChainNoise, mask_of
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
@@ -175,7 +175,7 @@ class _Chain:
         turned: list[Tensor] = []
 
         def see(grad: Tensor, held: Tensor | None) -> None:
-            turned.append((grad - held if held is not None else grad).double().square().sum())
+            turned.append(square(grad if held is None else grad - held))
 
         self._move(reach / length)
         with intercepted(parameters, masks, see, add=False):
@@ -187,7 +187,7 @@ class _Chain:
 
     def _length(self, masks: object) -> float:
         grads = gradients(self._target.parameters, self._start.masks)
-        return float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
+        return float(torch.stack([square(grad) for grad in grads]).sum().sqrt())
 
     @torch.no_grad()
     def _move(self, distance: float) -> None:
@@ -202,7 +202,7 @@ class _Chain:
         total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
         for k, grad in enumerate(gradients(self._target.parameters, self._start.masks)):
             grad, away = grad.to(self._weights[k].dtype), self._weights[k] - self._start.anchor[k]
-            total += torch.stack([grad.square().sum(), away.square().sum(), (away * grad).sum()]).double()
+            total += torch.stack([square(grad), square(away), torch.dot(away.flatten(), grad.flatten()).double()])
         return total
 
     def _publish(self) -> None:

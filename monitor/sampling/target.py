@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from phasewatch.monitor.model.weights import Weights
@@ -64,3 +65,60 @@ class Target(Protocol):
             which: the minibatch of each row, shape (row,).
         """
         ...
+
+
+class Refused(Exception):
+    """The model can't take weights that the sampler went to."""
+
+
+class Guarded:
+    """A target whose errors away from an anchor are told from those that come up at the anchor too.
+
+    Args:
+        target: what to ask.
+
+    Attributes:
+        anchor: weights that the model has to take.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self.parameters = target.parameters
+        self.minibatches = target.minibatches
+        self.whole = target.whole
+        self.vectorised = target.vectorised
+        self.set = target.set
+        self.loss = target.loss
+        self.prepare = target.prepare
+        self.rows = target.rows
+        self.anchor: Weights = []
+
+    def add_gradient(self, number: int, scale: float = 1.0) -> Tensor:
+        """As the target's.
+
+        Raises:
+            Refused: for an error that doesn't come up at the anchor.
+        """
+        try:
+            return self._target.add_gradient(number, scale)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._target.set(self.anchor)
+            self._target.add_gradient(number)
+            raise Refused from error
+
+    def rows_and_gradients(self, weights: Weights, which: Tensor) -> tuple[Tensor, Weights]:
+        """As the target's.
+
+        Raises:
+            Refused: for an error that doesn't come up at the anchor.
+        """
+        try:
+            return self._target.rows_and_gradients(weights, which)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            rows = [weight.expand(len(which), *weight.shape) for weight in self.anchor]
+            self._target.rows_and_gradients(rows, which)
+            raise Refused from error

@@ -311,7 +311,7 @@ class Memory(TorchDispatchMode):
 
 @pytest.mark.parametrize(("momentum", "sets"), [(None, 0), (0, 0), (0.5, 1)])
 def test_chains_in_place_hold_no_more_than_an_anchor_a_gradient_and_a_velocity(momentum, sets):
-    """In sets of weights, beside the parameters, which operations in place return, and what a backward pass takes."""
+    """In sets of weights: parameters, anchor and gradient, which operations return, and what a backward pass takes."""
     size, pieces = 2**16, 16
 
     class Many(Quadratic):
@@ -332,8 +332,8 @@ def test_chains_in_place_hold_no_more_than_an_anchor_a_gradient_and_a_velocity(m
     sampler = sampler_of(momentum, 1e-3, 1.0, 1.0, chains=2, draws=4, burn_in=0, batch_size=None)
     with Memory() as memory:
         run_chains(target, [anchor], sampler, 0)
-    assert memory.peak / (4 * size) < 1 + 1 + sets + 0.7  # and a few single parameters, of a sixteenth each
-    assert memory.peak / (4 * size) > 2 + sets
+    assert memory.peak / (4 * size) < 3 + sets + 0.7  # and a few single parameters, of a sixteenth each
+    assert memory.peak / (4 * size) > 3 + sets
 
 
 def test_parts_of_one_snapshot_share_its_reference():
