@@ -11,7 +11,7 @@ RATES = np.concatenate([[0.01], np.geomspace(0.1, 12.0, 16)])
 the last is over within a quarter of the span."""
 
 TAIL = 3
-"""The direct law is fitted to the last 1/TAIL of the points, at least `FEWEST_TAIL`: an accuracy follows it only once it
+"""The direct law of an axis is fitted to the last 1/TAIL of the points, at least `FEWEST_TAIL`: an accuracy follows it only once it
 is off chance. Chosen on small ladders held against the next size."""
 
 FEWEST_TAIL = 6
@@ -29,7 +29,7 @@ def explained(values: np.ndarray, fitted: np.ndarray) -> float:
 
 
 def direct_law(u: np.ndarray, sharp: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The accuracy by -log(accuracy) as a power law of the axis (Krajewski et al. 2025, arXiv 2512.08894), on the tail.
+    """The accuracy by -log(accuracy) as a power law of the axis (Krajewski et al. 2025, arXiv 2512.08894).
 
     Args:
         u: positions, shape (point,), increasing.
@@ -39,11 +39,10 @@ def direct_law(u: np.ndarray, sharp: np.ndarray, at: np.ndarray) -> np.ndarray:
     Returns:
         Accuracy, shape (target,); it never falls.
     """
-    tail = max(FEWEST_TAIL, len(u) // TAIL)
-    x, y = u[-tail:], np.log(-np.log(np.clip(sharp[-tail:], 0.01, 0.99)))
-    spread = float(np.sum((x - x.mean()) ** 2))
-    slope = min(float(np.sum((x - x.mean()) * y)) / spread, 0.0) if spread > 0 else 0.0
-    return np.exp(-np.exp(np.clip(y.mean() + slope * (at - x.mean()), -50, 50)))
+    y = np.log(-np.log(np.clip(sharp, 0.01, 0.99)))
+    spread = float(np.sum((u - u.mean()) ** 2))
+    slope = min(float(np.sum((u - u.mean()) * y)) / spread, 0.0) if spread > 0 else 0.0
+    return np.exp(-np.exp(np.clip(y.mean() + slope * (at - u.mean()), -50, 50)))
 
 
 def logistic_law(u: np.ndarray, sharp: np.ndarray, at: np.ndarray, chance: float) -> np.ndarray:
@@ -154,7 +153,8 @@ def mean_and_spread(
     Returns:
         The mean and the standard deviation between the laws, shape (target,), and the trust between 0 and 1.
     """
-    laws = [direct_law(u, sharp, at)]
+    tail = max(FEWEST_TAIL, len(u) // TAIL)
+    laws = [direct_law(u[-tail:], sharp[-tail:], at)]
     if smooth is None:
         share = explained(sharp, logistic_law(u, sharp, u, chance))
         trust, weights = float(np.clip((share - TRUSTED[0]) / (TRUSTED[1] - TRUSTED[0]), 0, 1)), [1.0]

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.special import expit, logit
 
-from phasewatch.monitor.emergence.curves import logistic_law
+from phasewatch.monitor.emergence.curves import direct_law
 from phasewatch.monitor.errors import PhasewatchError
 
 FEWEST = 8
@@ -19,11 +19,11 @@ SCATTER = 0.03
 
 
 def forecast_of_columns(x: np.ndarray, sharp: np.ndarray, at: np.ndarray, chance: float) -> tuple[np.ndarray, np.ndarray]:
-    """The sharp score by two logistic curves of the columns (after Ruan et al. 2024, arXiv 2405.10938).
+    """The sharp score by two curves of the columns (after Ruan et al. 2024, arXiv 2405.10938).
 
-    One along a single direction, in which each column counts by its correlation with the sharp score (the first step of
-    partial least squares); one with a weight for each column, held near their mean. A missing value is the mean of the
-    model's others.
+    One is the direct law along a single direction, in which each column counts by its correlation with the sharp score
+    (the first step of partial least squares); one is a logistic curve from chance to 1 with a weight for each column,
+    held near their mean. A missing value is the mean of the model's others.
 
     Args:
         x: shape (model, column), NaN where missing.
@@ -54,15 +54,15 @@ def forecast_of_columns(x: np.ndarray, sharp: np.ndarray, at: np.ndarray, chance
     weights = weights / weights.sum()
     direction, ahead = z @ weights, later @ weights
     both = np.concatenate([direction, ahead])
-    single = logistic_law(direction, sharp, both, chance)
+    single = direct_law(direction, sharp, both)
     several = _ridge(z, sharp, np.concatenate([z, later]), chance)
     mean = (single + several) / 2
     n = len(sharp)
     noise = max(float(np.std(mean[:n] - sharp)), SCATTER)
     lag = float(np.std(direction)) * np.sqrt(max(1 - np.corrcoef(direction, target)[0, 1] ** 2, 0.0))
-    steep = (logistic_law(direction, sharp, ahead + lag, chance) - logistic_law(direction, sharp, ahead - lag, chance)) / 2
+    sooner, later_on = (direct_law(direction, sharp, ahead + shift) for shift in (lag, -lag))
     spread = (single - several)[n:] / 2
-    return np.clip(mean[n:], 0, 1), np.sqrt(noise**2 + spread**2 + steep**2)
+    return np.clip(mean[n:], 0, 1), np.sqrt(noise**2 + spread**2 + ((sooner - later_on) / 2) ** 2)
 
 
 def _filled(z: np.ndarray) -> np.ndarray:
