@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from phasewatch.monitor.emergence.checks import Axis, check_axis, check_numbers
+from phasewatch.monitor.emergence.checks import check_axis, check_numbers
 
 FEWEST = 8
 """No alarm before this many points: the noise isn't known yet."""
 
-THRESHOLD = 6.0
+THRESHOLD = 4.5
 """The alarm rings when a rise and a fall explain the points better than a rise alone by this much: the difference of the
 sums of squares in units of the noise's variance. A lower one rings sooner and more often for nothing (`_FALSE_ALARMS`).
 Chosen so that an alarm is right within 30,000 of 143,000 steps on log-likelihoods whose falls show."""
@@ -22,9 +22,9 @@ RECENT = 12
 REACH = 30
 """A peak is looked for among the last so many points."""
 
-_FALSE_ALARMS = ((6.0, 0.08), (8.0, 0.05), (10.0, 0.03), (12.0, 0.02), (16.0, 0.01), (30.0, 0.001))
+_FALSE_ALARMS = ((4.5, 0.15), (6.0, 0.1), (8.0, 0.06), (10.0, 0.035), (12.0, 0.02), (16.0, 0.01), (30.0, 0.003))
 """The largest statistic of a series, and the share of series that never fall and reach it by chance, of those that rise
-slowly (by 0.3 standard deviations of the noise per doubling) with white noise. Flat ones reach it twice as often.
+by one standard deviation of the white noise per doubling. Flat ones reach it about twice as often.
 By simulation, experiments/bench_emergence.py."""
 
 
@@ -56,7 +56,8 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
 
     The points are fitted by a curve that never falls, and by one that rises to a peak and then falls (isotonic
     regression, both by least squares). The alarm rings at the first point at which the second is better by more than
-    noise would make it; the noise is the scatter of points around the line between their neighbours.
+    noise would make it; the noise is the scatter of points around the line between their neighbours. It is taken back, and
+    can ring again, if later points are explained by a rise alone.
 
     Args:
         x: steps, tokens or compute, shape (point,), rising; or a falling loss.
@@ -79,14 +80,13 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     """
     values, _ = check_axis("reversal", x, least=2)
     score = check_numbers("reversal", "log_likelihood", log_likelihood, shape=(len(values),))
-    u = Axis.of(values, falling=bool(values[-1] < values[0])).position(values)
     alarm, largest = None, 0.0
     for points in range(FEWEST, len(score) + 1):
-        statistic = turned(u[:points], score[:points])
-        if alarm is None and statistic > THRESHOLD:
-            alarm = points - 1
-        if alarm is not None:
-            largest = max(largest, statistic)
+        statistic = turned(values[:points], score[:points])
+        if statistic <= THRESHOLD:
+            alarm, largest = None, 0.0
+        else:
+            alarm, largest = (points - 1 if alarm is None else alarm), max(largest, statistic)
     if alarm is None:
         return None
     peak, fitted = _rise_and_fall(score)
@@ -95,11 +95,11 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     return Reversal(float(values[peak]), float(fitted[peak] - fitted[-1]), float(values[alarm]), chance)
 
 
-def turned(u: np.ndarray, score: np.ndarray) -> float:
+def turned(x: np.ndarray, score: np.ndarray) -> float:
     """How much better a rise and a fall explain the points than a rise alone, in the noise's variance.
 
     Args:
-        u: positions, shape (point,), increasing.
+        x: shape (point,), rising or falling.
         score: shape (point,).
 
     Returns:
@@ -109,7 +109,7 @@ def turned(u: np.ndarray, score: np.ndarray) -> float:
     if rising == 0:
         return 0.0
     _, fitted = _rise_and_fall(score)
-    share = (u[1:-1] - u[:-2]) / (u[2:] - u[:-2])
+    share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
     off = score[1:-1] - (1 - share) * score[:-2] - share * score[2:]
     squares = (off**2 / (1 + share**2 + (1 - share) ** 2))[-RECENT:]
     variance = float(np.median(squares)) / 0.455  # the median of a squared normal value
