@@ -56,8 +56,8 @@ def case(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray, n
     z = np.linspace(0, 1, n) if rng.random() < 0.6 else np.sort(rng.random(n))
     chance = float(rng.choice([0.0, 0.0, 0.2, 0.25, 0.5]))
     first, last = -rng.uniform(1.5, 8.0), -rng.uniform(0.02, 0.8)
-    items = int(rng.integers(100, 3000))
-    noise = rng.uniform(0.002, 0.03) * (last - first)
+    items = int(np.exp(rng.uniform(np.log(100), np.log(1e5))))
+    noise = np.exp(rng.uniform(np.log(1e-4), np.log(0.03))) * (last - first)
     if kind == "metric":
         log_p = first + (last - first) * gradual(rng, z)
         form = rng.integers(3)
@@ -82,6 +82,10 @@ def case(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray, n
         else:
             share = both
         share = np.clip(share, 0, 1)
+        i = int(np.argmax(np.diff(both)))
+        near = np.abs(z - z[i]) < 0.08
+        if np.ptp(share[near]) < 0.5 * np.ptp(share):
+            share = both  # else the sharp score would rise elsewhere, and not by the model's jump
     elif kind == "none":
         log_p = first + (last - first) * gradual(rng, z) * rng.uniform(0.0, 1.0)
         form = rng.integers(3)
@@ -92,8 +96,9 @@ def case(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray, n
         log_p = first + (last - first) * gradual(rng, z) * rng.uniform(0.3, 1.0)
         share = rng.uniform(0.3, 1.0) * sudden(rng, z) * (1 - rng.uniform(0, 0.4) * (1 - gradual(rng, z)))
     truth = chance + (1 - chance) * share
-    sharp = rng.binomial(items, np.clip(truth, 0, 1)) / items
-    return z, sharp, observed(rng, log_p, noise), chance
+    exact = rng.random() < 0.1
+    sharp = np.clip(truth, 0, 1) if exact else rng.binomial(items, np.clip(truth, 0, 1)) / items
+    return z, sharp, observed(rng, log_p, 0.0 if exact else noise), chance
 
 
 def table(cases: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
