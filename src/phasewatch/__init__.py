@@ -20,7 +20,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, so that reading a run never waits for torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'phasewatch' has no attribute {name!r}")
-    value = getattr(importlib.import_module(str(_HOME[name])), name)
+    home = importlib.import_module(str(_HOME[name]))
+    value = getattr(home, name, None) or importlib.import_module(f"{home.__name__}.{name}")  # a name, or a module
     globals()[name] = value
     return value
 
