@@ -18,6 +18,7 @@ from scipy.special import expit, log_softmax, ndtr
 from phasewatch.monitor.emergence.shape import features
 from phasewatch.monitor.emergence.verdict import KINDS, expanded
 
+
 def gradual(rng: np.random.Generator, z: np.ndarray) -> np.ndarray:
     """A course from 0 to 1 without a jump: a line, the logarithm of one, a wide sigmoid, or a decaying gap."""
     form = rng.integers(4)
@@ -125,6 +126,7 @@ def fitted(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 
 def main() -> None:
+    """Fit the weights, and say how right they are on cases held back."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=700, help="of each kind, to fit to; half as many are held back")
     parser.add_argument("--out", type=Path, help="where to write the weights: monitor/emergence/verdict.json")
@@ -141,7 +143,11 @@ def main() -> None:
     sure = p.max(axis=1) >= 0.9
     print(f"called at 90 %: {sure.mean():.2f} of all, right {np.mean((called == truth)[sure]):.3f}")
     if options.out:
-        fit = {"centre": centre.round(3).tolist(), "scale": scale.round(3).tolist(), "weights": weights.round(3).tolist()}
+        fit = {
+            "centre": centre.round(3).tolist(),
+            "scale": scale.round(3).tolist(),
+            "weights": weights.round(3).tolist(),
+        }
         options.out.write_text(json.dumps(fit) + "\n", encoding="utf-8")
 
 

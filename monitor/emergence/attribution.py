@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from phasewatch.monitor.emergence.checks import Axis
-from phasewatch.monitor.emergence.items import Items, Score
+from phasewatch.monitor.emergence.items import Items
 from phasewatch.monitor.errors import PhasewatchError
 
 FEWEST = 3
@@ -27,10 +28,10 @@ class Attribution:
         error: the standard error of that fall, over items.
     """
 
-    correlation: Mapping[Score, np.ndarray]
-    undefined: Mapping[Score, float]
-    mean: Mapping[Score, float]
-    lost_at: Score | None
+    correlation: Mapping[str, np.ndarray]
+    undefined: Mapping[str, float]
+    mean: Mapping[str, float]
+    lost_at: str | None
     lost: float
     error: float
 
@@ -80,13 +81,15 @@ def attribute(items: Items) -> Attribution:
             f"correlation takes {FEWEST}; read more checkpoints."
         )
     if np.asarray(items.correct).all():
-        raise PhasewatchError("attribute(items): all items are right from the start, so no accuracy goes with the axis.")
+        raise PhasewatchError(
+            "attribute(items): all items are right from the start, so no accuracy goes with the axis."
+        )
     u = Axis.of(items.x, falling=bool(items.x[-1] < items.x[0])).position(items.x)
     correlation = {name: _correlations(u, values) for name, values in items.per_item.items()}
     undefined = {name: float(np.isnan(values).mean()) for name, values in correlation.items()}
     mean = {name: float(np.nanmean(v)) if np.isfinite(v).any() else 0.0 for name, v in correlation.items()}
     names = list(correlation)
-    falls = {after: mean[before] - mean[after] for before, after in zip(names[:-1], names[1:], strict=True)}
+    falls = {after: mean[before] - mean[after] for before, after in pairwise(names)}
     lost_at = max(falls, key=falls.__getitem__)
     if falls[lost_at] <= 0:
         return Attribution(correlation, undefined, mean, None, 0.0, float("nan"))

@@ -11,15 +11,16 @@ RATES = np.concatenate([[0.01], np.geomspace(0.1, 12.0, 16)])
 the last is over within a quarter of the span."""
 
 TAIL = 3
-"""The direct law of an axis is fitted to the last 1/TAIL of the points, at least `FEWEST_TAIL`: an accuracy follows it only once it
-is off chance. Chosen on small ladders held against the next size."""
+"""The direct law of an axis is fitted to the last 1/TAIL of the points, at least `FEWEST_TAIL`: an accuracy follows it
+only once it is off chance. Chosen on small ladders held against the next size."""
 
 FEWEST_TAIL = 6
 
 TRUSTED = (0.4, 0.8)
 """Below the first share of variance explained the smooth score has no say in a forecast, above the second it has all
 that it can have. The share is that of the axis in the smooth score times that of the smooth score in the sharp one.
-Chosen between public models, where families scatter (0.1 to 0.4 before a jump), and ladders of one recipe (over 0.9)."""
+Chosen between public models, where families scatter (0.1 to 0.4 before a jump), and ladders of one recipe (above
+0.9)."""
 
 
 def explained(values: np.ndarray, fitted: np.ndarray) -> float:

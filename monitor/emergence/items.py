@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from phasewatch.monitor.emergence.checks import check_axis, check_log_p, check_numbers
 from phasewatch.monitor.errors import PhasewatchError
 
-Score = Literal["log_p", "p", "p_among_choices", "brier", "accuracy"]
-
-CHAIN: tuple[Score, ...] = ("log_p", "p", "p_among_choices", "brier", "accuracy")
+CHAIN = ("log_p", "p", "p_among_choices", "brier", "accuracy")
 """From the smoothest to the sharpest (Schaeffer et al. 2024, arXiv 2406.04391)."""
 
 SUM_SLACK = 0.01
@@ -34,7 +31,8 @@ class Items:
         left_out: what reading left out, and how often.
 
     Raises:
-        PhasewatchError: if a shape is wrong, a log p is above 0, probabilities sum to more than 1, or a choice is missing.
+        PhasewatchError: if a shape is wrong, a log p is above 0, probabilities sum to more than 1, or a choice is
+            missing.
     """
 
     x: np.ndarray
@@ -51,7 +49,7 @@ class Items:
         log_p = np.asarray(self.log_p, dtype=float)
         if log_p.ndim != 3 or len(log_p) != len(x) or 0 in log_p.shape:
             raise PhasewatchError(
-                f"Items(log_p=...) must have the shape ({len(x)}, item, choice), a first axis like x; {log_p.shape} came."
+                f"Items(log_p=...) must have the shape ({len(x)}, item, choice), x first; {log_p.shape} came."
             )
         there = ~np.isnan(log_p)
         if (there != there[:1]).any():
@@ -63,7 +61,9 @@ class Items:
             )
         if (~there[0, :, :-1] & there[0, :, 1:]).any() or not there[0].any(axis=1).all():
             item = int(np.argmax((~there[0, :, :-1] & there[0, :, 1:]).any(axis=1) | ~there[0].any(axis=1)))
-            raise PhasewatchError(f"Items(log_p=...): item {item} lacks a choice before its last one; score all of them.")
+            raise PhasewatchError(
+                f"Items(log_p=...): item {item} lacks a choice before its last one; score all of them."
+            )
         log_p = np.where(there, check_log_p("Items", "log_p", np.where(there, log_p, -1.0)), np.nan)
         sums = np.nansum(np.exp(log_p), axis=2)
         if (sums > 1 + SUM_SLACK).any():
@@ -74,7 +74,8 @@ class Items:
             )
         count = log_p.shape[1]
         target = np.zeros(count, dtype=int) if self.target is None else np.asarray(self.target, dtype=int)
-        if target.shape != (count,) or (target < 0).any() or not there[0, np.arange(count), target].all():
+        inside = target.shape == (count,) and bool(((target >= 0) & (target < log_p.shape[2])).all())
+        if not inside or not there[0, np.arange(count), target].all():
             raise PhasewatchError("Items(target=...) must hold, for each item, the index of a choice that it has.")
         correct = self.correct
         if correct is None:
@@ -92,14 +93,14 @@ class Items:
         return float(np.where(choices > 1, 1 / choices, 0.0).mean())
 
     @property
-    def per_item(self) -> dict[Score, np.ndarray]:
+    def per_item(self) -> dict[str, np.ndarray]:
         """Each score of the chain by item, shape (step, item). All rise as a model improves: brier is 1 - Brier / 2.
 
         The last three need choices: with one choice an item has log_p, p and accuracy.
         """
         rows = np.arange(self.log_p.shape[1])
         right = self.log_p[:, rows, self.target]
-        found: dict[Score, np.ndarray] = {"log_p": right, "p": np.exp(right)}
+        found: dict[str, np.ndarray] = {"log_p": right, "p": np.exp(right)}
         if self.log_p.shape[2] > 1:
             share = np.exp(self.log_p - np.nanmax(self.log_p, axis=2, keepdims=True))
             share = share / np.nansum(share, axis=2, keepdims=True)
@@ -111,7 +112,8 @@ class Items:
 
     def __str__(self) -> str:
         steps, items, choices = self.log_p.shape
-        text = f"{items} items with up to {choices} choices at {steps} places, {self.axis} {self.x[0]:g} to {self.x[-1]:g}."
+        span = f"{self.axis} {self.x[0]:g} to {self.x[-1]:g}"
+        text = f"{items} items with up to {choices} choices at {steps} places, {span}."
         if self.left_out:
             text += " Left out: " + "; ".join(f"{count} {reason}" for reason, count in self.left_out.items()) + "."
         return text
@@ -152,7 +154,7 @@ class Scores:
     accuracy: Curve
     chance: float
 
-    def curves(self) -> dict[Score, Curve]:
+    def curves(self) -> dict[str, Curve]:
         """Those that there are, from the smoothest to the sharpest."""
         found = {name: getattr(self, name) for name in CHAIN}
         return {name: curve for name, curve in found.items() if curve is not None}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from phasewatch.monitor.emergence.checks import check_chance, check_numbers, check_share
-from phasewatch.monitor.emergence.forecast import Onset
+from phasewatch.monitor.emergence.onset import Onset
 from phasewatch.monitor.errors import PhasewatchError, real_number
 
 FEWEST_CHECKPOINTS = 5
@@ -22,8 +22,8 @@ OUT_OF_REACH = 1.0
 """A 90 % interval wider than this, in nats, says nothing about when; the law then refuses to answer."""
 
 ALPHA_SPREAD = 0.38
-"""Prior standard deviation of log(alpha). A smaller one sharpens extrapolations to few examples, and misses curved laws;
-chosen by the coverage on simulated laws with alpha from 0.6 to 1.6."""
+"""Prior standard deviation of log(alpha). A smaller one sharpens extrapolations to few examples, and misses curved
+laws; chosen by the coverage on simulated laws with alpha from 0.6 to 1.6."""
 
 WALKERS = 96
 """Chains of the sampler, each a set of parameters."""
@@ -111,8 +111,9 @@ class EmergenceLaw:
         late, median, early = (float(q) for q in np.quantile(elbow, [0.05, 0.5, 0.95]))
         if early - late > OUT_OF_REACH:
             raise PhasewatchError(
-                f"onset(amount={amount:g}) lies between losses of {late:.2f} and {early:.2f} with 90 % probability, which "
-                "says nothing: the elbow is out of reach. Finetune later checkpoints, or on amounts nearer to this one."
+                f"onset(amount={amount:g}) lies between losses of {late:.2f} and {early:.2f} with 90 % probability, "
+                "which says nothing: the elbow is out of reach. Finetune later checkpoints, or on amounts nearer to this "
+                "one."
             )
         return Onset(median, early, late)
 
@@ -143,8 +144,8 @@ def _check_told(loss: np.ndarray, amount: np.ndarray, score: np.ndarray, chance:
     emerged = [a for a in np.unique(amount) if score[amount == a].max() > chance + CLEARLY * noise]
     if len(emerged) < 2:
         raise PhasewatchError(
-            f"EmergenceLaw.fit(score=...): the scores of {len(emerged)} of {amounts} amounts leave chance ({chance:g}). "
-            "The elbow is out of reach: finetune later checkpoints, or on more data."
+            f"EmergenceLaw.fit(score=...): the scores of {len(emerged)} of {amounts} amounts leave chance "
+            f"({chance:g}). The elbow is out of reach: finetune later checkpoints, or on more data."
         )
 
 

@@ -176,8 +176,8 @@ def exact_match(token_log_p: Any) -> float:
     The right tokens' probabilities at one position are a sample of the model's own, each as often as its size says if
     the model is calibrated; so the mean over items of 1[p >= m] / p counts the tokens per item that have at least m.
     Where that count is 1, m separates the largest token from the rest. At each position the smaller of that m and 1/2
-    is the threshold; an item is right if all its tokens reach theirs, and in part where one lies at it. Reading p**L as exact match (Schaeffer et al.
-    2023, arXiv 2304.15004) is for sampled answers.
+    is the threshold; an item is right if all its tokens reach theirs, and in part where one lies at it.
+    Reading p**L as exact match (Schaeffer et al. 2023, arXiv 2304.15004) is for sampled answers.
 
     Args:
         token_log_p: natural log p of each right token given the right ones before it, shape (item, token); NaN behind
@@ -212,7 +212,7 @@ def exact_match(token_log_p: Any) -> float:
 
 
 def _largest(p: np.ndarray) -> np.ndarray:
-    """How likely each probability at one position is the largest there: 1 above the threshold, and a part of 1 at it."""
+    """How likely each probability at a position is the largest there: 1 above the threshold, a part of 1 at it."""
     levels, level, counts = np.unique(-p, return_inverse=True, return_counts=True)
     tokens = counts / np.maximum(-levels, 1e-300) / len(p)
     before = np.cumsum(tokens) - tokens

@@ -12,9 +12,9 @@ FEWEST = 8
 """No alarm before this many points: the noise isn't known yet."""
 
 THRESHOLD = 4.5
-"""The alarm rings when a rise and a fall explain the points better than a rise alone by this much: the difference of the
-sums of squares in units of the noise's variance. A lower one rings sooner and more often for nothing (`_FALSE_ALARMS`).
-Chosen so that an alarm is right within 30,000 of 143,000 steps on log-likelihoods whose falls show."""
+"""The alarm rings when a rise and a fall explain the points better than a rise alone by this much: the difference of
+the sums of squares in units of the noise's variance. A lower one rings sooner and more often for nothing
+(`_FALSE_ALARMS`). Chosen so that an alarm is right within 30,000 of 143,000 steps on log-likelihoods whose falls show."""
 
 RECENT = 12
 """The noise is that of the last so many points: early in training a score moves more from point to point."""
@@ -56,8 +56,8 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
 
     The points are fitted by a curve that never falls, and by one that rises to a peak and then falls (isotonic
     regression, both by least squares). The alarm rings at the first point at which the second is better by more than
-    noise would make it; the noise is the scatter of points around the line between their neighbours. It is taken back, and
-    can ring again, if later points are explained by a rise alone.
+    noise would make it; the noise is the scatter of points around the line between their neighbours. It is taken back,
+    and can ring again, if later points are explained by a rise alone.
 
     Args:
         x: steps, tokens or compute, shape (point,), rising; or a falling loss.
@@ -126,5 +126,3 @@ def _rise_and_fall(score: np.ndarray) -> tuple[int, np.ndarray]:
         if off < best and up[-1] >= down[0]:
             best, peak, curve = off, last, np.concatenate([up, down])
     return peak, curve
-
-

@@ -18,7 +18,9 @@ SCATTER = 0.03
 """The least standard deviation between models of equal scores."""
 
 
-def forecast_of_columns(x: np.ndarray, sharp: np.ndarray, at: np.ndarray, chance: float) -> tuple[np.ndarray, np.ndarray]:
+def forecast_of_columns(
+    x: np.ndarray, sharp: np.ndarray, at: np.ndarray, chance: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The sharp score by two curves of the columns (after Ruan et al. 2024, arXiv 2405.10938).
 
     One is the direct law along a single direction, in which each column counts by its correlation with the sharp score

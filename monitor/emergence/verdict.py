@@ -25,7 +25,9 @@ REACH = 3.0
 """Features farther than this many standard deviations from those of the simulated cases count as this far."""
 
 _MEANING: Mapping[Kind, str] = {
-    "metric": "The jump is the metric's: the smooth score moves gradually, and the sharp one is what its form makes of it",
+    "metric": (
+        "The jump is the metric's: the smooth score moves gradually, and the sharp one is what its form makes of it"
+    ),
     "model": "The jump is the model's: the smooth score jumps too",
     "unseen by the smooth score": (
         "The sharp score jumps and the smooth one doesn't show why: the model gained something that the smooth score "
