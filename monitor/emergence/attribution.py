@@ -13,6 +13,9 @@ from phasewatch.monitor.errors import PhasewatchError
 FEWEST = 3
 """A correlation takes at least this many places along the axis."""
 
+SURELY = 2.0
+"""A fall of the mean correlation counts from this many standard errors on."""
+
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
@@ -23,7 +26,7 @@ class Attribution:
             All scores are oriented so that better is more.
         undefined: of each score, the share of items for which it is constant.
         mean: of each score, the mean of the correlations that are defined.
-        lost_at: the score at which the mean correlation falls most from the one before it; None if none falls.
+        lost_at: the score at which the mean correlation falls most from the one before it; None if none surely falls.
         lost: by how much.
         error: the standard error of that fall, over items.
     """
@@ -48,7 +51,7 @@ class Attribution:
                 f"{middle:.2f}, 10 % above {high:.2f}); undefined for {self.undefined[name]:.0%} of items."
             )
         if self.lost_at is None:
-            lines.append("No step of the chain loses predictability.")
+            lines.append("No step of the chain surely loses predictability.")
         else:
             lines.append(f"Most is lost on the way to {self.lost_at}: {self.lost:.2f} ± {self.error:.2f}.")
         return "\n".join(lines)
@@ -91,11 +94,11 @@ def attribute(items: Items) -> Attribution:
     names = list(correlation)
     falls = {after: mean[before] - mean[after] for before, after in pairwise(names)}
     lost_at = max(falls, key=falls.__getitem__)
-    if falls[lost_at] <= 0:
-        return Attribution(correlation, undefined, mean, None, 0.0, float("nan"))
     pair = correlation[names[names.index(lost_at) - 1]] - correlation[lost_at]
     known = pair[np.isfinite(pair)]
     error = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
+    if not falls[lost_at] > SURELY * error:
+        return Attribution(correlation, undefined, mean, None, 0.0, error)
     return Attribution(correlation, undefined, mean, lost_at, falls[lost_at], error)
 
 

@@ -112,8 +112,8 @@ class EmergenceLaw:
         if early - late > OUT_OF_REACH:
             raise PhasewatchError(
                 f"onset(amount={amount:g}) lies between losses of {late:.2f} and {early:.2f} with 90 % probability, "
-                "which says nothing: the elbow is out of reach. Finetune later checkpoints, or on amounts nearer to this "
-                "one."
+                "which says nothing: the elbow is out of reach. Finetune later checkpoints, or on amounts nearer to "
+                "this one."
             )
         return Onset(median, early, late)
 

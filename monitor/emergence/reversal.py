@@ -14,7 +14,7 @@ FEWEST = 8
 THRESHOLD = 4.5
 """The alarm rings when a rise and a fall explain the points better than a rise alone by this much: the difference of
 the sums of squares in units of the noise's variance. A lower one rings sooner and more often for nothing
-(`_FALSE_ALARMS`). Chosen so that an alarm is right within 30,000 of 143,000 steps on log-likelihoods whose falls show."""
+(`_FALSE_ALARMS`). Chosen so that it rings within 30,000 of 143,000 steps after a peak that the noise doesn't hide."""
 
 RECENT = 12
 """The noise is that of the last so many points: early in training a score moves more from point to point."""
