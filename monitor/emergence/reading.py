@@ -95,7 +95,7 @@ def _of_folder(folder: Path, task: str | None, axis: str) -> tuple[Steps, Counte
 def _place(path: Path, time: str, axis: str) -> float | None:
     """The step or the tokens of a samples file; None if nothing tells."""
     texts: list[str] = []
-    for results in sorted(path.parent.glob(f"*results*{time}*.json")):
+    for results in sorted(path.parent.glob(f"*results*{time}*.json" if time else "*results*.json")):
         try:
             record = json.loads(results.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -200,7 +200,7 @@ def transitions(
 @app.command()
 def emergence(
     path: Annotated[
-        Path, typer.Argument(help="Samples that lm_eval logged, a run's folder, or a csv or jsonl with the column step.")
+        Path, typer.Argument(help="Samples of lm_eval, a run's folder, or a csv or jsonl with the column step.")
     ],
     task: Annotated[str | None, typer.Option(help="Which of the samples' tasks.")] = None,
     sharp: Annotated[str | None, typer.Option(help="The sharp score, such as an accuracy.")] = None,

@@ -94,7 +94,7 @@ def test_bad_calls_are_sentences(tmp_path):
         overview(file, sharp="acc")
     with pytest.raises(PhasewatchError, match="chance isn't given"):
         overview(file, sharp="acc", smooth="log_p")
-    with pytest.raises(PhasewatchError, match="has no metric 'f1'|no signal 'f1'|'f1'"):
+    with pytest.raises(PhasewatchError, match="'f1'"):
         overview(file, sharp="f1", smooth="log_p", chance=0.25)
     with pytest.raises(PhasewatchError, match="there is no score 'f1', but log_p"):
         overview(samples(tmp_path), sharp="f1")
