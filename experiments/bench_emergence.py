@@ -88,7 +88,9 @@ def ladder(folder: Path) -> Iterator[Row]:
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for task in sorted({task for task, metric in small if metric == "acc"}):
             names = sorted(small[task, "acc"], key=size.__getitem__)
-            x, sharp, smooth = (np.array([table[n] for n in names]) for table in (size, small[task, "acc"], small[task, "bpb"]))
+            x, sharp, smooth = (
+                np.array([table[n] for n in names]) for table in (size, small[task, "acc"], small[task, "bpb"])
+            )
             if what.startswith("3B"):
                 at, truth = np.array([size[n] for n in large[task, "acc"]]), np.array([*large[task, "acc"].values()])
             elif (task, "acc") in run:
@@ -140,9 +142,13 @@ def generative(folder: Path) -> Iterator[Row]:
         for task in GENERATIVE:
             names = [n for n in values[task] if n in compute]
             x = np.array([compute[n] for n in names])
-            columns = np.array([[values[b].get(n, math.nan) for b in BENCHMARKS] + [math.log(compute[n])] for n in names])
+            columns = np.array(
+                [[values[b].get(n, math.nan) for b in BENCHMARKS] + [math.log(compute[n])] for n in names]
+            )
             sharp, low = np.array([values[task][n] for n in names]), x <= cut
-            found.append(compared(emergence.forecast(columns[low], sharp[low], at=columns[~low], chance=0.0), sharp[~low]))
+            found.append(
+                compared(emergence.forecast(columns[low], sharp[low], at=columns[~low], chance=0.0), sharp[~low])
+            )
             plain = emergence.forecast(x[low], sharp[low], at=x[~low], chance=0.0, series=np.array(names)[low].tolist())
             one_axis.append(np.abs(plain.mean - sharp[~low]).mean())
         text = summary(*map(list, zip(*found, strict=True)))

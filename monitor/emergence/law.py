@@ -15,13 +15,13 @@ FEWEST_CHECKPOINTS = 5
 FEWEST_AMOUNTS = 3
 """With fewer amounts of finetuning data there is no curve of elbows to extend."""
 
-CLEARLY = 3.0
+CLEARLY = 2.5
 """An amount shows its elbow if its best score is above chance by this many standard deviations of the noise."""
 
 OUT_OF_REACH = 1.0
 """A 90 % interval wider than this, in nats, says nothing about when; the law then refuses to answer."""
 
-ALPHA_SPREAD = 0.38
+ALPHA_SPREAD = 0.3
 """Prior standard deviation of log(alpha). A smaller one sharpens extrapolations to few examples, and misses curved
 laws; chosen by the coverage on simulated laws with alpha from 0.6 to 1.6."""
 
@@ -138,9 +138,8 @@ def _check_told(loss: np.ndarray, amount: np.ndarray, score: np.ndarray, chance:
             f"EmergenceLaw.fit(amount=...) has {amounts} amounts of finetuning data and takes {FEWEST_AMOUNTS}: with "
             "fewer, how the elbow moves is a guess."
         )
-    early = score[loss >= np.median(loss)] - chance
-    noise = max(float(np.sqrt(np.mean(np.minimum(early, np.median(early) + 0.05) ** 2))), 1e-3)
-    noise = min(noise, 0.05)
+    bends = [np.diff(score[amount == a][np.argsort(loss[amount == a])], n=2) for a in np.unique(amount)]
+    noise = max(float(np.median(np.abs(np.concatenate(bends)))) / 0.6745 / 6**0.5, 1e-3)
     emerged = [a for a in np.unique(amount) if score[amount == a].max() > chance + CLEARLY * noise]
     if len(emerged) < 2:
         raise PhasewatchError(

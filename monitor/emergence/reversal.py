@@ -16,13 +16,16 @@ THRESHOLD = 4.5
 the sums of squares in units of the noise's variance. A lower one rings sooner and more often for nothing
 (`_FALSE_ALARMS`). Chosen so that it rings within 30,000 of 143,000 steps after a peak that the noise doesn't hide."""
 
+RISEN = 5.0
+"""A score can turn only once it has risen by this many standard deviations of the noise; before, it has no peak."""
+
 RECENT = 12
 """The noise is that of the last so many points: early in training a score moves more from point to point."""
 
 REACH = 30
 """A peak is looked for among the last so many points."""
 
-_FALSE_ALARMS = ((4.5, 0.15), (6.0, 0.1), (8.0, 0.06), (10.0, 0.035), (12.0, 0.02), (16.0, 0.01), (30.0, 0.003))
+_FALSE_ALARMS = ((4.5, 0.29), (6.0, 0.15), (8.0, 0.09), (10.0, 0.05), (12.0, 0.045), (16.0, 0.04), (30.0, 0.02))
 """The largest statistic of a series, and the share of series that never fall and reach it by chance, of those that rise
 by one standard deviation of the white noise per doubling. Flat ones reach it about twice as often.
 By simulation, experiments/bench_emergence.py."""
@@ -103,16 +106,19 @@ def turned(x: np.ndarray, score: np.ndarray) -> float:
         score: shape (point,).
 
     Returns:
-        The statistic; 0 if the last points are the highest.
+        The statistic; 0 if the last points are the highest, or the score hasn't risen yet.
     """
-    rising = float(np.sum((score - isotonic_regression(score).x) ** 2))
+    rise = isotonic_regression(score).x
+    rising = float(np.sum((score - rise) ** 2))
     if rising == 0:
         return 0.0
-    _, fitted = _rise_and_fall(score)
     share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
     off = score[1:-1] - (1 - share) * score[:-2] - share * score[2:]
     squares = (off**2 / (1 + share**2 + (1 - share) ** 2))[-RECENT:]
     variance = float(np.median(squares)) / 0.455  # the median of a squared normal value
+    if rise[-1] - rise[0] < RISEN * variance**0.5:
+        return 0.0
+    _, fitted = _rise_and_fall(score)
     return (rising - float(np.sum((score - fitted) ** 2))) / max(variance, 1e-300)
 
 
