@@ -22,7 +22,7 @@ from phasewatch import Langevin, emergence, estimate_llc
 from phasewatch.monitor.probing.item_scores import ItemScores, Question
 from phasewatch.toy_tasks import sparse_parity
 
-SAMPLER = Langevin(chains=2, draws=16, burn_in=8, batch_size=64)
+SAMPLER = Langevin(chains=2, draws=10, burn_in=5, batch_size=64)
 """Cheap: what is asked of λ̂ is when it moves, not its level."""
 
 ITEMS = 300
@@ -75,8 +75,8 @@ class Run:
 
 
 def checkpoints(last: int) -> set[int]:
-    """Twenty steps, evenly on a logarithmic axis."""
-    return {int(step) for step in np.geomspace(20, last, 20).round()}
+    """Sixteen steps, evenly on a logarithmic axis."""
+    return {int(step) for step in np.geomspace(50, last, 16).round()}
 
 
 def transformer_run(data: Callable[[Generator, int], Tensor], prompt: int, last: int, seed: int) -> Run:
@@ -95,7 +95,7 @@ def transformer_run(data: Callable[[Generator, int], Tensor], prompt: int, last:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         while True:
             optimizer.zero_grad()
-            loss(model, data(generator, 256)).backward()
+            loss(model, data(generator, 128)).backward()
             optimizer.step()
             yield
 
@@ -125,7 +125,7 @@ def followed(
     model: nn.Module,
     training: Iterator[object],
     score: Callable[[], tuple[np.ndarray, float]],
-    loss: Callable[[nn.Module, Tensor], Tensor],
+    loss: Callable[..., Tensor],
     pool: object,
     last: int,
 ) -> Run:
