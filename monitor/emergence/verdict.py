@@ -43,7 +43,7 @@ class Verdict:
 
     Attributes:
         kind: "metric", "model", "unseen by the smooth score" or "none".
-        probability: that the kind is right. Of 1,800 simulated cases held back 95 % were right, and 99 % of those with
+        probability: that the kind is right. Of 2,400 simulated cases held back 96 % were right, and 99 % of those with
             a probability of 0.9 or more (experiments/verdict_cases.py).
         probabilities: of each kind.
         sharp_jump: the largest share of the sharp score's change within a tenth of the axis.
