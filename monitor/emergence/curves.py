@@ -16,6 +16,10 @@ only once it is off chance. Chosen on small ladders held against the next size."
 
 FEWEST_TAIL = 6
 
+OUTLYING = 0.05
+"""An accuracy farther than this from the logistic curve counts as an outlier, such as a small model trained on far more
+tokens than others of its compute. Chosen with and without such models."""
+
 TRUSTED = (0.4, 0.8)
 """Below the first share of variance explained the smooth score has no say in a forecast, above the second it has all
 that it can have. The share is that of the axis in the smooth score times that of the smooth score in the sharp one.
@@ -47,14 +51,15 @@ def direct_law(u: np.ndarray, sharp: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def logistic_law(u: np.ndarray, sharp: np.ndarray, at: np.ndarray, chance: float) -> np.ndarray:
-    """The accuracy by a logistic curve from chance to 1, fitted by least squares; shapes as in `direct_law`."""
+    """The accuracy by a logistic curve from chance to 1, fitted robustly; shapes as in `direct_law`."""
     centre, scale = float(u.mean()), float(u.std()) or 1.0
     z = (u - centre) / scale
 
     def residuals(free: np.ndarray) -> np.ndarray:
         return chance + (1 - chance) * expit(free[0] + free[1] * z) - sharp
 
-    fits = (least_squares(residuals, start, max_nfev=200) for start in ((-2.0, 1.0), (-4.0, 3.0), (-1.0, 0.3)))
+    robust = {"loss": "soft_l1", "f_scale": OUTLYING, "max_nfev": 200}
+    fits = (least_squares(residuals, start, **robust) for start in ((-2.0, 1.0), (-4.0, 3.0), (-1.0, 0.3)))
     intercept, slope = min(fits, key=lambda found: found.cost).x
     return chance + (1 - chance) * expit(intercept + max(float(slope), 0.0) * (at - centre) / scale)
 

@@ -17,7 +17,7 @@ points than the forecast's own. Chosen by the coverage on ladders of one recipe 
 SCATTER = 0.01
 """The least standard deviation of an accuracy between runs of one recipe; that of repeated small ladders."""
 
-LAG = 0.25
+LAG = 0.3
 """Where the smooth score isn't trusted, models of one x may be ahead or behind by this share of the span of the points,
 as one standard deviation. Chosen by the coverage on public models of different families."""
 
