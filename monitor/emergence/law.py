@@ -141,7 +141,7 @@ def _check_told(loss: np.ndarray, amount: np.ndarray, score: np.ndarray, chance:
     bends = [np.diff(score[amount == a][np.argsort(loss[amount == a])], n=2) for a in np.unique(amount)]
     noise = max(float(np.median(np.abs(np.concatenate(bends)))) / 0.6745 / 6**0.5, 1e-3)
     emerged = [a for a in np.unique(amount) if score[amount == a].max() > chance + CLEARLY * noise]
-    if len(emerged) < 2:
+    if not emerged:
         raise PhasewatchError(
             f"EmergenceLaw.fit(score=...): the scores of {len(emerged)} of {amounts} amounts leave chance "
             f"({chance:g}). The elbow is out of reach: finetune later checkpoints, or on more data."
