@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-_HOME = {alias.name: node.module for node in _STUB.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+_FROM = [node for node in _STUB.body if isinstance(node, ast.ImportFrom) and node.module != "phasewatch.monitor"]
+_HOME = {alias.name: node.module for node in _FROM for alias in node.names}  # emergence is a module, and has no home
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, so that reading a run never waits for torch."""
+    if name == "emergence":
+        return importlib.import_module("phasewatch.monitor.emergence")
     if name not in _HOME:
         raise AttributeError(f"module 'phasewatch' has no attribute {name!r}")
     value = getattr(importlib.import_module(str(_HOME[name])), name)

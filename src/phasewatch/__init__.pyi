@@ -6,6 +6,7 @@ from phasewatch.callbacks.trainers.loop import PhaseMonitor as PhaseMonitor
 from phasewatch.callbacks.trainers.schedule import Budget as Budget
 from phasewatch.callbacks.trainers.schedule import every as every
 from phasewatch.callbacks.trainers.schedule import log_spaced as log_spaced
+from phasewatch.monitor import emergence as emergence
 from phasewatch.monitor.errors import PhasewatchError as PhasewatchError
 from phasewatch.monitor.errors import PhasewatchWarning as PhasewatchWarning
 from phasewatch.monitor.estimates.difference import Difference as Difference

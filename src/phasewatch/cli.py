@@ -1,4 +1,4 @@
-"""The command line: demo, calibrate, replay, transitions and report."""
+"""The command line: demo, calibrate, replay, transitions, emergence and report."""
 
 import importlib
 import io
@@ -195,6 +195,29 @@ def transitions(
     of_llc = [] if signal == "llc" else find_transitions(trajectory)
     remarks = str(coincide(of_llc, found)) if of_llc and found else ""
     print_transitions(trajectory, found, signal=signal, remarks=remarks)
+
+
+@app.command()
+def emergence(
+    path: Annotated[
+        Path, typer.Argument(help="Samples of lm_eval, a run's folder, or a csv or jsonl with the column step.")
+    ],
+    task: Annotated[str | None, typer.Option(help="Which of the samples' tasks.")] = None,
+    sharp: Annotated[str | None, typer.Option(help="The sharp score, such as an accuracy.")] = None,
+    smooth: Annotated[str | None, typer.Option(help="The smooth score of the same items, best a log p.")] = None,
+    chance: Annotated[float | None, typer.Option(help="The sharp score of a guess.")] = None,
+    at: Annotated[list[float] | None, typer.Option(help="Forecast this step; may be given again.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Say whether a jump is the metric's or the model's, and forecast it."""
+    from phasewatch.monitor.emergence.overview import overview
+
+    found = overview(path, task=task, sharp=sharp, smooth=smooth, chance=chance, at=at or ())
+    if plot:
+        from phasewatch.callbacks.figures.emergence import draw_emergence
+
+        _save(draw_emergence(found), plot)
+    print(found)
 
 
 @app.command()

@@ -1,0 +1,160 @@
+"""All that can be said of a folder of logged samples, a run or a table: scores, verdict, forecast, reversal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from phasewatch.monitor.emergence.attribution import Attribution, attribute
+from phasewatch.monitor.emergence.forecast import FEWEST, Forecast, forecast
+from phasewatch.monitor.emergence.items import scores
+from phasewatch.monitor.emergence.reading import read_samples
+from phasewatch.monitor.emergence.reversal import Reversal, reversal
+from phasewatch.monitor.emergence.verdict import FEWEST as FEWEST_VERDICT
+from phasewatch.monitor.emergence.verdict import Verdict, verdict
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.formatting import integer
+from phasewatch.monitor.trajectories.coincide import coincide
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
+
+ROWS = 12
+"""The table shows at most this many steps, evenly chosen, the first and the last among them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """What the scores of one task say.
+
+    Attributes:
+        steps: shape (step,).
+        scores: each score's values by name, shape (step,), from the smoothest to the sharpest where they are a chain.
+        sharp: the name of the sharp score.
+        smooth: the name of the smooth score.
+        verdict: whose the jump is; None with too few steps.
+        forecast: None unless one was asked for.
+        reversal: of the smooth score; None if it doesn't fall.
+        attribution: None unless there are items.
+        remarks: sentences about what was left out, and about the complexity's transitions beside the scores'.
+    """
+
+    steps: np.ndarray
+    scores: Mapping[str, np.ndarray]
+    sharp: str
+    smooth: str
+    verdict: Verdict | None
+    forecast: Forecast | None
+    reversal: Reversal | None
+    attribution: Attribution | None
+    remarks: Sequence[str]
+
+    def __str__(self) -> str:
+        names = list(self.scores)
+        chosen = np.unique(np.linspace(0, len(self.steps) - 1, min(ROWS, len(self.steps))).round().astype(int))
+        rows = [["step", *names]]
+        rows += [[integer(int(self.steps[i])), *(f"{self.scores[name][i]:.4g}" for name in names)] for i in chosen]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        found: list[object] = [self.verdict, self.forecast, self.attribution]
+        sentences = [str(one) for one in found if one is not None]
+        if self.reversal is not None:
+            sentences.append(f"RED FLAG: {self.smooth} has turned. {self.reversal}")
+        return "\n".join([*table, "", *sentences, *self.remarks])
+
+
+def overview(
+    path: str | Path,
+    *,
+    task: str | None = None,
+    sharp: str | None = None,
+    smooth: str | None = None,
+    chance: float | None = None,
+    at: Sequence[float] = (),
+) -> Overview:
+    """Look at one task's scores in all ways that the data allow.
+
+    Args:
+        path: a folder of logged samples (see `read_samples`), a run's folder, or a table with the column step.
+        task: which of the folder's tasks.
+        sharp: the sharp score's column or metric; "accuracy" for samples if not given.
+        smooth: the smooth one's; "log_p" for samples if not given.
+        chance: the sharp score of a guess; for samples by the number of choices if not given.
+        at: steps to forecast.
+
+    Returns:
+        The table and its sentences.
+
+    Raises:
+        PhasewatchError: if it can't be read, or a score is missing.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / "points.jsonl").exists():
+        return _of_samples(path, task, sharp or "accuracy", smooth or "log_p", chance, at)
+    if sharp is None or smooth is None:
+        raise PhasewatchError(
+            f"phasewatch emergence {path}: a run or a table needs --sharp and --smooth, the names of two of its scores."
+        )
+    trajectory = Trajectory.read(path / "points.jsonl" if path.is_dir() else path, signal=sharp)
+    known = np.isfinite(trajectory.signal(sharp)) & np.isfinite(trajectory.signal(smooth))
+    values = {name: trajectory.signal(name)[known] for name in (smooth, sharp)}
+    remarks = _beside_complexity(trajectory, smooth)
+    return _overview(trajectory.steps[known].astype(float), values, sharp, smooth, chance, at, None, remarks)
+
+
+def _of_samples(
+    folder: Path, task: str | None, sharp: str, smooth: str, chance: float | None, at: Sequence[float]
+) -> Overview:
+    items = read_samples(folder, task)
+    chain = scores(items)
+    values = {name: curve.value for name, curve in chain.curves().items()}
+    for name in (sharp, smooth):
+        if name not in values:
+            raise PhasewatchError(
+                f"phasewatch emergence {folder}: there is no score {name!r}, but {', '.join(values)}."
+            )
+    told = attribute(items) if len(items.x) > 2 and not np.asarray(items.correct).all() else None
+    chance = chain.chance if chance is None else chance
+    return _overview(items.x, values, sharp, smooth, chance, at, told, [str(items)])
+
+
+def _overview(
+    steps: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    sharp: str,
+    smooth: str,
+    chance: float | None,
+    at: Sequence[float],
+    told: Attribution | None,
+    remarks: Sequence[str],
+) -> Overview:
+    remarks = list(remarks)
+    judged = later = None
+    if len(steps) >= FEWEST_VERDICT:
+        judged = verdict(steps, values[sharp], values[smooth], chance=chance)
+    else:
+        remarks.append(f"{len(steps)} steps are too few for a verdict, which takes {FEWEST_VERDICT}.")
+    if at and len(steps) < FEWEST:
+        raise PhasewatchError(f"--at: a forecast takes {FEWEST} steps, and there are {len(steps)}.")
+    if at:
+        later = forecast(steps, values[sharp], values[smooth], at=list(at), chance=chance)
+    rises = values[smooth] if _goes_with(values[smooth], values[sharp]) else -values[smooth]
+    turned = reversal(steps, rises) if len(steps) > 1 else None
+    return Overview(steps, values, sharp, smooth, judged, later, turned, told, remarks)
+
+
+def _goes_with(smooth: np.ndarray, sharp: np.ndarray) -> bool:
+    """Whether more of the smooth score is better: it is never positive, as a log p, or rises with the sharp one."""
+    if (smooth <= 0).all():
+        return True
+    return float(np.sum((smooth - smooth.mean()) * (sharp - sharp.mean()))) >= 0
+
+
+def _beside_complexity(trajectory: Trajectory, smooth: str) -> list[str]:
+    """Where the complexity's transitions lie beside those of the smooth score, in sentences."""
+    if not np.isfinite(trajectory.llc).any() or smooth == "llc":
+        return []
+    complexity, score = find_transitions(trajectory), find_transitions(trajectory, signal=smooth)
+    if not complexity and not score:
+        return ["Neither the complexity λ̂ nor the smooth score has a transition."]
+    return [str(coincide(complexity, score))]

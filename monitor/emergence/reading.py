@@ -1,0 +1,260 @@
+"""Logged samples of many checkpoints, read into arrays."""
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from phasewatch.monitor.emergence.items import SUM_SLACK, Items
+from phasewatch.monitor.emergence.lines import LeftOut, Line, parse_line
+from phasewatch.monitor.errors import PhasewatchError
+
+_TIME = r"\d{4}-\d{2}-\d{2}T\d{2}[-:]\d{2}[-:]\d{2}(?:\.\d+)?(?:[+-]\d{2}[-:]\d{2}|Z)?"
+_STEP = re.compile(r"(?:^|[^a-z])(?:global_?)?(?:step|checkpoint|ckpt|iter)s?[-_=]?(\d+)", re.IGNORECASE)
+_TOKENS = re.compile(r"tokens?[-_=]?(\d+(?:\.\d+)?)([KMBT]?)|(\d+(?:\.\d+)?)([KMBT])[-_]?tokens?", re.IGNORECASE)
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+Steps = dict[float, dict[str, Line]]
+
+
+def read_samples(folder: str | Path, task: str | None = None, *, axis: Literal["step", "tokens"] = "step") -> Items:
+    """Read what lm-evaluation-harness logged of one task at several checkpoints.
+
+    Every `samples_<task>_<time>.jsonl` at or below the folder is one checkpoint (`--log_samples`, all versions from
+    0.4.0, and writers of the same lines). Revisions of one model share a folder; the step or the tokens are those of
+    `results_<time>.json` beside it, of its model_args, revision or model name ("revision=step3000",
+    "stage1-step1000-tokens5B"), or else of the folder's name. Of two files at one step the later counts, of an item's
+    lines the first. Items that lack a usable line at one of the steps are left out, and counted.
+
+    Or a table, csv or jsonl, with a line for each step, item and choice: the columns `step` or `tokens`, `item`,
+    `log_p`, and where there are choices `choice` and `right` (1 for the right one); `correct`, `length` and `task` may
+    be there.
+
+    Args:
+        folder: a folder, one samples file, or a table that ends in .csv or .jsonl.
+        task: the task's name as in the files' names; needn't be given where there is one.
+        axis: whether x is to be steps or tokens.
+
+    Returns:
+        The items with what was left out.
+
+    Raises:
+        PhasewatchError: if there is no such file, task or step, or no line can be used.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        steps, left_out, unit = _of_folder(path, task, axis)
+    elif path.is_file():
+        steps, left_out, unit = _of_file(path, task, axis)
+    else:
+        raise PhasewatchError(f"read_samples({str(folder)!r}): there is no such folder or file.")
+    return _together(steps, left_out, unit, str(folder), axis)
+
+
+def _of_folder(folder: Path, task: str | None, axis: str) -> tuple[Steps, Counter[str], str]:
+    name = re.compile(rf"samples_(?P<task>.+?)(?:_(?P<time>{_TIME}))?\.jsonl")
+    found = [(match["task"], match["time"] or "", path) for path in sorted(folder.rglob("samples_*.jsonl"))
+             if (match := name.fullmatch(path.name))]  # fmt: skip
+    tasks = sorted({own for own, _, _ in found})
+    if not tasks:
+        raise PhasewatchError(
+            f"read_samples({str(folder)!r}): there is no samples_<task>_<time>.jsonl in it. Run lm_eval with "
+            "--log_samples, or give a csv or jsonl with the columns step, item, choice, log_p and right."
+        )
+    if task is None and len(tasks) > 1:
+        raise PhasewatchError(f"read_samples({str(folder)!r}) holds the tasks {', '.join(tasks)}; name one of them.")
+    task = task or tasks[0]
+    if task not in tasks:
+        raise PhasewatchError(
+            f"read_samples({str(folder)!r}, {task!r}): there is no such task, but {', '.join(tasks)}."
+        )
+    steps: Steps = {}
+    left_out: Counter[str] = Counter()
+    for own, time, path in sorted(found, key=lambda entry: entry[1]):
+        if own != task:
+            continue
+        at = _place(path, time, axis)
+        if at is None:
+            raise PhasewatchError(
+                f"{path}: neither results_{time or '<time>'}.json beside it nor its folder's name tells the {axis}. "
+                "Evaluate with revision=step... in model_args, put each checkpoint in a folder step_<number>, or ask "
+                f"for axis={'tokens' if axis == 'step' else 'step'!r}."
+            )
+        if at in steps:
+            left_out["files of a step that was evaluated again"] += 1
+        steps[at] = _lines(path, left_out)
+    return steps, left_out, "bytes"
+
+
+def _place(path: Path, time: str, axis: str) -> float | None:
+    """The step or the tokens of a samples file; None if nothing tells."""
+    texts: list[str] = []
+    for results in sorted(path.parent.glob(f"*results*{time}*.json" if time else "*results*.json")):
+        try:
+            record = json.loads(results.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        config = record.get("config") if isinstance(record, dict) else None
+        if not isinstance(config, dict):
+            continue
+        arguments = config.get("model_args")
+        own: dict[str, Any] = arguments if isinstance(arguments, dict) else {}
+        if isinstance(arguments, str):
+            parts = [part.partition("=") for part in arguments.split(",")]
+            own = {name: value for name, _, value in parts}
+        names = [own.get("revision"), config.get("model_revision"), own.get("pretrained"), own.get("path")]
+        texts += [str(t) for t in (*names, record.get("model_name"), config.get("model")) if t]
+    texts += [part for part in (path.parent.name, path.parent.parent.name)]
+    for text in texts:
+        if axis == "tokens":
+            match = _TOKENS.search(text)
+            if match:
+                number, letter = (match[1], match[2]) if match[1] else (match[3], match[4])
+                return float(number) * _UNITS[letter.upper()]
+        elif match := _STEP.search(text):
+            return float(match[1])
+    if axis == "step":
+        digits = re.fullmatch(r"\d+", path.parent.name)
+        return float(digits[0]) if digits else None
+    return None
+
+
+def _lines(path: Path, left_out: Counter[str]) -> dict[str, Line]:
+    found: dict[str, Line] = {}
+    with path.open("rb") as file:
+        for text in file:
+            if not text.strip():
+                continue
+            try:
+                line = parse_line(text)
+            except LeftOut as reason:
+                left_out[str(reason)] += 1
+                continue
+            if line.item in found:
+                left_out["further lines of an item (another filter, or a repeat)"] += 1
+            else:
+                found[line.item] = line
+    return found
+
+
+def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[str], str]:
+    left_out: Counter[str] = Counter()
+    with path.open("rb") as file:
+        first = file.readline()
+    if path.suffix.lower() == ".jsonl" and b'"doc_id"' in first:
+        at = _place(path, (re.search(_TIME, path.name) or [""])[0], axis)
+        if at is None:
+            raise PhasewatchError(f"{path}: neither results beside it nor its folder's name tells the {axis}.")
+        return {at: _lines(path, left_out)}, left_out, "bytes"
+    if path.suffix.lower() not in {".csv", ".jsonl"}:
+        raise PhasewatchError(f"read_samples({str(path)!r}) reads a folder, a .csv or a .jsonl, not {path.suffix!r}.")
+    choices: dict[tuple[float, str], dict[int, Mapping[str, Any]]] = {}
+    for row in _rows(path, left_out):
+        if task is not None and row.get("task", task) != task:
+            continue
+        try:
+            key = (float(row[axis]), str(row["item"]))
+            choice = int(row.get("choice") or 0)
+            log_p = float(row["log_p"])
+        except KeyError as missing:
+            raise PhasewatchError(
+                f"{path} has no column {missing}; it needs {axis}, item and log_p, and has {', '.join(map(str, row))}."
+            ) from missing
+        except (TypeError, ValueError):
+            left_out["lines without numbers for the step, the choice or log p"] += 1
+            continue
+        if not -math.inf < log_p <= 1e-6:
+            left_out["lines with a log probability above 0, or none"] += 1
+            continue
+        choices.setdefault(key, {})[choice] = row
+    steps: Steps = {}
+    for (at, item), own in choices.items():
+        rows = [own[i] for i in sorted(own)]
+        if sorted(own) != list(range(len(own))):
+            left_out["items with a choice missing"] += 1
+            continue
+        right = [i for i, row in enumerate(rows) if _number(row.get("right")) == 1]
+        log_p = tuple(min(float(row["log_p"]), 0.0) for row in rows)
+        target = 0 if len(rows) == 1 else (right[0] if right else None)
+        given = _number(rows[0].get("correct"))
+        if target is None or (len(rows) == 1 and math.isnan(given)):
+            left_out["items that don't tell whether they are right"] += 1
+            continue
+        correct = given if not math.isnan(given) else float(int(np.argmax(log_p)) == target)
+        lengths = tuple(_number(row.get("length")) for row in rows)
+        steps.setdefault(at, {})[item] = Line(item, log_p, correct, lengths, target)
+    return steps, left_out, "tokens"
+
+
+def _rows(path: Path, left_out: Counter[str]) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix.lower() == ".csv":
+            yield from csv.DictReader(file)
+            return
+        for text in file:
+            try:
+                record = json.loads(text)
+            except ValueError:
+                left_out["lines that are not JSON (cut off, or two written into one)"] += 1
+                continue
+            if isinstance(record, dict):
+                yield record
+            else:
+                left_out["lines that are no object of named values"] += 1
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _together(steps: Steps, left_out: Counter[str], unit: str, name: str, axis: str) -> Items:
+    """The items that every step has with the same choices, as arrays."""
+    places = sorted(steps)
+    everywhere = set.intersection(*(set(steps[at]) for at in places)) if places else set()
+    anywhere = set().union(*(steps[at] for at in places)) if places else set()
+    if missing := len(anywhere - everywhere):
+        left_out["items without a usable line at every step"] += missing
+    kept, targets = [], []
+    for item in sorted(everywhere, key=lambda item: (len(item), item)):
+        own = [steps[at][item] for at in places]
+        known = {line.target for line in own} - {None}
+        if len({len(line.log_p) for line in own}) > 1:
+            left_out["items with a choice missing at some step"] += 1
+        elif len(known) != 1:
+            left_out["items whose right choice " + ("changes between steps" if known else "no step tells")] += 1
+        else:
+            kept.append(own)
+            targets.append(known.pop())
+    if not kept:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are no lines"
+        raise PhasewatchError(f"read_samples({name!r}): nothing can be used: {reasons}.")
+    most = max(len(own[0].log_p) for own in kept)
+
+    def padded(values: tuple[float, ...]) -> tuple[float, ...]:
+        return values + (math.nan,) * (most - len(values))
+
+    log_p = np.array([[padded(own[i].log_p) for own in kept] for i in range(len(places))])
+    fits = (np.nansum(np.exp(log_p), axis=2) <= 1 + SUM_SLACK).all(axis=0)
+    if excess := int((~fits).sum()):
+        left_out["items whose choices' probabilities sum to more than 1"] += excess
+    if not fits.any():
+        raise PhasewatchError(f"read_samples({name!r}): no item's choices have probabilities that sum to 1 or less.")
+    return Items(
+        x=np.array(places, dtype=float),
+        log_p=np.minimum(log_p[:, fits], 0.0),
+        correct=np.array([[own[i].correct for own in kept] for i in range(len(places))])[:, fits],
+        tokens=np.array([padded(own[0].lengths) for own in kept])[fits],
+        target=np.array(targets, dtype=int)[fits],
+        unit=unit,
+        axis=axis,
+        left_out=dict(left_out),
+    )

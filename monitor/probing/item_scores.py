@@ -1,0 +1,221 @@
+"""Scores of a fixed set of questions by a causal language model, as metrics of a probe."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from phasewatch.monitor.errors import PhasewatchError, whole_number
+
+Text = str | Sequence[int]
+
+SCORES = ("log_p", "log_p_per_token", "p", "p_among_choices", "brier", "accuracy")
+"""The chain of scores, from the smoothest to the sharpest."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt with its possible answers.
+
+    Attributes:
+        prompt: text, or token ids.
+        choices: the answers; one alone is an exact-match question, right if greedy decoding gives it.
+        right: the index of the right answer.
+    """
+
+    prompt: Text
+    choices: Sequence[Text]
+    right: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a model makes of the questions.
+
+    Attributes:
+        log_p: natural log p of each answer, summed over its tokens, shape (question, choice); NaN behind the last one.
+        token_log_p: log p of each token of the right answers, shape (question, token); NaN behind the last one.
+        greedy: whether greedy decoding gives the right answer, shape (question,).
+        right: the index of the right answer, shape (question,).
+    """
+
+    log_p: np.ndarray
+    token_log_p: np.ndarray
+    greedy: np.ndarray
+    right: np.ndarray
+
+    def scores(self) -> dict[str, float]:
+        """The mean over the questions of each score in `SCORES`.
+
+        p among the choices and Brier's score, Σ_choices (p - 1[right])², are NaN where every question has one answer.
+        """
+        rows = np.arange(len(self.log_p))
+        right = self.log_p[rows, self.right]
+        several = (~np.isnan(self.log_p)).sum(axis=1) > 1
+        found = {
+            "log_p": float(right.mean()),
+            "log_p_per_token": float(np.nanmean(self.token_log_p, axis=1).mean()),
+            "p": float(np.exp(right).mean()),
+            "p_among_choices": float("nan"),
+            "brier": float("nan"),
+        }
+        correct = self.greedy.astype(float)
+        if several.any():
+            log_p, at, index = self.log_p[several], self.right[several], np.arange(int(several.sum()))
+            share = np.exp(log_p - np.nanmax(log_p, axis=1, keepdims=True))
+            share = share / np.nansum(share, axis=1, keepdims=True)
+            found["p_among_choices"] = float(share[index, at].mean())
+            found["brier"] = float((np.nansum(share**2, axis=1) - 2 * share[index, at] + 1).mean())
+            correct[several] = np.nanargmax(log_p, axis=1) == at
+        return found | {"accuracy": float(correct.mean())}
+
+
+class ItemScores:
+    """Metrics of a probe: the chain log p -> p -> p among the choices -> Brier -> accuracy on fixed questions.
+
+    Works for every model whose call on token ids of shape (batch, position) returns logits, of shape
+    (batch, position, token), or an object that has them as `logits`: TransformerLens, Hugging Face and plain modules.
+    The questions are scored once for each snapshot, whatever the number of metrics that are taken.
+
+    Args:
+        questions: multiple-choice or exact-match questions.
+        name: put before the metrics' names.
+        encode: from text to token ids, such as a tokenizer's `encode`; not needed for token ids.
+        watch: behaviours of your own by name, each a prompt and a continuation; `watch_<name>` is its log p.
+        batch_size: answers that are scored at a time.
+
+    Raises:
+        PhasewatchError: if there is nothing to score, a text comes without `encode`, an answer is empty, or the right
+            one isn't among the choices.
+
+    Example:
+        >>> import torch
+        >>> questions = [Question([0, 1], [[2], [3]]), Question([1], [[0, 2], [3, 3]], right=1)]
+        >>> scores = ItemScores(questions, name="toy", watch={"greeting": ([0], [1, 2])})
+        >>> model = torch.nn.Embedding(4, 4, _weight=torch.zeros(4, 4))  # every token alike
+        >>> round(scores.metrics["toy_p_among_choices"](model, None), 3)
+        0.5
+        >>> round(scores.metrics["watch_greeting"](model, None), 3)  # 2 log(1/4)
+        -2.773
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        *,
+        name: str = "items",
+        encode: Callable[[str], Sequence[int]] | None = None,
+        watch: Mapping[str, tuple[Text, Text]] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.name = name
+        self.watched = dict(watch or {})
+        self.batch_size = whole_number("ItemScores(batch_size=...)", batch_size, least=1)
+        if not questions and not self.watched:
+            raise PhasewatchError("ItemScores(questions) got no questions and nothing to watch.")
+        self.right = np.array([question.right for question in questions], dtype=int)
+        self._answers: list[tuple[int, int, list[int], list[int]]] = []
+        for i, question in enumerate(questions):
+            if not 0 <= question.right < len(question.choices):
+                raise PhasewatchError(
+                    f"ItemScores(questions): question {i} has {len(question.choices)} choices, and {question.right} as "
+                    "the index of the right one."
+                )
+            for c, choice in enumerate(question.choices):
+                self._answers.append((i, c, *_tokens(f"question {i}", question.prompt, choice, encode)))
+        self._behaviours = [_tokens(f"watch[{key!r}]", *pair, encode) for key, pair in self.watched.items()]
+        self._taken: dict[str, float] = {}
+        self._weights: torch.Tensor | None = None
+
+    @property
+    def metrics(self) -> dict[str, Callable[[Any, Any], float]]:
+        """For `Probe(metrics=...)`: one for each score, and one for each watched behaviour."""
+        names = [f"{self.name}_{score}" for score in SCORES] if len(self.right) else []
+        names += [f"watch_{key}" for key in self.watched]
+        return {name: partial(self._metric, name) for name in names}
+
+    def measure(self, model: nn.Module) -> Measured:
+        """Score the questions, item by item and token by token.
+
+        Args:
+            model: a causal language model, on any device.
+
+        Returns:
+            The log p of each answer, and of each token of the right ones.
+
+        Raises:
+            PhasewatchError: if there are no questions.
+        """
+        if not len(self.right):
+            raise PhasewatchError("ItemScores.measure(model) takes questions, and there are behaviours to watch only.")
+        choices = 1 + max(c for _, c, _, _ in self._answers)
+        longest = max(len(answer) for i, c, _, answer in self._answers if c == self.right[i])
+        log_p = np.full((len(self.right), choices), np.nan)
+        token_log_p = np.full((len(self.right), longest), np.nan)
+        greedy = np.zeros(len(self.right), dtype=bool)
+        pairs = [(prompt, answer) for _, _, prompt, answer in self._answers]
+        for (i, c, _, answer), (values, largest) in zip(self._answers, self._scored(model, pairs), strict=True):
+            log_p[i, c] = values.sum()
+            if c == self.right[i]:
+                token_log_p[i, : len(answer)] = values
+                greedy[i] = largest
+        return Measured(log_p, token_log_p, greedy, self.right)
+
+    def _metric(self, name: str, model: nn.Module, _: object) -> float:
+        """One of the scores: taken from the last scoring, if the weights are still those."""
+        weights = _fingerprint(model)
+        if self._weights is None or not torch.equal(weights, self._weights):
+            found = {}
+            if len(self.right):
+                found = {f"{self.name}_{score}": value for score, value in self.measure(model).scores().items()}
+            behaviours = zip(self.watched, self._scored(model, self._behaviours), strict=True)
+            self._taken = found | {f"watch_{key}": float(values.sum()) for key, (values, _) in behaviours}
+            self._weights = weights
+        return self._taken[name]
+
+    @torch.no_grad()
+    def _scored(self, model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, bool]]:
+        """The tokens' log p of each answer, and whether each of them is the likeliest."""
+        device = next(model.parameters()).device
+        found = []
+        for first in range(0, len(pairs), self.batch_size):
+            batch = pairs[first : first + self.batch_size]
+            longest = max(len(prompt) + len(answer) for prompt, answer in batch)
+            # Padded behind the end, where a causal model's earlier positions can't see it.
+            rows = [prompt + answer + [0] * (longest - len(prompt) - len(answer)) for prompt, answer in batch]
+            out = model(torch.tensor(rows, device=device))
+            logits = getattr(out, "logits", out).float()
+            log_p = torch.log_softmax(logits, dim=-1).cpu()
+            for (prompt, answer), row in zip(batch, log_p, strict=True):
+                own = row[len(prompt) - 1 : len(prompt) + len(answer) - 1]
+                right = torch.tensor(answer)
+                values = own.gather(1, right[:, None])[:, 0]
+                found.append((values.double().numpy(), bool((own.argmax(dim=1) == right).all())))
+        return found
+
+
+def _tokens(
+    where: str, prompt: Text, answer: Text, encode: Callable[[str], Sequence[int]] | None
+) -> tuple[list[int], list[int]]:
+    found = []
+    for text in (prompt, answer):
+        if isinstance(text, str):
+            if encode is None:
+                raise PhasewatchError(
+                    f"ItemScores: {where} is text; pass encode=, such as a tokenizer's encode, or give token ids."
+                )
+            text = encode(text)
+        found.append([int(token) for token in text])
+    if not found[0] or not found[1]:
+        raise PhasewatchError(f"ItemScores: {where} has an empty prompt or answer; each needs a token.")
+    return found[0], found[1]
+
+
+def _fingerprint(model: nn.Module) -> torch.Tensor:
+    """Two sums of each parameter and buffer, which change with the weights."""
+    tensors = [t.detach().double().flatten() for t in (*model.parameters(), *model.buffers())]
+    return torch.stack([torch.stack([t.sum(), (t * t.abs()).sum()]) for t in tensors]).cpu()
