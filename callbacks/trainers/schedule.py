@@ -42,6 +42,11 @@ def every(n: int) -> Every:
 
     Raises:
         PhasewatchError: if n is not a whole number of at least 1.
+
+    Example:
+        >>> at = every(100)
+        >>> [step for step in range(1, 301) if at(step)]
+        [100, 200, 300]
     """
     return Every(whole_number("every(n=...)", n, least=1))
 
@@ -60,6 +65,10 @@ def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
 
     Raises:
         PhasewatchError: if the numbers make no schedule.
+
+    Example:
+        >>> sorted(log_spaced(1, 1000, num=4, linear=2).steps)
+        [1, 10, 100, 500, 1000]
     """
     first, last, num = (
         whole_number(f"log_spaced({name}=...)", n, least=1)
@@ -88,6 +97,11 @@ class Budget:
 
     Raises:
         PhasewatchError: if the fraction is not above 0.
+
+    Example:
+        >>> at = Budget(0.1, at=log_spaced(1, 50_000, num=80))
+        >>> at(1), at(7)
+        (True, True)
     """
 
     fraction: float

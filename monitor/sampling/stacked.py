@@ -168,10 +168,10 @@ class _Stacked:
         """Products of the chains' displacements with each other's gradients, and squares of both."""
         total: Tensor | float = 0.0
         for k, grad in enumerate(grads):
-            away, grad = (self._w[k] - self._anchors[k]).flatten(2), grad.flatten(2)
+            away, grad = _vectors(self._w[k] - self._anchors[k]), _vectors(grad)
             slope = torch.full_like(away[..., 0], math.nan)
             if self._slopes is not None:
-                slope = (away * self._slopes[k].flatten(2)).sum(-1)
+                slope = (away * _vectors(self._slopes[k])).sum(-1)
             own = torch.stack([grad.square().sum(-1), away.square().sum(-1), slope], -1)
             total = total + torch.cat([away @ grad.mT, own], -1).double()
         assert isinstance(total, Tensor)
@@ -201,6 +201,11 @@ def _like(numbers: Tensor, tensor: Tensor) -> Tensor:
     return numbers.view(*numbers.shape, *[1] * (tensor.ndim - 2))
 
 
+def _vectors(tensor: Tensor) -> Tensor:
+    """A parameter's numbers as one axis, shape (anchor, chain, number)."""
+    return tensor.reshape(*tensor.shape[:2], -1)
+
+
 def _lengths(tensors: Weights) -> Tensor:
     """The Euclidean length of each chain's vector, shape (anchor, chain)."""
-    return torch.stack([tensor.flatten(2).square().sum(-1) for tensor in tensors]).sum(0).sqrt()
+    return torch.stack([_vectors(tensor).square().sum(-1) for tensor in tensors]).sum(0).sqrt()

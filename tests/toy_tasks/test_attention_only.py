@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 from torch import Generator, nn
+from toy_models import assert_chains_are_vectorised
 
-from phasewatch.monitor.model.minibatches import Batches
-from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.toy_tasks.attention_only import (
     bigram_cross_entropy,
     icl_score,
@@ -66,16 +65,9 @@ def test_a_prediction_depends_on_the_tokens_so_far_alone(model):
     assert (changed[20:] > 0).all()
 
 
-def test_chains_are_vectorised(model):
+def test_chains_are_vectorised():
     data = InductionData()
-    flat = FlatModel(make_model(width=16), loss)
-    batches = [data(generator(seed), 4) for seed in range(3)]
-    flat.choose_path(Batches(batches))
-    assert flat.vectorised
-    torch.testing.assert_close(
-        flat.losses(flat.weights().expand(3, -1), Batches(batches)),
-        torch.stack([loss(model, batch) for batch in batches]),
-    )
+    assert_chains_are_vectorised(lambda: make_model(width=16), loss, [data(generator(seed), 4) for seed in range(3)])
 
 
 # The scores

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Generator, nn
 from torch.func import functional_call
+from toy_models import assert_chains_are_vectorised
 
-from phasewatch.monitor.model.minibatches import Batches
-from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.toy_tasks.grokking import (
     AdditionData,
     AdditionMLP,
@@ -89,13 +88,8 @@ def test_the_size_and_that_both_numbers_count():
 
 def test_chains_are_vectorised():
     data = AdditionData(7)
-    flat = FlatModel(seeded_model(7, hidden=8), loss)
-    batches = [data(generator(seed), 16) for seed in range(3)]
-    flat.choose_path(Batches(batches))
-    assert flat.vectorised
-    torch.testing.assert_close(
-        flat.losses(flat.weights().expand(3, -1), Batches(batches)),
-        torch.stack([loss(seeded_model(7, hidden=8), batch) for batch in batches]),
+    assert_chains_are_vectorised(
+        lambda: seeded_model(7, hidden=8), loss, [data(generator(seed), 16) for seed in range(3)]
     )
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Generator, nn
 from torch.func import vmap
+from toy_models import assert_chains_are_vectorised
 
-from phasewatch.monitor.model.minibatches import Batches
-from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.toy_tasks.in_context_regression import (
     RegressionData,
     RegressionTransformer,
@@ -151,18 +150,7 @@ def test_the_residual_stream_is_the_sum_of_what_is_hooked():
 
 def test_chains_are_vectorised():
     data = RegressionData()
-    model = FlatModel(seeded_model(width=16), loss)
-    batches = [data(generator(seed), 32) for seed in range(3)]
-    model.choose_path(Batches(batches))
-    assert model.vectorised
-    rows = model.weights() + 0.01 * torch.randn(3, model.size, generator=generator())
-    together = model.losses(rows, Batches(batches))
-    alone = []
-    for row, batch in zip(rows, batches, strict=True):
-        one = seeded_model(width=16)
-        torch.nn.utils.vector_to_parameters(row, one.parameters())
-        alone.append(loss(one, batch))
-    torch.testing.assert_close(together, torch.stack(alone).detach(), rtol=1e-4, atol=1e-5)
+    assert_chains_are_vectorised(lambda: seeded_model(width=16), loss, [data(generator(seed), 32) for seed in range(3)])
 
 
 # The data

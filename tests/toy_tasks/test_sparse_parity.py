@@ -6,9 +6,8 @@ from itertools import islice
 import pytest
 import torch
 from torch import Generator, nn
+from toy_models import assert_chains_are_vectorised
 
-from phasewatch.monitor.model.minibatches import Batches
-from phasewatch.monitor.model.weights import FlatModel
 from phasewatch.toy_tasks.sparse_parity import (
     ParityMLP,
     SparseParityData,
@@ -72,14 +71,7 @@ def test_the_size_and_the_shape():
 
 def test_chains_are_vectorised():
     data = SparseParityData()
-    flat = FlatModel(seeded_model(hidden=8), loss)
-    batches = [data(generator(seed), 16) for seed in range(3)]
-    flat.choose_path(Batches(batches))
-    assert flat.vectorised
-    torch.testing.assert_close(
-        flat.losses(flat.weights().expand(3, -1), Batches(batches)),
-        torch.stack([loss(seeded_model(hidden=8), batch) for batch in batches]),
-    )
+    assert_chains_are_vectorised(lambda: seeded_model(hidden=8), loss, [data(generator(seed), 16) for seed in range(3)])
 
 
 # The scores

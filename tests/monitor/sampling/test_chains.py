@@ -336,6 +336,46 @@ def test_chains_in_place_hold_no_more_than_an_anchor_a_gradient_and_a_velocity(m
     assert memory.peak / (4 * size) > 3 + sets
 
 
+@paths
+def test_parameters_of_any_shape_are_sampled(vectorised):
+    """A number by itself and a matrix."""
+
+    class Shaped(Quadratic):
+        def pieces(self, flat):
+            scalar, matrix = flat[..., 0].clone(), flat[..., 1:].clone()
+            return [scalar, matrix.unflatten(-1, (2, 2))]
+
+        def _flat(self, weights):
+            scalar, matrix = weights
+            return torch.cat([scalar.unsqueeze(-1), matrix.flatten(-2)], -1)
+
+        def loss(self, number):
+            with torch.no_grad():
+                return self.at(self._flat(self.parameters), torch.tensor(number))
+
+        def add_gradient(self, number, scale=1.0):
+            value = self.at(self._flat(self.parameters), torch.tensor(number))
+            (scale * value).backward()
+            return value.detach()
+
+        def rows(self, weights, which):
+            with torch.no_grad():
+                return self.at(self._flat(weights), which)
+
+        def rows_and_gradients(self, weights, which):
+            flat = self._flat(weights).detach().requires_grad_()
+            losses = self.at(flat, which)
+            (grads,) = torch.autograd.grad(losses.sum(), flat)
+            return losses.detach(), self.pieces(grads)
+
+    h, centre = doubles(0.5, 2.0, 6.0, 1.0, 3.0), doubles(1.0, -2.0, 0.3, 0.0, 2.0)
+    sampler = Langevin(0.01, 3.0, 20.0, chains=3, draws=200, burn_in=20, batch_size=None, momentum=0.5)
+    chains = run(Shaped(h, centre, vectorised=vectorised), sampler, 0)
+    mean, error = mean_and_error(excess_losses(chains, 20.0))
+    assert abs(mean - stationary_mean(h, nbeta=20.0, gamma=3.0, eps=0.01, sgld=False)) < 4 * error
+    assert chains.checks.curvature == pytest.approx(6.0, rel=0.05)
+
+
 def test_parts_of_one_snapshot_share_its_reference():
     class Counts(Quadratic):
         asked = 0

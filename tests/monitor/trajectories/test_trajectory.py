@@ -14,7 +14,7 @@ PUBLISHED = Path(__file__).parents[2] / "data" / "published"
 
 
 def point(step, loss=2.0, llc=10.0, per_chain=(9.0, 11.0), health=Health.OK, **metrics):
-    estimate = Estimate(llc, 1.0, per_chain, nbeta=66.7, rhat=1.01, ess=321.5, acceptance=0.93, health=health)
+    estimate = Estimate(llc, 1.0, per_chain, nbeta=66.7, rhat=1.01, ess=321.5, health=health)
     return Point(step, loss, estimate, metrics)
 
 
@@ -24,7 +24,7 @@ def awkward_points():
     for step in range(20):
         loss, llc, *per_chain = (1e-3 * rng.normal(size=5)).tolist()
         points.append(point(step, loss, llc, tuple(per_chain), accuracy=rng.random()))
-    failed = Estimate(math.nan, math.inf, (math.nan, -math.inf, 1 / 3), 0.1, math.nan, 0.0, 0.0, Health.DIVERGED)
+    failed = Estimate(math.nan, math.inf, (math.nan, -math.inf, 1 / 3), 0.1, math.nan, 0.0, Health.DIVERGED)
     return [*points, Point(20, math.inf, failed, {'näme, "quoted"': -0.0})]
 
 
