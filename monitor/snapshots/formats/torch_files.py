@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
 from phasewatch.monitor.snapshots.formats.base import (
     Entry,
     is_training_state,
@@ -16,7 +16,7 @@ from phasewatch.monitor.snapshots.formats.base import (
     some_tensors,
 )
 from phasewatch.monitor.snapshots.formats.pickled import SavedFile, StandIn, StoredTensor
-from phasewatch.monitor.snapshots.steps import LARGEST_STEP, step_in_name
+from phasewatch.monitor.snapshots.steps import step_in_name
 
 _OTHER_STEP_KEYS = ("step", "iteration", "iter_num", "step_count")
 _WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "params")
