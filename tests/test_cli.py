@@ -318,7 +318,7 @@ FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("missing.csv", None, r"missing\.csv can't be opened: No such file"),
+        ("missing.csv", None, r"missing\.csv is not there; check the path"),
         ("points.json", "{}", r"points\.json can't be read: a trajectory is a \.jsonl or a \.csv, not '\.json'"),
         ("empty.csv", "", r"has no points"),
         ("empty.jsonl", "", r"empty\.jsonl has no points, and transitions take at least 5; measure more"),

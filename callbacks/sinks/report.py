@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.callbacks.figures.trajectory import MAX_METRICS, draw_trajectory
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
-from phasewatch.monitor.files import write_atomically
+from phasewatch.monitor.files import inside, read_json, write_atomically
 from phasewatch.monitor.formatting import MISSING, count, integer, measured, number, percent, value_and_error
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Transition
 from phasewatch.monitor.trajectories.points import Point
@@ -70,17 +71,14 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _read_settings(run: Path) -> dict[str, Any]:
     path = run / "run.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         if (run / "points.jsonl").is_file():
             return {}
         raise PhasewatchError(
             f"write_report({str(run)!r}) found neither run.json nor points.jsonl there; "
             "name the folder that was given as run=... to PhaseMonitor or replay."
         )
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PhasewatchError(f"write_report({str(run)!r}) can't read {path.name}: {error}.") from error
+    settings = read_json(path, within=run, allow_nan=True)
     if not isinstance(settings, dict):
         raise PhasewatchError(f"write_report({str(run)!r}) expects a JSON object in {path.name}, and it holds another.")
     return settings
@@ -88,15 +86,10 @@ def _read_settings(run: Path) -> dict[str, Any]:
 
 def _read_points(run: Path) -> tuple[Trajectory | None, Sequence[Transition]]:
     """The trajectory and its transitions, or None where nothing has been measured yet."""
-    path = run / "points.jsonl"
-    if not path.is_file() or path.stat().st_size == 0:
+    path = inside(run, "points.jsonl")
+    if not os.path.lexists(path) or (path.is_file() and path.stat().st_size == 0):
         return None, ()
-    try:
-        trajectory = Trajectory.read(path)
-    except PhasewatchError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PhasewatchError(f"write_report({str(run)!r}) can't read {path.name}: {error!r}.") from error
+    trajectory = Trajectory.read(path)
     return (trajectory, tuple(find_transitions(trajectory))) if len(trajectory) else (None, ())
 
 

@@ -12,7 +12,7 @@ from phasewatch.monitor.trajectories.trajectory import Point
 
 def a_point(step, llc, health=Health.OK, kappa=1.0):
     checks = Checks(step_size=1e-3, kappa=kappa)
-    return Point(step, 2.0, Estimate(llc, 0.5, (llc, llc), 100.0, 1.0, 100.0, 0.9, health, checks=checks))
+    return Point(step, 2.0, Estimate(llc, 0.5, (llc, llc), 100.0, 1.0, 100.0, health, checks=checks))
 
 
 def a_trial(eps, nbeta, *points):

@@ -23,7 +23,7 @@ PUBLISHED = Path(__file__).parents[2] / "data" / "published"
 
 
 def a_point(step, llc=10.0, *, loss=2.0, error=0.5, health=Health.OK, metrics=None):
-    return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.0, 100.0, 0.9, health), metrics or {})
+    return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.0, 100.0, health), metrics or {})
 
 
 def a_transition(kind=Kind.A, start=10, end=100, *, provisional=False, starts=None, ends=None):
@@ -171,7 +171,7 @@ def test_the_signal_whose_stages_they_are_comes_first():
 
 
 def test_what_was_never_measured_has_no_panel():
-    unmeasured = Estimate(math.nan, math.nan, (), math.nan, math.nan, math.nan, math.nan, Health.DIVERGED)
+    unmeasured = Estimate(math.nan, math.nan, (), math.nan, math.nan, math.nan, Health.DIVERGED)
     points = [Point(s, math.nan, unmeasured, {"a": s / 10}) for s in (1, 10, 100)]
     figure = draw_trajectory(Trajectory(points), signal="a")
     assert labels(figure) == ["a"]
@@ -289,7 +289,7 @@ before = state()
 from phasewatch.callbacks.figures.trajectory import draw_trajectory
 from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-points = [Point(s, 2.0, Estimate(1.0, 0.1, (1.0,), 20.0, 1.0, 9.0, 0.9, Health.OK)) for s in (0, 1, 10)]
+points = [Point(s, 2.0, Estimate(1.0, 0.1, (1.0,), 20.0, 1.0, 9.0, Health.OK)) for s in (0, 1, 10)]
 trajectory = Trajectory(points)
 arrays = [a.copy() for a in (trajectory.steps, trajectory.loss, trajectory.llc, trajectory.llc_error)]
 draw_trajectory(trajectory)

@@ -70,7 +70,7 @@ class Page(HTMLParser):
 
 def a_point(step, llc=142.5, *, loss=1.945, error=0.8, health=Health.OK, metrics=None, chains=0):
     trace = tuple(tuple(float(c + i % 7) for i in range(20)) for c in range(chains))
-    return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.01, 412.3, 0.93, health, trace), metrics or {})
+    return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.01, 412.3, health, trace), metrics or {})
 
 
 def a_run(folder, points=(), settings=None):
@@ -159,9 +159,7 @@ def test_what_was_not_measured_is_never_printed_as_nan(tmp_path, monkeypatch):
     monkeypatch.setattr(Transition, "sentence", lambda self: "A sentence.", raising=False)
     changes = {**UP.changes, "llc": dataclasses.replace(UP.change, error=math.nan)}
     found(monkeypatch, dataclasses.replace(UP, changes=changes, confidence=math.nan))
-    unknown = Estimate(
-        math.nan, math.nan, (), math.nan, math.nan, math.nan, math.nan, Health.UNMIXED, ((math.nan,) * 5,)
-    )
+    unknown = Estimate(math.nan, math.nan, (), math.nan, math.nan, math.nan, Health.UNMIXED, ((math.nan,) * 5,))
     points = [
         Point(1, math.nan, unknown, {"m": math.inf}),
         Point(2, math.inf, dataclasses.replace(unknown, health=Health.OK), {"m": -math.inf}),
@@ -288,7 +286,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(tmp_path):
         write_report(tmp_path / "missing")
     run = a_run(tmp_path / "run", None)
     (run / "run.json").write_text("{")
-    with pytest.raises(PhasewatchError, match=r"can't read run\.json"):
+    with pytest.raises(PhasewatchError, match=r"run\.json is not JSON"):
         write_report(run)
     (run / "run.json").write_text("[]")
     with pytest.raises(PhasewatchError, match=r"expects a JSON object in run\.json"):

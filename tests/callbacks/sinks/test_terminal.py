@@ -16,7 +16,7 @@ from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 
 def a_point(step, llc=142.5, *, loss=1.945, error=0.8, health=Health.OK):
-    return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.0, 100.0, 0.9, health))
+    return Point(step, loss, Estimate(llc, error, (llc, llc), 20.0, 1.0, 100.0, health))
 
 
 UP = Transition(
