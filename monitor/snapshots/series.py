@@ -14,7 +14,6 @@ from phasewatch.monitor.snapshots.formats.hugging_face import TRAINER_STATE, WEI
 from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
 from phasewatch.monitor.snapshots.steps import step_in_name
 
-
 MOST_BYTES_OF_REF = 1000
 """A branch in a hub's cache holds the 40 characters of a revision; a larger file is refused."""
 
