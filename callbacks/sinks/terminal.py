@@ -113,7 +113,8 @@ def _count(trajectory: Trajectory, signal: str) -> str:
     points, usable = len(trajectory), trajectory.usable(signal)
     text = f"{integer(points)} point{'' if points == 1 else 's'}"
     if len(usable) < points:
-        text += f", {integer(points - len(usable))} left out without {'λ̂ or loss' if signal == 'llc' else printable(signal, 40)}"
+        needed = "λ̂ or loss" if signal == "llc" else printable(signal, 40)
+        text += f", {integer(points - len(usable))} left out without {needed}"
     if signal == "llc" and (doubtful := sum(point.llc.health is not Health.OK for point in usable)):
         text += f", {integer(doubtful)} doubtful"
     return text + "."

@@ -263,7 +263,8 @@ class RunFolder:
                 )
             )
             raise PhasewatchError(
-                f"{header} has schema {printable(repr(schema), 40)}, and this phasewatch reads and writes {SCHEMA}. Choose another run=."
+                f"{header} has schema {printable(repr(schema), 40)}, and this phasewatch reads and writes {SCHEMA}. "
+                "Choose another run=."
                 f"{advice}"
             )
         changes = [

@@ -99,8 +99,9 @@ def _records(content: bytes, name: str) -> list[tuple[str, Any]]:
         except (UnicodeDecodeError, PhasewatchError) as error:
             if number > len(lines):  # the write of this line was cut short
                 break
-            reason = str(error) if isinstance(error, PhasewatchError) else f"{where} is not text in UTF-8; mend or delete it."
-            raise PhasewatchError(reason) from error
+            if isinstance(error, PhasewatchError):
+                raise
+            raise PhasewatchError(f"{where} is not text in UTF-8; mend or delete it.") from error
     return records
 
 
@@ -240,7 +241,8 @@ def _step(cell: Any, where: str) -> int:
         value, step = math.nan, -1
     if not 0 <= step <= LARGEST_STEP or not value.is_integer():
         raise PhasewatchError(
-            f"{where}, column 'step', holds {_quoted(cell)}; a training step is a whole number from 0 to {LARGEST_STEP}."
+            f"{where}, column 'step', holds {_quoted(cell)}; "
+            f"a training step is a whole number from 0 to {LARGEST_STEP}."
         )
     return step
 

@@ -8,7 +8,7 @@ import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, ClassVar, NamedTuple, Self
 
 import torch
 
@@ -172,7 +172,7 @@ class Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssu
         size: bytes of the whole file, which no reading exceeds and no number of items in dicts.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__(_Bounded(file, size), encoding="utf-8", errors="replace")

@@ -286,7 +286,7 @@ def nested(tuples):
 @pytest.mark.parametrize(
     "operations",
     [
-        # Keys that can't be hashed in any time, or end Python: tuples of themselves, a million deep, colliding integers.
+        # Keys that take for ever to hash, or end Python: tuples of themselves, a million deep, colliding integers.
         b"}" + b"N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
         b"}" + nested(1_000_000) + b"Ns.",
         b"}(" + nested(1_000_000) + b"Nu.",

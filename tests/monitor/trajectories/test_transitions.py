@@ -21,7 +21,7 @@ MEASURED = Path(__file__).parents[3] / "experiments" / "results" / "points"
 
 
 def point(step, loss, llc, per_chain=(), health=Health.OK):
-    estimate = Estimate(float(llc), 1.0, tuple(map(float, per_chain)), 66.7, 1.0, 400.0, 0.9, health)
+    estimate = Estimate(float(llc), 1.0, tuple(map(float, per_chain)), 66.7, 1.0, 400.0, health)
     return Point(int(step), float(loss), estimate)
 
 
