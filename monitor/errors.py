@@ -8,12 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
 
+from phasewatch.monitor.formatting import printable
+
+MOST_CHARACTERS = 2000
+"""Longer messages are cut in their middle; the longest that we write ourselves have about a third of it."""
+
+LARGEST_STEP = 2**63 - 1
+"""No larger number counts as a training step: numpy's integers end there."""
+
 
 class PhasewatchError(ValueError):
     """Something was asked for that can't be done; the message is a sentence for the person who asked.
 
-    It names what was typed, what came, and what to do. The command line prints it and exits with status 2.
+    It names what was typed, what came, and what to do. The command line prints it and exits with status 2. What it
+    quotes may come from a file of somebody else's, so it is made printable.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message, MOST_CHARACTERS))
 
 
 class PhasewatchWarning(UserWarning):
@@ -22,6 +34,7 @@ class PhasewatchWarning(UserWarning):
 
 def warn(message: str) -> None:
     """Warn at the line of the user that led here, and never interrupt training, even where warnings are errors."""
+    message = printable(message, MOST_CHARACTERS)
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("phasewatch."):
         frame, level = frame.f_back, level + 1
@@ -34,14 +47,16 @@ def warn(message: str) -> None:
 def say(message: str) -> None:
     """Print to the terminal, if there still is one: a run outlives the one that started it."""
     try:
-        print(f"phasewatch: {message}", file=sys.stderr)
+        print(f"phasewatch: {printable(message, MOST_CHARACTERS)}", file=sys.stderr)
     except (OSError, ValueError):
         pass
 
 
 def in_words(error: Exception) -> str:
-    """Our own sentences as they are, somebody else's exception with its type."""
-    return str(error) if isinstance(error, PhasewatchError) else f"{type(error).__name__}: {error}"
+    """Our own sentences as they are, somebody else's exception with its type and in one line."""
+    if isinstance(error, PhasewatchError):
+        return str(error)
+    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}", MOST_CHARACTERS)
 
 
 def whole_number(call: str, value: object, *, least: int, most: int | None = None) -> int:

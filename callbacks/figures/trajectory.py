@@ -14,6 +14,7 @@ from phasewatch.callbacks.figures.step_axis import set_step_axis
 from phasewatch.callbacks.figures.style import INK, MUTED
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.trajectories.changes import Transition
 from phasewatch.monitor.trajectories.points import Point
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -82,7 +83,8 @@ def draw_trajectory(
             panel.set_ylabel(label, fontsize=8, color=INK)
         else:
             _draw_curve(panel, steps, trajectory.signal(name))
-            short = name if len(name) <= 16 else f"{name[:15]}…"
+            shown = printable(name)
+            short = shown if len(shown) <= 16 else f"{shown[:15]}…"
             panel.set_ylabel(short, fontsize=8, color=INK, parse_math=False)
     figure.align_ylabels(panels)
     if not points:

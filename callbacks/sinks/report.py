@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.callbacks.figures.trajectory import MAX_METRICS, draw_trajectory
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
-from phasewatch.monitor.files import write_atomically
-from phasewatch.monitor.formatting import MISSING, count, integer, measured, number, percent, value_and_error
+from phasewatch.monitor.files import inside, read_json, write_atomically
+from phasewatch.monitor.formatting import MISSING, count, integer, measured, number, percent, printable, value_and_error
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Transition
 from phasewatch.monitor.trajectories.points import Point
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -26,6 +28,19 @@ from phasewatch.monitor.trajectories.transitions import find_transitions
 
 MAX_TRACES = 12
 """The chains of at most this many doubtful points are drawn, evenly spaced along the run, to keep the page small."""
+
+MOST_ROWS = 2000
+"""The table has at most this many points, and the figure draws as many, evenly spaced along the run: the page of a run
+of 200,000 points stays below 5 MB and takes seconds."""
+
+MOST_COLUMNS = 20
+"""The table has at most this many metrics, by name, for the same reason."""
+
+MOST_SETTINGS = 2000
+"""At most this many settings are shown, each cut to 200 characters; a run's own has about forty."""
+
+MOST_DRAWS = 200
+"""A drawing of chains has at most about this many values a chain, and 64 chains."""
 
 _TRACE_WIDTH, _TRACE_HEIGHT = 240.0, 84.0
 """The size of such a drawing, in units of its own; the page scales it."""
@@ -70,17 +85,14 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _read_settings(run: Path) -> dict[str, Any]:
     path = run / "run.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         if (run / "points.jsonl").is_file():
             return {}
         raise PhasewatchError(
             f"write_report({str(run)!r}) found neither run.json nor points.jsonl there; "
             "name the folder that was given as run=... to PhaseMonitor or replay."
         )
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PhasewatchError(f"write_report({str(run)!r}) can't read {path.name}: {error}.") from error
+    settings = read_json(path, within=run, allow_nan=True)
     if not isinstance(settings, dict):
         raise PhasewatchError(f"write_report({str(run)!r}) expects a JSON object in {path.name}, and it holds another.")
     return settings
@@ -88,15 +100,10 @@ def _read_settings(run: Path) -> dict[str, Any]:
 
 def _read_points(run: Path) -> tuple[Trajectory | None, Sequence[Transition]]:
     """The trajectory and its transitions, or None where nothing has been measured yet."""
-    path = run / "points.jsonl"
-    if not path.is_file() or path.stat().st_size == 0:
+    path = inside(run, "points.jsonl")
+    if not os.path.lexists(path) or (path.is_file() and path.stat().st_size == 0):
         return None, ()
-    try:
-        trajectory = Trajectory.read(path)
-    except PhasewatchError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PhasewatchError(f"write_report({str(run)!r}) can't read {path.name}: {error!r}.") from error
+    trajectory = Trajectory.read(path)
     return (trajectory, tuple(find_transitions(trajectory))) if len(trajectory) else (None, ())
 
 
@@ -111,6 +118,7 @@ def _render(
         loader=PackageLoader("phasewatch.callbacks.sinks", ""),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -123,16 +131,37 @@ def _render(
     return environment.get_template("report.html.j2").render(
         name=name,
         summary=_summary(points, transitions),
-        picture=None if trajectory is None else _picture(trajectory, transitions, metrics[:MAX_METRICS]),
-        points=points,
-        metrics=metrics,
-        undrawn=metrics[MAX_METRICS:],
+        picture=None if trajectory is None else _picture(points, transitions, metrics[:MAX_METRICS]),
+        count=len(points),
+        points=_spread(points, MOST_ROWS),
+        metrics=metrics[:MOST_COLUMNS],
+        left_out=metrics[MOST_COLUMNS:],
+        undrawn=metrics[MAX_METRICS:MOST_COLUMNS],
         transitions=transitions,
         doubts=[(health, steps) for health in Health if (steps := _steps(doubtful, health))],
         traces=[_trace(point) for point in _spread(traced, MAX_TRACES)],
         traced=len(traced),
-        settings=settings,
+        settings=_some_settings(settings, [MOST_SETTINGS]),
     )
+
+
+def _printable(value: Any) -> Any:
+    """What a file says, with what would act rather than show made visible; not what is markup already."""
+    return value if not isinstance(value, str) or isinstance(value, Markup) else printable(value, most=100_000)
+
+
+def _some_settings(value: Any, left: list[int]) -> Any:
+    """Settings without those for which there is no room; `left` is how many may still come."""
+    if isinstance(value, dict):
+        return {printable(k, 60): _some_settings(v, left) for k, v in value.items() if _is_room(left)}
+    if isinstance(value, list):
+        return [_some_settings(inner, left) for inner in value if _is_room(left)]
+    return printable(value) if isinstance(value, str) else value
+
+
+def _is_room(left: list[int]) -> bool:
+    left[0] -= 1
+    return left[0] >= 0
 
 
 def _steps(doubtful: Sequence[Point], health: Health) -> list[int]:
@@ -163,12 +192,14 @@ def _summary(points: Sequence[Point], transitions: Sequence[Transition]) -> str:
     return _typeset(str)(text + "".join(f", {doubt}" for doubt in doubts) + ".")
 
 
-def _picture(trajectory: Trajectory, transitions: Sequence[Transition], metrics: Sequence[str]) -> str:
+def _picture(points: Sequence[Point], transitions: Sequence[Transition], metrics: Sequence[str]) -> str:
     """The figure as the data address of an SVG image, whose identifiers can't clash with the page's."""
     file = io.BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    draw_trajectory(trajectory, transitions, metrics=metrics).savefig(file, format="svg", metadata=nothing)
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    drawn = Trajectory(_spread(points, MOST_ROWS))
+    there = [name for name in metrics if any(name in point.metrics for point in drawn)]
+    draw_trajectory(drawn, transitions, metrics=there).savefig(file, format="svg", metadata=nothing)
+    return Markup("data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
 
 
 def _typeset(write: Any) -> Any:
@@ -190,7 +221,7 @@ def _setting(value: Any) -> str:
     """A setting's leaf as written in JSON, without quotes; what isn't a finite number is missing."""
     if value is None or value in ("nan", "inf", "-inf") or (isinstance(value, float) and not math.isfinite(value)):
         return MISSING
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else printable(json.dumps(value))
 
 
 def _spread(points: Sequence[Point], count: int) -> list[Point]:
@@ -222,7 +253,8 @@ class _Trace:
 
 
 def _trace(point: Point) -> _Trace:
-    finite = [value for chain in point.llc.trace for value in chain if math.isfinite(value)]
+    chains = [chain[:: 1 + len(chain) // MOST_DRAWS] for chain in point.llc.trace[:64]]
+    finite = [value for chain in chains for value in chain if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     span = (high - low) or 1.0
 
@@ -240,7 +272,7 @@ def _trace(point: Point) -> _Trace:
     short = _typeset(lambda value: f"{value:.3g}" if finite else MISSING)
     return _Trace(
         point=point,
-        lines=[path(chain) for chain in point.llc.trace],
+        lines=[path(chain) for chain in chains],
         high=short(high),
         low=short(low),
         zero=height(0.0) if low < 0 < high else None,

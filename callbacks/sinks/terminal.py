@@ -11,8 +11,9 @@ from rich.text import Text
 from tqdm import tqdm
 
 from phasewatch.callbacks.figures.style import KIND_STYLES
+from phasewatch.monitor.errors import MOST_CHARACTERS
 from phasewatch.monitor.estimates.estimate import Health
-from phasewatch.monitor.formatting import MISSING, integer, measured, number, percent, value_and_error
+from phasewatch.monitor.formatting import MISSING, integer, measured, number, percent, printable, value_and_error
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Transition
 from phasewatch.monitor.trajectories.points import Point
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -58,12 +59,12 @@ def print_transitions(
         console.print(table, soft_wrap=True)
         console.print()
         for transition in transitions:
-            _print_wrapped(console, transition.sentence())
+            _print_wrapped(console, printable(transition.sentence(), MOST_CHARACTERS))
         console.print()
     else:
         _print_wrapped(console, "No transition so far.")
     for remark in remarks.splitlines():
-        _print_wrapped(console, remark)
+        _print_wrapped(console, printable(remark, MOST_CHARACTERS))
     if remarks:
         console.print()
     _print_wrapped(console, _count(trajectory, signal), style="dim")
@@ -83,7 +84,7 @@ def _table(transitions: Sequence[Transition], signal: str) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     own = signal not in {"llc", "loss"}
     table.add_column("kind")
-    for name in ("steps, 95 % intervals", *([signal] if own else []), "loss", "llc", "confidence"):
+    for name in ("steps, 95 % intervals", *([printable(signal, 40)] if own else []), "loss", "llc", "confidence"):
         table.add_column(Text(name), justify="right")
     for transition in transitions:
         llc = transition.changes.get("llc", UNKNOWN_CHANGE)
@@ -112,7 +113,8 @@ def _count(trajectory: Trajectory, signal: str) -> str:
     points, usable = len(trajectory), trajectory.usable(signal)
     text = f"{integer(points)} point{'' if points == 1 else 's'}"
     if len(usable) < points:
-        text += f", {integer(points - len(usable))} left out without {'λ̂ or loss' if signal == 'llc' else signal}"
+        needed = "λ̂ or loss" if signal == "llc" else printable(signal, 40)
+        text += f", {integer(points - len(usable))} left out without {needed}"
     if signal == "llc" and (doubtful := sum(point.llc.health is not Health.OK for point in usable)):
         text += f", {integer(doubtful)} doubtful"
     return text + "."
@@ -131,7 +133,7 @@ class TerminalSink:
 
     def write(self, item: Point | Transition) -> None:
         """Print one line."""
-        tqdm.write(f"→ {item}" if isinstance(item, Transition) else point_line(item))
+        tqdm.write(printable(f"→ {item}" if isinstance(item, Transition) else point_line(item), MOST_CHARACTERS))
 
     def close(self) -> None:
         """Nothing is held back."""

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition, find_transitions
 
@@ -35,6 +36,7 @@ def point_row(point: Point) -> dict[str, Any]:
     }
     taken = {key.removeprefix("phase/") for key in row} | {"figure", "llc_band"}
     for name, value in point.metrics.items():
+        name = printable(name)
         row[f"phase/metrics/{name}" if name in taken or name.startswith("transition") else f"phase/{name}"] = value
     return row
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from phasewatch.monitor.errors import PhasewatchError, warn
-from phasewatch.monitor.files import write_atomically
+from phasewatch.monitor.errors import PhasewatchError, in_words, warn
+from phasewatch.monitor.files import inside, open_append, read_bytes, read_json, write_atomically
+from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Point, parse_points
@@ -45,19 +46,19 @@ class RunFolder:
         self._unsaved: list[bytes] = []
         self._complained = False
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock")
-            self._lock.acquire(timeout=0)
+            self._take()
+        except PhasewatchError:
+            raise
         except Timeout:
             raise PhasewatchError(
                 f"Another monitor or replay is writing to run={str(path)!r}. Close it, or choose another run=."
             ) from None
-        except OSError as error:
-            file = self.path.is_file()
-            raise PhasewatchError(
-                f"run={str(path)!r} can't be written to ({error.strerror or error}). "
-                f"{'It is a file; give a folder.' if file else 'Choose a folder that can, or free some space.'}"
-            ) from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            advice = "Choose a folder that can, or free some space."
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                advice = "It is a file; give a folder."
+            raise PhasewatchError(f"run={str(path)!r} can't be written to ({reason or error}). {advice}") from error
         try:
             self._check_settings()
             self._end = self._read_points()
@@ -71,8 +72,12 @@ class RunFolder:
 
     @property
     def snapshots(self) -> SnapshotFolder:
-        """The run's snapshots."""
-        return SnapshotFolder(self.path / "snapshots")
+        """The run's snapshots.
+
+        Raises:
+            PhasewatchError: if a link leads out of the run.
+        """
+        return SnapshotFolder(inside(self.path, "snapshots"))
 
     @property
     def steps(self) -> set[int]:
@@ -157,29 +162,58 @@ class RunFolder:
 
     def _write_points(self) -> bool:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(self._lines, "ab") as file:
+            self._restore()
+            with open_append(self._lines) as file:
                 if file.tell() < self._end:  # cut or deleted by somebody, who can't have meant the points to be lost
                     self._unsaved = [_line(point) for point in self.points]
                     self._end = 0
-                    self._write_header()
                 if file.tell() > self._end:  # a write was cut short
                     file.truncate(self._end)
                 file.write(b"".join(self._unsaved))
                 file.flush()
                 os.fsync(file.fileno())
                 self._end = file.tell()
-        except OSError as error:
+        except (OSError, PhasewatchError) as error:
             self._complain(error)
             return False
         self._unsaved.clear()
         return True
 
+    def _take(self) -> None:
+        """Make the folder, and keep other writers out."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        open_append(self.path / ".lock").close()  # refuses a link, which the lock would follow
+        self._lock = FileLock(self.path / ".lock")
+        self._lock.acquire(timeout=0)
+        self._locked = os.stat(self.path / ".lock")
+
+    def _restore(self) -> None:
+        """Write what somebody took away while the run goes on, and say what can't come back."""
+        if not self._is_held():
+            self._lock.release()
+            try:
+                self._take()
+            except Timeout as error:
+                raise PhasewatchError("another monitor or replay has begun there since it was deleted") from error
+            warn(
+                f"{self.path} was deleted or moved while this run writes to it. Its run.json and all points are "
+                "written there again; its earlier snapshots are not, and those that weren't measured can't be any more."
+            )
+        if not os.path.lexists(self.path / "run.json"):
+            self._write_header()
+
+    def _is_held(self) -> bool:
+        """Whether the lock that this holds is the one that lies in the folder."""
+        try:
+            return os.path.samestat(os.stat(self.path / ".lock"), self._locked)
+        except OSError:
+            return False
+
     def _complain(self, error: Exception) -> None:
         """Say once that the folder can't be written to."""
         if not self._complained:
             self._complained = True
-            reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+            reason = (error.strerror if isinstance(error, OSError) else None) or in_words(error)
             warn(f"{self.path} can't be written to ({reason}); what belongs there waits in memory until it can.")
 
     def _unusable(self, error: OSError) -> PhasewatchError:
@@ -199,8 +233,8 @@ class RunFolder:
 
     def _check_settings(self) -> None:
         header = self.path / "run.json"
-        if not header.exists():
-            if self._lines.exists() and self._lines.stat().st_size:
+        if not os.path.lexists(header):
+            if os.path.lexists(self._lines) and read_bytes(self._lines, within=self.path):
                 raise PhasewatchError(
                     f"run={str(self.path)!r} holds points without a run.json that says what they were measured with. "
                     "Choose another run=."
@@ -208,11 +242,14 @@ class RunFolder:
             self._write_header()
             return
         try:
-            found = json.loads(header.read_text(encoding="utf-8"))
+            found = read_json(header, within=self.path)
+        except PhasewatchError as error:
+            raise PhasewatchError(f"{error} Or choose another run=.") from error
+        try:
             schema = found["schema"]
             settings = dict(found["settings"]) if schema == SCHEMA else {}
             self._averaging = found["averaging"] if schema == SCHEMA else None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise PhasewatchError(
                 f"{header} is not the header of a phasewatch run. Choose another run=, or delete the folder."
             ) from error
@@ -226,7 +263,8 @@ class RunFolder:
                 )
             )
             raise PhasewatchError(
-                f"{header} has schema {schema!r}, and this phasewatch reads and writes {SCHEMA}. Choose another run=."
+                f"{header} has schema {printable(repr(schema), 40)}, and this phasewatch reads and writes {SCHEMA}. "
+                "Choose another run=."
                 f"{advice}"
             )
         changes = [
@@ -241,18 +279,19 @@ class RunFolder:
 
     def _read_points(self) -> int:
         """Fill `points`, cut a torn last line off, and return the length of what is whole, in bytes."""
-        if not self._lines.exists():
+        if not os.path.lexists(self._lines):
             return 0
-        content = self._lines.read_bytes()
+        content = read_bytes(self._lines, within=self.path)
         end = content.rfind(b"\n") + 1
         self.points = list(parse_points(content[:end], str(self._lines)))
-        if end < len(content):
-            os.truncate(self._lines, end)
+        with open_append(self._lines) as file:
+            if end < len(content):
+                file.truncate(end)
         return end
 
     def _remove_unfinished(self) -> None:
         """Clear what a killed process was writing; safetensors' own unfinished files are called `.tmp...`."""
-        snapshots = self.path / "snapshots"
+        snapshots = self.snapshots.path
         for pattern in (self.path.glob("*.unfinished"), snapshots.glob("*.unfinished"), snapshots.glob(".tmp*")):
             for leftover in pattern:
                 leftover.unlink(missing_ok=True)

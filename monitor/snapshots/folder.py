@@ -1,15 +1,16 @@
 """The snapshots of a run: how they are written, and their only reader."""
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
+from phasewatch.monitor.files import replacing
+from phasewatch.monitor.snapshots.formats.safetensors import SafetensorsFile
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
 
@@ -30,7 +31,7 @@ class SnapshotFolder:
 
     path: Path
 
-    _PATTERN = re.compile(r"step-(\d+)\.safetensors")
+    _PATTERN = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,18})\.safetensors")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -41,7 +42,7 @@ class SnapshotFolder:
         if not self.path.is_dir():
             return ()
         found = (self._PATTERN.fullmatch(entry.name) for entry in self.path.iterdir())
-        return tuple(sorted(int(match[1]) for match in found if match))
+        return tuple(sorted(step for match in found if match and (step := int(match[1])) <= LARGEST_STEP))
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -65,15 +66,11 @@ class SnapshotFolder:
             OSError: if the disk refuses it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        target = self.source(snapshot.step)
-        unfinished = target.with_suffix(".unfinished")
         try:
-            save_file(dict(snapshot.tensors), unfinished, metadata={"step": str(snapshot.step)})
-            os.replace(unfinished, target)
+            with replacing(self.source(snapshot.step)) as unfinished:
+                save_file(dict(snapshot.tensors), unfinished, metadata={"step": str(snapshot.step)})
         except SafetensorError as error:  # which is what a full disk is to safetensors
             raise OSError(str(error)) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def load(self, step: int) -> Snapshot:
         """Read the snapshot of a step.
@@ -85,12 +82,9 @@ class SnapshotFolder:
             The snapshot as it was saved, bit for bit.
 
         Raises:
-            PhasewatchError: if the file is missing or damaged.
+            PhasewatchError: if the file is missing or damaged, or a link leads out of the folder.
         """
-        source = self.source(step)
         try:
-            return Snapshot(step, load_file(source))
-        except (OSError, SafetensorError) as error:
-            raise PhasewatchError(
-                f"The snapshot {source} can't be read ({error}). Delete it to go on without step {step}."
-            ) from error
+            return Snapshot(step, SafetensorsFile().load(self.source(step), self.path))
+        except PhasewatchError as error:
+            raise PhasewatchError(f"{error} To go on without step {step}, delete its snapshot.") from error

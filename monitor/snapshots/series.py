@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.files import inside, read_text
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.formats import FORMATS, Entry, Format
 from phasewatch.monitor.snapshots.formats.base import stem_of
 from phasewatch.monitor.snapshots.formats.hugging_face import TRAINER_STATE, WEIGHTS, weights_files
 from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
 from phasewatch.monitor.snapshots.steps import step_in_name
+
+MOST_BYTES_OF_REF = 1000
+"""A branch in a hub's cache holds the 40 characters of a revision; a larger file is refused."""
 
 
 class Checkpoint(NamedTuple):
@@ -74,7 +78,7 @@ class Series:
             PhasewatchError: if there is no such step, or its file is gone, damaged, or holds no state dict.
         """
         checkpoint = self._checkpoint(step)
-        return Snapshot(step=int(step), tensors=checkpoint.format.load(checkpoint.source))
+        return Snapshot(step=int(step), tensors=checkpoint.format.load(checkpoint.source, _root(self.path)))
 
     def _checkpoint(self, step: int) -> Checkpoint:
         steps = self.steps
@@ -132,7 +136,7 @@ def _of_a_run(folder: Path, call: str) -> SnapshotFolder | None:
     run = folder.parent if folder.name == "snapshots" else folder
     if not (run / "run.json").is_file() or not (run / "snapshots").is_dir():
         return None
-    snapshots = SnapshotFolder(run / "snapshots")
+    snapshots = SnapshotFolder(inside(run, "snapshots"))
     if not snapshots.steps:
         raise PhasewatchError(f"{call}: {snapshots.path} holds no snapshots of the run; give a run that saved some.")
     return snapshots
@@ -141,12 +145,20 @@ def _of_a_run(folder: Path, call: str) -> SnapshotFolder | None:
 def _entries(folder: Path) -> list[Entry]:
     """What may be a checkpoint in a folder; in the cache of a hub, the branches."""
     cache = folder.parent if folder.name == "snapshots" else folder
+    root = _root(folder)
     if (cache / "refs").is_dir() and (cache / "snapshots").is_dir():
         refs = sorted(ref for ref in (cache / "refs").iterdir() if ref.is_file())
-        revisions = {ref.name: ref.read_text(encoding="utf-8", errors="replace").strip() for ref in refs}
+        revisions = {ref.name: read_text(ref, within=cache, most_bytes=MOST_BYTES_OF_REF).strip() for ref in refs}
         found = {name: cache / "snapshots" / Path(revision).name for name, revision in revisions.items()}
-        return [Entry(name, revision) for name, revision in found.items() if revision.is_dir()]
-    return [Entry(stem_of(path), path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        return [Entry(name, revision, root) for name, revision in found.items() if revision.is_dir()]
+    return [Entry(stem_of(path), path, root) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def _root(folder: Path) -> Path:
+    """The folder that no link may lead out of; in the cache of a hub, snapshots are links to blobs beside them."""
+    whole = folder.resolve()
+    caches = (above for above in (whole, *whole.parents) if above.name.startswith("models--"))
+    return next((cache for cache in caches if (cache / "blobs").is_dir()), folder)
 
 
 def _scan(folder: Path, call: str) -> Series:
@@ -176,7 +188,7 @@ def _scan(folder: Path, call: str) -> Series:
         kept, *copies = same
         checkpoints.append(kept[1])
         for copy in copies:
-            if not _are_equal(kept[1], copy[1]):
+            if not _are_equal(kept[1], copy[1], _root(folder)):
                 raise PhasewatchError(
                     f"{call}: {kept[0]} and {copy[0]} are both of step {kept[1].step} and differ; "
                     f"move one of them out of {folder}."
@@ -187,10 +199,10 @@ def _scan(folder: Path, call: str) -> Series:
     return Series(folder, tuple(checkpoints), tuple(sorted(left_out)))
 
 
-def _are_equal(a: Checkpoint, b: Checkpoint) -> bool:
+def _are_equal(a: Checkpoint, b: Checkpoint, within: Path) -> bool:
     """Whether two checkpoints of one step hold the same weights, as the last one's copy does."""
     try:
-        weights = [Snapshot(c.step, c.format.load(c.source)) for c in (a, b)]
+        weights = [Snapshot(c.step, c.format.load(c.source, within)) for c in (a, b)]
     except (PhasewatchError, MemoryError):
         return False
     return same_weights(*weights)

@@ -2,8 +2,7 @@
 
 import re
 
-LARGEST_STEP = 2**63 - 1
-"""No larger number counts as a step: nothing that reads points keeps more digits."""
+from phasewatch.monitor.errors import LARGEST_STEP
 
 _NUMBER = r"(?:\d{1,3}(?:_\d{3})+|\d+)"
 _STEP_WORDS = (r"global[-_]?step", r"steps?", r"iter(?:ation)?s?(?:[-_]?num)?", r"ba(?:tch(?:es)?)?|updates?")

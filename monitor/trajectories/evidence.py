@@ -38,16 +38,18 @@ class Evidence:
     """A signal's curves, and its chains if it has any: all that a change between two indices is judged by.
 
     Args:
-        curve: the likeliest.
+        curve: the likeliest, in the unit.
         cautious: one that takes more of the scatter for noise that neighbours share. It can only lower a confidence.
-        chains: λ̂ of each chain, shape (point, chain); None if there aren't two.
+        chains: λ̂ of each chain in the unit, shape (point, chain); None if there aren't two.
+        unit: what curves and chains were divided by, so that no square leaves the range of a float.
 
     Attributes:
         range_so_far: highest minus lowest value of the curve up to each index, shape (point,); at least a quarter of
             the largest absolute value, for a run that has not moved yet.
     """
 
-    def __init__(self, curve: Curve, cautious: Curve, chains: np.ndarray | None) -> None:
+    def __init__(self, curve: Curve, cautious: Curve, chains: np.ndarray | None, unit: float = 1.0) -> None:
+        self.unit = unit
         self.curve = curve
         self.cautious = cautious
         self.chains = chains
@@ -59,8 +61,10 @@ class Evidence:
         """The evidence of a signal whose points lie at the positions x."""
         chains = _usable_chains(usable) if signal == "llc" else None
         slacks = WITNESSED if signal == "loss" or chains is not None else ALONE
-        curve, cautious = smooth_with_each(x, usable.signal(signal), slacks)
-        return cls(curve, cautious, chains)
+        values = usable.signal(signal)
+        unit = unit_of(values, *([] if chains is None else [chains]))
+        curve, cautious = smooth_with_each(x, values / unit, slacks)
+        return cls(curve, cautious, None if chains is None else chains / unit, unit)
 
     def change(self, start: int, end: int) -> float:
         """The curve's change between two indices."""
@@ -104,6 +108,12 @@ class Evidence:
         if abs(total) <= CLEAR * np.linalg.norm(weights @ self.curve.value_root):
             return False
         return self.chains is None or p_value_of_a_rise(weights @ self.chains * np.sign(total)) <= 1 - CONFIDENT
+
+
+def unit_of(*values: np.ndarray) -> float:
+    """The power of two next to the largest of these numbers in size, by which division is exact; 1 if all are 0."""
+    largest = max(float(np.abs(array).max(initial=0.0)) for array in values)
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def error_of_change(curve: Curve, start: int, end: int) -> float:

@@ -27,6 +27,10 @@ Keeps a long straight stretch from being taken for one that can't bend. A tenth 
 the simulated stages are lost (experiments/constants.py).
 """
 
+ROUNDING = float(np.finfo(float).eps)
+"""No residual counts as smaller, in standard deviations of the series: below it they are rounding errors, whose ratios
+can leave the range of a float."""
+
 
 def first_guess(u: np.ndarray) -> np.ndarray:
     """A first guess of each point's noise: 1, and more if it is far from the median of the five points around it.
@@ -46,7 +50,7 @@ def first_guess(u: np.ndarray) -> np.ndarray:
     steps = np.abs(np.diff(np.pad(u, (reach, reach + 1), mode="reflect")))
     typical = np.median(np.lib.stride_tricks.sliding_window_view(steps, 2 * reach + 1), axis=1)
     off = np.abs(u - np.median(near, axis=1))
-    return np.where(off > OUTLIER * typical, np.minimum((off / np.maximum(OUTLIER * typical, 1e-9)) ** 2, 1e3), 1.0)
+    return np.where(off > OUTLIER * typical, ((off / np.maximum(OUTLIER * typical, 1e-9)) ** 2).clip(1.0, 1e3), 1.0)
 
 
 def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -56,7 +60,7 @@ def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray
     its leverage corrects this.
 
     Args:
-        residuals: the series minus its curve, shape (point,).
+        residuals: the series minus its curve, in standard deviations of the series, shape (point,).
         value_root: R with R Rᵀ the posterior covariance of the curve, shape (point, knot).
         noise: the standard deviation of each point's noise as known so far, shape (point,).
 
@@ -64,8 +68,8 @@ def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray
         Relative standard deviations with a geometric mean of 1, shape (point,).
     """
     n = len(residuals)
-    leverage = (value_root / noise.clip(min=np.finfo(float).tiny)[:, None]) ** 2
-    squares = residuals**2 / (1 - leverage.sum(axis=1)).clip(min=0.2) + np.finfo(float).tiny
+    leverage = (value_root / noise.clip(min=ROUNDING)[:, None]) ** 2
+    squares = residuals**2 / (1 - leverage.sum(axis=1)).clip(min=0.2) + ROUNDING**2
     everywhere = float(np.median(squares)) / 0.455  # the median of a squared normal value
     weights = np.ones(n)
     variance = squares
@@ -88,7 +92,7 @@ def local_bends(curvature: np.ndarray) -> np.ndarray:
     """
     squares = curvature**2
     around = _local_mean(squares, reach=max(2, len(squares) // 20), prior=0.0, counts=0)
-    size = np.sqrt(around + LEAST_BEND**2 * around.mean() + np.finfo(float).tiny)
+    size = np.sqrt(around + LEAST_BEND**2 * around.mean() + ROUNDING**2)
     return size / np.exp(np.mean(np.log(size)))
 
 

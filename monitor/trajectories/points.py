@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from phasewatch.monitor.errors import LARGEST_STEP
 from phasewatch.monitor.estimates.estimate import Estimate, Health, json_number
 from phasewatch.monitor.estimates.uncertainty import standard_error
 
@@ -52,9 +53,16 @@ class Point:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Point":
-        """The inverse of `as_json`, exact to the last bit."""
+        """The inverse of `as_json`, exact to the last bit.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: if the record is none of a point.
+        """
+        step = record["step"]
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= LARGEST_STEP:
+            raise ValueError(f"the step {step!r} is not a whole number from 0 to {LARGEST_STEP}")
         return cls(
-            step=int(record["step"]),
+            step=step,
             loss=float(record["loss"]),
             llc=Estimate.from_json(record["llc"]),
             metrics={name: float(value) for name, value in record.get("metrics", {}).items()},

@@ -9,10 +9,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
+from phasewatch.monitor.files import read_bytes, write_atomically
+from phasewatch.monitor.formatting import integer, printable
+from phasewatch.monitor.strict_json import parse_json
 from phasewatch.monitor.trajectories.points import Point, estimate_without_diagnostics
 
-_CHAIN = re.compile(r"llc_chain\d+")
+MOST_COLUMNS = 5000
+"""A table with more columns is refused; the widest exports of a W&B chart have some hundreds."""
+
+MOST_CHAINS = 256
+"""A table with more columns of chains is refused, since each point keeps a number for each of them."""
+
+_CHAIN = re.compile(r"llc_chain[0-9]{1,9}")
 
 
 def read_points(path: Path, signal: str) -> list[Point]:
@@ -32,11 +41,7 @@ def read_points(path: Path, signal: str) -> list[Point]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise PhasewatchError(f"{path} can't be read: a trajectory is a .jsonl or a .csv, not {path.suffix!r}.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise PhasewatchError(f"{path} can't be opened: {error.strerror or error}.") from error
-    return reader(content, str(path), signal)
+    return reader(read_bytes(path), printable(path), signal)
 
 
 def write_points(points: Sequence[Point], path: Path) -> None:
@@ -48,12 +53,13 @@ def write_points(points: Sequence[Point], path: Path) -> None:
 
     Raises:
         PhasewatchError: the suffix is neither.
+        OSError: the disk refuses it.
     """
     writers = {".jsonl": _to_jsonl, ".csv": _to_csv}
     writer = writers.get(path.suffix.lower())
     if writer is None:
         raise PhasewatchError(f"trajectory.write({str(path)!r}) writes .jsonl and .csv, not {path.suffix!r}.")
-    path.write_text(writer(points), encoding="utf-8", newline="")
+    write_atomically(path, writer(points))
 
 
 def points_of_lines(content: bytes, name: str) -> list[Point]:
@@ -88,11 +94,14 @@ def _records(content: bytes, name: str) -> list[tuple[str, Any]]:
     for number, line in enumerate([*lines, last] if last else lines, start=1):
         where = f"Line {number} of {name}"
         try:
-            records.append((where, json.loads(line)))
-        except ValueError as error:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            records.append((where, parse_json(text, where, allow_nan=True)))
+        except (UnicodeDecodeError, PhasewatchError) as error:
             if number > len(lines):  # the write of this line was cut short
                 break
-            raise PhasewatchError(f"{where} is not a point, since it is not JSON; correct it or delete it.") from error
+            if isinstance(error, PhasewatchError):
+                raise
+            raise PhasewatchError(f"{where} is not text in UTF-8; mend or delete it.") from error
     return records
 
 
@@ -142,22 +151,34 @@ def _without_decoration(columns: list[str]) -> list[str]:
 
 
 def _check_columns(columns: list[str], name: str, signal: str) -> None:
+    if len(columns) > MOST_COLUMNS:
+        raise PhasewatchError(
+            f"{name} has {integer(len(columns))} columns, and at most {integer(MOST_COLUMNS)} are read; leave some out."
+        )
     signals = [c for c in columns if not (_CHAIN.fullmatch(c) or c in {"step", "llc_error"})]
     if signal not in {"llc", "loss", *signals}:
         raise _lacks(name, signal, [c for c in signals if not c.endswith(("__MIN", "__MAX"))])
     for needed in ["step", "loss", "llc"] if signal == "llc" else ["step", signal]:
         if columns.count(needed) != 1:
             found = "no column" if needed not in columns else f"{columns.count(needed)} columns"
-            raise PhasewatchError(
-                f"{name} has {found} {needed!r}, and needs one; its columns are {', '.join(columns)}."
-            )
-    if len(set(columns)) < len(columns):
-        twice = next(column for column in columns if columns.count(column) > 1)
-        raise PhasewatchError(f"{name} has the column {twice!r} twice; rename one of them.")
+            raise PhasewatchError(f"{name} has {found} {needed!r}, and needs one; its columns are {_listed(columns)}.")
+    seen: set[str] = set()
+    for column in columns:
+        if column in seen:
+            raise PhasewatchError(f"{name} has the column '{printable(column, 60)}' twice; rename one of them.")
+        seen.add(column)
+    if sum(_CHAIN.fullmatch(column) is not None for column in columns) > MOST_CHAINS:
+        raise PhasewatchError(f"{name} has the columns of more than {MOST_CHAINS} chains; leave some out.")
 
 
 def _lacks(name: str, signal: str, there: list[str]) -> PhasewatchError:
-    return PhasewatchError(f"{name} has no signal {signal!r}; it has {', '.join(there) or 'none'}.")
+    return PhasewatchError(f"{name} has no signal '{printable(signal, 60)}'; it has {_listed(there) or 'none'}.")
+
+
+def _listed(names: list[str]) -> str:
+    """Names for a message: each in one short piece, the first twenty of them."""
+    more = f" and {integer(len(names) - 20)} more" if len(names) > 20 else ""
+    return ", ".join(printable(name, 60) for name in names[:20]) + more
 
 
 def _points_of_rows(
@@ -170,22 +191,22 @@ def _points_of_rows(
     _check_columns(columns, name, signal)
     chains = sorted((c for c in columns if _CHAIN.fullmatch(c)), key=lambda c: int(c.removeprefix("llc_chain")))
     measured = ["loss", "llc", "llc_error", *chains]
-    metrics = [column for column in columns if column not in {"step", *measured}]
+    no_metrics = {"step", *measured}
     needed = {signal, *(measured if signal == "llc" else [])}
     for where, row in rows:
         values = {}
-        for column in (*measured, *metrics):
-            value = _number(row.get(column), f"{where}, column {column!r},", needed=column in needed)
+        for column, cell in row.items():
+            value = math.nan if column == "step" else _number(cell, where, column, needed=column in needed)
             if not math.isnan(value):
                 values[column] = value
         if _is_empty(row.get("step")) and not needed & values.keys():
             continue  # another curve's row in an export of several
         per_chain = [values.get(chain, math.nan) for chain in chains if "llc" in values]
         yield Point(
-            step=_step(row.get("step"), f"{where}, column 'step',"),
+            step=_step(row.get("step"), where),
             loss=values.get("loss", math.nan),
             llc=estimate_without_diagnostics(values.get("llc", math.nan), values.get("llc_error"), per_chain),
-            metrics={metric: values[metric] for metric in metrics if metric in values},
+            metrics={column: value for column, value in values.items() if column not in no_metrics},
         )
 
 
@@ -193,18 +214,22 @@ def _is_empty(cell: Any) -> bool:
     return cell is None or cell == ""
 
 
-def _number(cell: Any, where: str, *, needed: bool) -> float:
+def _number(cell: Any, where: str, column: str, *, needed: bool) -> float:
     """A cell's number, NaN where it is empty; in a column that is needed, anything else is refused."""
     try:
         value = math.nan if _is_empty(cell) else float(cell)
     except (TypeError, ValueError):
         if not needed:
             return math.nan
-        raise PhasewatchError(f"{where} holds {cell!r}, not a number; correct it, or leave it empty.") from None
+        raise PhasewatchError(
+            f"{where}, column {_quoted(column)}, holds {_quoted(cell)}, not a number; correct it, or leave it empty."
+        ) from None
     if not math.isinf(value):
         return value
     if needed:
-        raise PhasewatchError(f"{where} holds {cell!r}; leave it empty where there is no finite value.")
+        raise PhasewatchError(
+            f"{where}, column {_quoted(column)}, holds {_quoted(cell)}; leave it empty where there is no finite value."
+        )
     return math.nan
 
 
@@ -214,9 +239,16 @@ def _step(cell: Any, where: str) -> int:
         step = int(cell) if isinstance(cell, int) or (isinstance(cell, str) and cell.isdecimal()) else int(value)
     except (TypeError, ValueError, OverflowError):
         value, step = math.nan, -1
-    if not 0 <= step < 2**63 or not value.is_integer():
-        raise PhasewatchError(f"{where} holds {cell!r}; a training step is a whole number, counted from 0.")
+    if not 0 <= step <= LARGEST_STEP or not value.is_integer():
+        raise PhasewatchError(
+            f"{where}, column 'step', holds {_quoted(cell)}; "
+            f"a training step is a whole number from 0 to {LARGEST_STEP}."
+        )
     return step
+
+
+def _quoted(cell: Any) -> str:
+    return f"'{printable(cell, 60)}'" if isinstance(cell, str) else printable(repr(cell), 60)
 
 
 def _to_jsonl(points: Iterable[Point]) -> str:

@@ -8,7 +8,8 @@ from typing import overload
 
 import numpy as np
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
+from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.trajectories.points import Point, estimate_without_diagnostics
 from phasewatch.monitor.trajectories.tables import points_of_lines, read_points, write_points
 
@@ -23,7 +24,7 @@ class Trajectory(Sequence[Point]):
         points: the points, by increasing step.
 
     Raises:
-        PhasewatchError: a step is negative, or comes twice with different values.
+        PhasewatchError: a step is negative or beyond `LARGEST_STEP`, or comes twice with different values.
 
     Example:
         >>> import phasewatch as pw
@@ -41,8 +42,11 @@ class Trajectory(Sequence[Point]):
     def __init__(self, points: Iterable[Point] = ()) -> None:
         by_step: dict[int, Point] = {}
         for point in points:
-            if point.step < 0:
-                raise PhasewatchError(f"Trajectory(points) got a point at step {point.step}; steps count from 0.")
+            if not 0 <= point.step <= LARGEST_STEP:
+                raise PhasewatchError(
+                    f"Trajectory(points) got a point at step {printable(point.step)}; "
+                    f"a step is a whole number from 0 to {LARGEST_STEP}."
+                )
             known = by_step.setdefault(point.step, point)
             if known is not point and known.as_json() != point.as_json():
                 raise PhasewatchError(
@@ -130,7 +134,9 @@ class Trajectory(Sequence[Point]):
         Raises:
             PhasewatchError: if there are points and none carries the signal.
         """
-        finite = np.isfinite(self.signal(signal) + (self.loss if signal == "llc" else 0))
+        finite = np.isfinite(self.signal(signal))
+        if signal == "llc":
+            finite &= np.isfinite(self.loss)
         return Trajectory(point for point, is_finite in zip(self.points, finite, strict=True) if is_finite)
 
     def part(self, name: str) -> "Trajectory":
@@ -241,6 +247,7 @@ class Trajectory(Sequence[Point]):
 
         Raises:
             PhasewatchError: the suffix is neither .jsonl nor .csv.
+            OSError: the disk refuses it.
         """
         write_points(self.points, Path(path))
 

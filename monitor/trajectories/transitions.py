@@ -9,7 +9,7 @@ import numpy as np
 
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Change, Transition
-from phasewatch.monitor.trajectories.evidence import CONFIDENT, Evidence, error_of_change
+from phasewatch.monitor.trajectories.evidence import CONFIDENT, Evidence, error_of_change, unit_of
 from phasewatch.monitor.trajectories.kinds import Kind, Trend
 from phasewatch.monitor.trajectories.smoothing import WITNESSED, Curve, log_steps, smooth
 from phasewatch.monitor.trajectories.stages import Segment, stages
@@ -193,9 +193,9 @@ def _found_now(usable: Trajectory, signal: str) -> list[Transition]:
     found = stages(evidence.curve, holds, evidence.surely)
     if not found:
         return []
-    loss, llc = evidence.curve if signal == "loss" else None, evidence if signal == "llc" else None
-    if loss is None and np.isfinite(usable.loss).all():
-        loss = smooth(x, usable.loss, WITNESSED.shape)
+    loss, llc = None, evidence if signal == "llc" else None
+    if signal != "loss" and np.isfinite(usable.loss).all():
+        loss = smooth(x, usable.loss / unit_of(usable.loss), WITNESSED.shape)
     if llc is None and np.isfinite(usable.llc).all():
         llc = Evidence.of_signal(x, usable, "llc")
     transitions = (_transition(usable, signal, evidence, llc, loss, stage) for stage in found)
@@ -207,13 +207,13 @@ def _transition(
 ) -> Transition:
     start, end = stage.start, stage.end
     error, confidence = evidence.error_and_confidence(start, end)
-    changes = {signal: _change(evidence.curve, start, end, error, is_flat=False)}
-    if loss is not None and signal != "loss":
-        loss_error = error_of_change(loss, start, end)
-        changes["loss"] = _change(loss, start, end, loss_error, is_flat=_is_flat(loss, start, end))
+    changes = {signal: _change(evidence.curve, start, end, error, evidence.unit, is_flat=False)}
+    if loss is not None:
+        loss_error, unit = error_of_change(loss, start, end), unit_of(usable.loss)
+        changes["loss"] = _change(loss, start, end, loss_error, unit, is_flat=_is_flat(loss, start, end))
     if llc is not None and signal != "llc":
         llc_error, llc_confidence = llc.error_and_confidence(start, end)
-        changes["llc"] = _change(llc.curve, start, end, llc_error, is_flat=llc_confidence < CONFIDENT)
+        changes["llc"] = _change(llc.curve, start, end, llc_error, llc.unit, is_flat=llc_confidence < CONFIDENT)
     settled = (
         len(usable) >= ENOUGH
         and len(usable) - 1 - stage.end_interval[1] >= SETTLED
@@ -234,10 +234,10 @@ def _transition(
     )
 
 
-def _change(curve: Curve, start: int, end: int, error: float, *, is_flat: bool) -> Change:
+def _change(curve: Curve, start: int, end: int, error: float, unit: float, *, is_flat: bool) -> Change:
     before, after = curve.value[[start, end]].tolist()
     trend: Trend = "flat" if is_flat else "up" if after > before else "down"
-    return Change(before, after, error, trend)
+    return Change(before * unit, after * unit, error * unit, trend)
 
 
 def _is_flat(loss: Curve, start: int, end: int) -> bool:

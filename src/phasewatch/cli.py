@@ -6,12 +6,15 @@ import json
 import os
 import sys
 import warnings
+from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
+from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, in_words
+from phasewatch.monitor.files import inside, replacing
+from phasewatch.monitor.formatting import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +45,7 @@ def main() -> None:
             sys.exit(2)
         except OSError as error:
             file = error.filename2 or error.filename  # the second is a rename's target, what the user named
-            print(f"phasewatch: {f'{file}: ' if file else ''}{error.strerror or error}.", file=sys.stderr)
+            _tell(f"phasewatch: {f'{file}: ' if file else ''}{error.strerror or error}.")
             sys.exit(2)
 
 
@@ -90,11 +93,12 @@ def calibrate(
     def show(calibration: Calibration) -> None:
         print(calibration)
         if plot:
+            _import_matplotlib()
             from phasewatch.callbacks.figures.calibration import draw_calibration
 
             _save(draw_calibration(calibration), plot)
 
-    print(f"Trying settings at steps {', '.join(map(str, chosen))} of {series}.", file=sys.stderr)
+    _tell(f"Trying settings at steps {', '.join(map(str, chosen))} of {series}.")
     calibrate_series([opened.load(step) for step in chosen], loaded, budget=budget, error=error, show=show)
 
 
@@ -109,6 +113,7 @@ def replay(
     wandb: Annotated[bool, typer.Option(help="Also write a W&B run.")] = False,
 ) -> None:
     """Measure a saved series of checkpoints; what is measured already is not measured again."""
+    _import_matplotlib()
     from phasewatch.callbacks.sinks.report import write_report
     from phasewatch.monitor.runs.replay import replay as replay_series
     from phasewatch.monitor.snapshots.series import open_series
@@ -123,8 +128,8 @@ def replay(
 
         sinks.append(WandbSink(own_run=True, name=run.name))
     if opened.left_out:
-        print(f"Left out, since their names carry no step: {', '.join(opened.left_out)}", file=sys.stderr)
-    print(f"{len(opened)} checkpoints of {series}, measured into {run}/", file=sys.stderr)
+        _tell(f"Left out, since their names carry no step: {', '.join(map(printable, opened.left_out))}")
+    _tell(f"{len(opened)} checkpoints of {series}, measured into {run}/")
     failures: list[str] = []
     file = run / "points.jsonl"
     points = replay_series(
@@ -142,17 +147,17 @@ def replay(
     except KeyboardInterrupt:
         points.close()
         kept = len(Trajectory.read(file)) if file.exists() else 0
-        print(
-            f"\nphasewatch: stopped. {kept} of {len(opened)} checkpoints are measured and kept in {file}; "
-            "the same command goes on from there.",
-            file=sys.stderr,
+        print(file=sys.stderr)
+        _tell(
+            f"phasewatch: stopped. {kept} of {len(opened)} checkpoints are measured and kept in {file}; "
+            "the same command goes on from there."
         )
         raise typer.Exit(130) from None
     finally:
         for failure in failures:
-            print(f"phasewatch: {failure}", file=sys.stderr)
+            _tell(f"phasewatch: {failure}")
     _show(Trajectory.read(file))
-    print(f"The report: {write_report(run)}")
+    print(f"The report: {printable(write_report(run))}")
     if failures:
         raise typer.Exit(2)
 
@@ -173,9 +178,9 @@ def transitions(
     from phasewatch.monitor.trajectories.transitions import FEWEST, find_transitions
 
     if file.is_dir():
-        if not (file / "points.jsonl").exists():
+        if not os.path.lexists(file / "points.jsonl"):
             raise PhasewatchError(f"{file} is a folder without points.jsonl; give a run's folder, a csv or a jsonl.")
-        file = file / "points.jsonl"
+        file = inside(file, "points.jsonl")
     trajectory = Trajectory.read(file, signal=signal)
     usable = len(trajectory.usable(signal))
     if usable < FEWEST:
@@ -184,6 +189,7 @@ def transitions(
         raise PhasewatchError(f"{file} has {there}, and transitions take at least {FEWEST}; measure more.")
     found = find_transitions(trajectory, signal=signal)
     if plot:
+        _import_matplotlib()
         from phasewatch.callbacks.figures.trajectory import draw_trajectory
 
         _save(draw_trajectory(trajectory, found, signal=signal, width=width), plot)
@@ -226,13 +232,14 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write it; RUN/report.html if not given.")] = None,
 ) -> None:
     """Write a run's report: one HTML file that opens anywhere."""
+    _import_matplotlib()
     from phasewatch.callbacks.sinks.report import write_report
     from phasewatch.monitor.trajectories.trajectory import Trajectory
 
     written = write_report(run, out)
-    if (run / "points.jsonl").exists():
-        _show(Trajectory.read(run / "points.jsonl"))
-    print(f"The report: {written}")
+    if (points := inside(run, "points.jsonl")).exists():
+        _show(Trajectory.read(points))
+    print(f"The report: {printable(written)}")
 
 
 def load_probe(spec: str) -> "Probe":
@@ -295,7 +302,8 @@ def _save(figure: "Figure", plot: Path) -> None:
     if plot.suffix[1:].lower() not in formats:
         raise PhasewatchError(f"--plot {plot} can't be written: its name has to end in .png, .svg or .pdf.")
     try:
-        figure.savefig(plot, dpi=300)
+        with replacing(plot) as unfinished:
+            figure.savefig(unfinished, dpi=300, format=plot.suffix[1:].lower())
     except (OSError, ValueError) as error:
         raise PhasewatchError(f"--plot {plot} can't be written ({error}).") from error
 
@@ -309,9 +317,21 @@ def _default_run(series: Path) -> Path:
 def _say(message: Warning | str, category: type[Warning], *where: Any) -> None:
     """Show a warning of our own as a sentence, and anybody else's as Python does."""
     if issubclass(category, PhasewatchWarning):
-        print(f"phasewatch: {message}", file=sys.stderr)
+        _tell(f"phasewatch: {message}")
     else:
-        print(warnings.formatwarning(message, category, *where[:2]), file=sys.stderr, end="")
+        for line in warnings.formatwarning(message, category, *where[:2]).splitlines():
+            _tell(line)
+
+
+def _tell(line: str) -> None:
+    """Print one line beside the results, whatever is quoted in it."""
+    print(printable(line, MOST_CHARACTERS), file=sys.stderr)
+
+
+def _import_matplotlib() -> None:
+    """Import it from another folder: it reads the `matplotlibrc` of the current one, which may be somebody else's."""
+    with chdir(Path(__file__).parent):
+        importlib.import_module("matplotlib")
 
 
 def _free(run: Path) -> Path:

@@ -23,10 +23,12 @@ class Entry(NamedTuple):
     Attributes:
         name: its name without suffix, or that of the git reference which points at it.
         path: the file or folder.
+        within: the folder that no link may lead out of.
     """
 
     name: str
     path: Path
+    within: Path | None
 
 
 class Format(Protocol):
@@ -40,8 +42,12 @@ class Format(Protocol):
         """The step of an entry of this layout, from its metadata or else its name; None if neither has one."""
         ...
 
-    def load(self, source: Path) -> dict[str, Tensor]:
+    def load(self, source: Path, within: Path | None) -> dict[str, Tensor]:
         """The tensors in a claimed file: contiguous copies on the CPU, without gradients, by the names in the file.
+
+        Args:
+            source: the file.
+            within: the folder that no link may lead out of.
 
         Raises:
             PhasewatchError: if it can't be read or holds no weights.
@@ -93,10 +99,12 @@ def reading(file: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (PhasewatchError, MemoryError):
+    except MemoryError:
         raise
-    except FileNotFoundError as error:
-        raise PhasewatchError(f"{file} is no longer there; put it back, or open the series again.") from error
+    except PhasewatchError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise PhasewatchError(f"{file} is no longer there; put it back, or open the series again.") from error
+        raise
     except OSError as error:
         raise PhasewatchError(f"{file} can't be read ({error.strerror or error}); check its permissions.") from error
     except Exception as error:

@@ -1,12 +1,12 @@
 """Folders of one checkpoint: as Hugging Face's Trainer leaves them, or with one file of weights."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.files import read_json
 from phasewatch.monitor.snapshots.formats.base import Entry, reading
 from phasewatch.monitor.snapshots.formats.safetensors import SafetensorsFile
 from phasewatch.monitor.snapshots.formats.torch_files import TorchFile, is_step
@@ -28,24 +28,24 @@ class HuggingFaceFolder:
 
     def step(self, entry: Entry) -> int | None:
         """The `global_step` of the Trainer, or the step in the folder's name, or one in the file."""
-        step = step_of_trainer(entry.path)
+        step = step_of_trainer(entry)
         if step is None:
             step = step_in_name(entry.name)
         source = self.claims(entry.path)
         if step is None and source and source.suffix == ".bin":
-            step = TorchFile().step(Entry(entry.name, source))
+            step = TorchFile().step(entry._replace(path=source))
         return step
 
-    def load(self, source: Path) -> dict[str, Tensor]:
+    def load(self, source: Path, within: Path | None) -> dict[str, Tensor]:
         """The tensors of the file, or of all shards that the index names.
 
         Raises:
             PhasewatchError: if a file can't be read, or index and shards don't fit.
         """
         if not source.name.endswith(".index.json"):
-            return load_file(source)
+            return load_file(source, within)
         with reading(source):
-            shard_of = dict(json.loads(source.read_text(encoding="utf-8"))["weight_map"])
+            shard_of = dict(read_json(source, within=within)["weight_map"])
             shards = sorted({str(shard) for shard in shard_of.values()})
         if not shards:
             raise PhasewatchError(f"{source} names no shard; copy the checkpoint again.")
@@ -57,7 +57,7 @@ class HuggingFaceFolder:
                 )
             if not (source.parent / shard).is_file():
                 raise PhasewatchError(f"{source} names the shard {shard}, which isn't there; put it next to the index.")
-            tensors |= load_file(source.parent / shard)
+            tensors |= load_file(source.parent / shard, within)
         if missing := shard_of.keys() - tensors.keys():
             name = min(missing)
             raise PhasewatchError(
@@ -81,19 +81,19 @@ class FolderOfOneFile:
 
     def step(self, entry: Entry) -> int | None:
         """The `global_step` of the Trainer, or as the format of the file says, the folder's name standing for its."""
-        step = step_of_trainer(entry.path)
+        step = step_of_trainer(entry)
         source = self.claims(entry.path)
         if step is not None or source is None:
             return step
-        return _format_of(source).step(Entry(entry.name, source))
+        return _format_of(source).step(entry._replace(path=source))
 
-    def load(self, source: Path) -> dict[str, Tensor]:
+    def load(self, source: Path, within: Path | None) -> dict[str, Tensor]:
         """As the format of the file.
 
         Raises:
             PhasewatchError: if it can't be read.
         """
-        return load_file(source)
+        return load_file(source, within)
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -107,30 +107,32 @@ def weights_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if SafetensorsFile().claims(file) or TorchFile().claims(file))
 
 
-def step_of_trainer(folder: Path) -> int | None:
-    """The `global_step` of `trainer_state.json`; None if there is no such file, or a crash tore it.
+def step_of_trainer(entry: Entry) -> int | None:
+    """The `global_step` of `trainer_state.json`; None if there is no such file, or it can't be read.
 
     Args:
-        folder: of a checkpoint.
+        entry: the folder of a checkpoint.
     """
-    file = folder / TRAINER_STATE
+    file = entry.path / TRAINER_STATE
     try:
-        step = json.loads(file.read_text(encoding="utf-8"))["global_step"] if file.is_file() else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        state = read_json(file, within=entry.within, allow_nan=True)
+        step = state["global_step"]
+    except (PhasewatchError, KeyError, TypeError):
         return None
     return step if is_step(step) else None
 
 
-def load_file(file: Path) -> dict[str, Tensor]:
+def load_file(file: Path, within: Path | None) -> dict[str, Tensor]:
     """The tensors of one file, by its suffix.
 
     Args:
         file: of safetensors or torch.save.
+        within: the folder that no link may lead out of.
 
     Raises:
         PhasewatchError: if it can't be read.
     """
-    return _format_of(file).load(file)
+    return _format_of(file).load(file, within)
 
 
 def _format_of(file: Path) -> SafetensorsFile | TorchFile:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
 from phasewatch.monitor.snapshots.formats.base import (
     Entry,
     is_training_state,
@@ -15,8 +15,9 @@ from phasewatch.monitor.snapshots.formats.base import (
     reading,
     some_tensors,
 )
-from phasewatch.monitor.snapshots.formats.pickled import SavedFile, StandIn, StoredTensor
-from phasewatch.monitor.snapshots.steps import LARGEST_STEP, step_in_name
+from phasewatch.monitor.snapshots.formats.pickled import SavedFile
+from phasewatch.monitor.snapshots.formats.unpickler import StandIn, StoredTensor
+from phasewatch.monitor.snapshots.steps import step_in_name
 
 _OTHER_STEP_KEYS = ("step", "iteration", "iter_num", "step_count")
 _WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "params")
@@ -34,7 +35,7 @@ class TorchFile:
 
     def step(self, entry: Entry) -> int | None:
         """The `global_step` in the file, or the step in the name, or another usual key in the file."""
-        content = _top_level(entry.path)
+        content = _top_level(entry)
         if is_step(content.get("global_step")):
             return content["global_step"]
         step = step_in_name(entry.name)
@@ -42,13 +43,13 @@ class TorchFile:
             return step
         return next((content[key] for key in _OTHER_STEP_KEYS if is_step(content.get(key))), None)
 
-    def load(self, source: Path) -> dict[str, Tensor]:
+    def load(self, source: Path, within: Path | None) -> dict[str, Tensor]:
         """The tensors of the one state dict in the file.
 
         Raises:
             PhasewatchError: if the file can't be read, or holds no state dict or several.
         """
-        with reading(source), SavedFile(source) as saved:
+        with reading(source), SavedFile(source, within) as saved:
             state = _state_dict(saved.content, source)
             wanted = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, StoredTensor)}
             tensors = saved.read(wanted)
@@ -64,10 +65,10 @@ def is_step(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_STEP
 
 
-def _top_level(file: Path) -> dict[Any, Any]:
+def _top_level(entry: Entry) -> dict[Any, Any]:
     """What a file holds beside the weights; nothing if it can't be read, which loading it says."""
     try:
-        with reading(file), SavedFile(file) as saved:
+        with reading(entry.path), SavedFile(entry.path, entry.within) as saved:
             return saved.content if isinstance(saved.content, dict) else {}
     except (PhasewatchError, MemoryError):
         return {}

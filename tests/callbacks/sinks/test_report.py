@@ -286,7 +286,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(tmp_path):
         write_report(tmp_path / "missing")
     run = a_run(tmp_path / "run", None)
     (run / "run.json").write_text("{")
-    with pytest.raises(PhasewatchError, match=r"can't read run\.json"):
+    with pytest.raises(PhasewatchError, match=r"run\.json is not JSON"):
         write_report(run)
     (run / "run.json").write_text("[]")
     with pytest.raises(PhasewatchError, match=r"expects a JSON object in run\.json"):

@@ -1,9 +1,11 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -167,7 +169,7 @@ def test_a_disk_that_refuses_the_averaging_is_named_and_the_lock_let_go(folder, 
 def test_a_damaged_header_is_refused(path, content):
     filled(path, 1)
     (path / "run.json").write_bytes(content)
-    with pytest.raises(PhasewatchError, match=r"run.json is not the header of a phasewatch run. Choose another run="):
+    with pytest.raises(PhasewatchError, match=r"run.json is not .*hoose another run="):
         RunFolder(path, SETTINGS)
 
 
@@ -184,7 +186,7 @@ def test_a_damaged_line_is_named(path, line):
     content = points.read_bytes().splitlines()
     points.write_bytes(b"\n".join([content[0], line, content[2], b""]))
     before = points.read_bytes()
-    with pytest.raises(PhasewatchError, match=r"Line 2 of .*points.jsonl is not a point.*; correct it or delete it"):
+    with pytest.raises(PhasewatchError, match=r"Line 2 of .*points.jsonl is not .*; (correct|mend) (it )?or delete it"):
         RunFolder(path, SETTINGS)
     assert points.read_bytes() == before
     points.write_bytes(b"\n".join([content[0], content[2], b""]))
@@ -217,7 +219,7 @@ def test_points_that_contradict_each_other_are_refused_and_equal_ones_are_one(pa
 def test_a_place_that_can_hold_no_folder_is_refused(tmp_path, place):
     (tmp_path / "file").write_text("mine")
     path = {"file": tmp_path / "file", "under a file": tmp_path / "file" / "run"}.get(place, Path(place))
-    advice = "It is a file; give a folder" if place == "file" else "Choose a folder"
+    advice = "Choose a folder" if place.startswith("/proc") else "It is a file; give a folder"
     with pytest.raises(PhasewatchError, match=rf"run='.*' can't be written to \(.*\). {advice}"):
         RunFolder(path, SETTINGS)
     assert (tmp_path / "file").read_text() == "mine"
@@ -235,36 +237,37 @@ def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@contextmanager
+def no_room():
+    """A disk that is full for points.jsonl."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "open_append", lambda _: open("/dev/full", "ab"))
+        yield
+
+
 def test_on_a_full_disk_points_wait_in_memory_and_are_written_when_they_can(folder, path):
     folder.append(a_point(1))
-    real = (path / "points.jsonl").rename(path / "real.jsonl")
-    (path / "points.jsonl").symlink_to("/dev/full")
-    with one_warning(r"can't be written to \(No space left on device\).*waits in memory"):
+    with no_room(), one_warning(r"can't be written to \(No space left on device\).*waits in memory"):
         assert [folder.append(a_point(step)) for step in (2, 3, 4)] == [False] * 3
     assert folder.steps == {1, 2, 3, 4}
-    (path / "points.jsonl").unlink()
-    real.rename(path / "points.jsonl")
     assert folder.append(a_point(5))
     assert list(Trajectory.read(path / "points.jsonl")) == [a_point(step) for step in (1, 2, 3, 4, 5)]
 
 
 def test_a_disk_that_has_room_again_at_the_end_gets_what_waited(path):
     folder = RunFolder(path, SETTINGS)
-    (path / "points.jsonl").symlink_to("/dev/full")
-    with one_warning("No space left"):
+    with no_room(), one_warning("No space left"):
         folder.append(a_point(1))
-    (path / "points.jsonl").unlink()
     folder.close()
     assert list(Trajectory.read(path / "points.jsonl")) == [a_point(1)]
 
 
 def test_what_could_never_be_written_is_counted_at_the_end(path):
     folder = RunFolder(path, SETTINGS)
-    (path / "points.jsonl").symlink_to("/dev/full")
-    with one_warning("No space left"):
+    with no_room(), one_warning("No space left"):
         folder.append(a_point(1))
         folder.append(a_point(2))
-    with one_warning(r"2 points of .*points.jsonl were never written to disk; a replay"):
+    with no_room(), one_warning(r"2 points of .*points.jsonl were never written to disk; a replay"):
         folder.close()
 
 
@@ -348,12 +351,10 @@ def test_transitions_that_the_disk_refuses_raise_nothing(folder, path, monkeypat
 
 
 def test_a_full_disk_interrupts_nothing_where_warnings_are_errors(folder, path, capsys):
-    (path / "points.jsonl").symlink_to("/dev/full")
-    with warnings.catch_warnings():
+    with no_room(), warnings.catch_warnings():
         warnings.simplefilter("error")
         folder.append(a_point(1))
     assert "phasewatch: " in capsys.readouterr().err
-    (path / "points.jsonl").unlink()
 
 
 def test_same_weights_compares_bit_for_bit():
@@ -371,3 +372,66 @@ def test_same_weights_compares_bit_for_bit():
     assert not same_weights(of(n=3), of(n=4))
     half = torch.tensor([1.5, 2.0]).to(torch.float8_e4m3fn)
     assert same_weights(of(w=half), of(w=half.clone()))
+
+
+@pytest.mark.parametrize("name", ["run.json", "points.jsonl", ".lock", "snapshots"])
+def test_a_link_in_the_folder_that_leads_out_is_refused(path, name):
+    filled(path, 1)
+    outside = path.parent / "outside"
+    if name == "snapshots":
+        outside.mkdir()
+    else:
+        outside.write_bytes((path / name).read_bytes())
+        (path / name).unlink()
+    before = os.stat(outside)
+    (path / name).symlink_to(outside)
+    with pytest.raises(PhasewatchError, match=r"leads out of|is a symbolic link, and only a regular file"):
+        RunFolder(path, SETTINGS)
+    assert os.stat(outside) == before
+    assert not outside.is_dir() or not list(outside.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes")
+@pytest.mark.parametrize("name", ["run.json", "points.jsonl", ".lock"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(path, name):
+    filled(path, 1)
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name)
+    with pytest.raises(PhasewatchError, match=r"is a named pipe, and only a regular file can be"):
+        RunFolder(path, SETTINGS)
+
+
+@pytest.mark.parametrize("step", ["9223372036854775808", "-1", "1.5", "true", "1e400", "null"])
+def test_a_step_that_is_none_is_refused_where_it_is_read(path, step):
+    points = filled(path, 1)
+    points.write_bytes(points.read_bytes().replace(b'"step": 1', b'"step": ' + step.encode()))
+    with pytest.raises(PhasewatchError, match=r"Line 1 of .*points.jsonl is not a point"):
+        RunFolder(path, SETTINGS)
+
+
+def test_a_deleted_folder_comes_back_and_can_be_resumed(folder, path):
+    folder.append(a_point(1))
+    shutil.rmtree(path)
+    with one_warning(r"was deleted or moved while this run writes to it.*earlier snapshots are not"):
+        folder.append(a_point(2))
+    with pytest.raises(PhasewatchError, match="Another monitor or replay"):
+        RunFolder(path, SETTINGS)
+    folder.close()
+    assert RunFolder(path, SETTINGS).points == [a_point(1), a_point(2)]
+
+
+def test_a_deleted_header_comes_back(folder, path):
+    before = (path / "run.json").read_bytes()
+    (path / "run.json").unlink()
+    folder.append(a_point(1))
+    assert (path / "run.json").read_bytes() == before
+
+
+def test_a_folder_that_another_writer_has_taken_meanwhile_is_left_to_it(folder, path):
+    path.rename(path.parent / "moved")
+    other = RunFolder(path, SETTINGS)
+    other.append(a_point(7))
+    with one_warning(r"can't be written to \(another monitor or replay has begun there"):
+        folder.append(a_point(1))
+    other.close()
+    assert RunFolder(path, SETTINGS).points == [a_point(7)]

@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 import tracemalloc
 import warnings
 import zipfile
@@ -30,7 +31,7 @@ DTYPES = (
 
 
 def load(file):
-    return TorchFile().load(file)
+    return TorchFile().load(file, None)
 
 
 def refusal(file):
@@ -276,3 +277,34 @@ def test_training_state_is_not_read(tmp_path):
     content[largest.header_offset + 2000] ^= 1
     (tmp_path / "a.pt").write_bytes(content)
     assert_weights(load(tmp_path / "a.pt"), {"w": torch.ones(3)})
+
+
+def nested(tuples):
+    return b"N" + b"\x85" * tuples
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        # Keys that take for ever to hash, or end Python: tuples of themselves, a million deep, colliding integers.
+        b"}" + b"N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
+        b"}" + nested(1_000_000) + b"Ns.",
+        b"}(" + nested(1_000_000) + b"Nu.",
+        b"(" + nested(1_000_000) + b"Nd.",
+        b"\x80\x04\x8f(" + nested(1_000_000) + b"\x90.",
+        b"\x80\x04(" + nested(1_000_000) + b"\x91.",
+        b"}(" + b"".join(b"\x8a\x10" + (i * (2**61 - 1)).to_bytes(16, "little") + b"N" for i in range(20_000)) + b"u.",
+        # A list by reference, a hundred thousand times.
+        b"](" + b"N" * 100_000 + b"eq\x000ctorch\nSize\nq\x01" + b"0h\x01h\x00\x85R" * 100_000 + b".",
+        b"(" + b"N" * 100_000 + b"tq\x000cany\nthing\nq\x01" + b"0h\x01h\x00R" * 100_000 + b".",
+        b"(" + b"N" * 100_000 + b"tq\x000" + b"h\x00Q0" * 100_000 + b".",
+        b"](" + b"NN\x86" * 30_000 + b"eq\x000ccollections\nOrderedDict\nq\x01" + b"0h\x01h\x00\x85R" * 100_000 + b".",
+        b"}(" + b"".join(b"X\x06\x00\x00\x00%06dN" % i for i in range(30_000)) + b"uq\x000"
+        b"ccollections\nOrderedDict\n)R" + b"h\x00b" * 100_000 + b".",
+    ],
+)
+def test_work_is_bounded_by_the_size_of_the_file(tmp_path, operations):
+    file = with_pickle(tmp_path / "a.pt", operations)
+    began = time.perf_counter()
+    refusal(file)
+    assert time.perf_counter() - began < 10
