@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data import default_collate as collate_by_default
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import PhasewatchError, in_words, warn
+from phasewatch.monitor.model.random_state import own_copy_of
 
 _FORMS = (
     "Probe(data=...) takes a tensor, a tuple or dict of tensors with the sample axis first, a Dataset with a length, "
@@ -66,15 +68,28 @@ class DatasetData(HeldData):
     collate: Callable[[list[Any]], Any]
 
     def rows(self, rows: Tensor) -> Any:
-        """The batch of some samples."""
-        return self.collate([self.dataset[row] for row in rows.tolist()])
+        """The batch of some samples.
+
+        Raises:
+            PhasewatchError: if the dataset or the collate function fails.
+        """
+        try:
+            return self.collate([self.dataset[row] for row in rows.tolist()])
+        except PhasewatchError:
+            raise
+        except Exception as error:
+            raise PhasewatchError(
+                f"Probe(data=...): {len(rows)} samples of {type(self.dataset).__name__} can't be put together "
+                f"({in_words(error)}). Give a DataLoader(dataset, collate_fn=...) that makes a batch of them."
+            ) from error
 
 
 def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin") -> Minibatches:
     """Turn any form of data into a source of minibatches.
 
     A DataLoader is asked for its dataset and its collate function and never iterated, so that its sampler, its
-    workers and its place in the epoch stay as they are.
+    workers and its place in the epoch stay as they are. Samples are drawn from copies of both, which may hold random
+    generators or counters of their own.
 
     Args:
         data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset; a DataLoader over
@@ -111,7 +126,11 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
     elif loader is None and isinstance(dataset, Tensor | tuple | list | Mapping):
         source = _tensor_data(dict(dataset) if isinstance(dataset, Mapping) else dataset)
     elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, str | bytes):
-        source = DatasetData(dataset, len(dataset), collate_by_default if loader is None else loader.collate_fn)
+        collate = collate_by_default if loader is None else loader.collate_fn
+        if collate is collate_by_default:
+            collate = _PlainCollate(_text_columns(dataset))
+        dataset, collate = own_copy_of((dataset, collate))
+        source = DatasetData(dataset, len(dataset), collate)
     elif callable(data):
         if batch_size is None:
             raise PhasewatchError(
@@ -129,7 +148,78 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
     return source
 
 
+def is_a_source(data: Any) -> bool:
+    """Whether it is a dataset or a loader, and not a batch."""
+    return isinstance(data, Dataset | DataLoader) or hasattr(data, "column_names")
+
+
+@dataclass(frozen=True)
+class _PlainCollate:
+    """torch's default, which also takes columns of numbers in lists, as tokenised datasets of Hugging Face have them.
+
+    Attributes:
+        text: the columns to leave out.
+    """
+
+    text: frozenset[str]
+
+    def __call__(self, samples: list[Any]) -> Any:
+        if not isinstance(samples[0], Mapping):
+            return collate_by_default(samples)
+        names = [name for name in samples[0] if name not in self.text]
+        return {name: self._column(name, [sample[name] for sample in samples]) for name in names}
+
+    def _column(self, name: str, values: list[Any]) -> Any:
+        if not isinstance(values[0], list):
+            if isinstance(values[0], Tensor) and len(lengths := {tuple(value.shape) for value in values}) > 1:
+                raise _ragged(name, sorted(shape[0] if len(shape) == 1 else shape for shape in lengths))
+            return collate_by_default(values)
+        if len(lengths := {len(value) for value in values}) > 1:
+            raise _ragged(name, sorted(lengths))
+        return torch.tensor(values)
+
+
+def _ragged(name: str, lengths: list[Any]) -> PhasewatchError:
+    return PhasewatchError(
+        f"Probe(data=...): samples have {name!r} of lengths {', '.join(map(str, lengths[:3]))}"
+        f"{' and others' if len(lengths) > 3 else ''}, so they make no tensor. Give a DataLoader with a collate "
+        "function that pads them, such as DataLoader(dataset, collate_fn=DataCollatorWithPadding(tokenizer)) or "
+        "trainer.get_train_dataloader()."
+    )
+
+
+def _text_columns(dataset: Any) -> frozenset[str]:
+    """The columns of a Hugging Face dataset that hold text, which no model takes."""
+    if not hasattr(dataset, "column_names") or not len(dataset) or not isinstance(dataset[0], Mapping):
+        return frozenset()
+    text = frozenset(name for name, value in dataset[0].items() if isinstance(value, str))
+    if text:
+        warn(f"Probe(data=Dataset(...)): the columns of text {', '.join(map(repr, sorted(text)))} are left out.")
+    return text
+
+
+def _in_tensors(data: Any) -> Any:
+    """Arrays, and columns of numbers in lists, as a tokenizer returns them, as tensors."""
+    if not isinstance(data, Mapping):
+        return data
+    return {name: _column_in_tensors(name, column) for name, column in data.items()}
+
+
+def _column_in_tensors(name: str, column: Any) -> Any:
+    if isinstance(column, np.ndarray) and column.dtype.kind in "iufcb":
+        return torch.from_numpy(column)
+    if not isinstance(column, list) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(column)):
+        return column
+    if all(isinstance(row, list) for row in column) and len(lengths := {len(row) for row in column}) > 1:
+        raise _ragged(name, sorted(lengths))
+    try:
+        return torch.tensor(column)
+    except (ValueError, TypeError, RuntimeError):
+        return column
+
+
 def _tensor_data(data: Any) -> TensorData:
+    data = _in_tensors(data)
     leaves = tree_leaves(data)
     strangers = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
     if strangers or not leaves:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+from torch.nn.utils import parametrize
 
 _ALONE = threading.RLock()
 
@@ -58,9 +59,12 @@ def measuring(seed: int, device: torch.device, *, threads: int, precision: str |
         stack.enter_context(_threads(threads))
         stack.enter_context(_matmul_precision(precision))
         stack.enter_context(_plain_attention())
+        stack.enter_context(_parametrizations_uncached())
         # Where warnings are errors, it would decide whether the chains are vectorised.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        # Of reentrant checkpoints, where a loss is taken without a gradient.
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True", category=UserWarning)
         yield
 
 
@@ -114,6 +118,17 @@ def _no_autocast(device_type: str) -> Iterator[None]:
     finally:
         torch.set_autocast_enabled(device_type, before[0])
         torch.set_autocast_cache_enabled(before[1])
+
+
+@contextmanager
+def _parametrizations_uncached() -> Iterator[None]:
+    """Without training's `torch.nn.utils.parametrize.cached()`, in which weights would stay those of one chain."""
+    before = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = before
 
 
 @contextmanager

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import warn
+from phasewatch.monitor.model.attention_masks import AS_GIVEN, MaskForm, forms_for
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.outputs import scalar_of
 from phasewatch.monitor.model.vectorised import VectorisedLoss
 from phasewatch.monitor.model.weights import SampledModel, Weights
 
@@ -36,6 +38,7 @@ class ModelLoss:
         model: as given.
         loss: as given.
         at_rows: the loss at many sets of weights at once.
+        mask_forms: how attention masks may be given to it.
         vectorised: whether chains use that.
 
     Example:
@@ -51,6 +54,7 @@ class ModelLoss:
         self.loss = loss
         self.vectorised = False
         self.at_rows = VectorisedLoss(model, loss)
+        self.mask_forms: list[MaskForm] = []
         self._warned: set[str] = set()
 
     def on(self, batches: Batches) -> "LossOnBatches":
@@ -60,7 +64,7 @@ class ModelLoss:
     def value(self, batch: Any) -> Tensor:
         """The loss at the weights that the model has now, a scalar tensor."""
         torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
-        return self.loss(self.model.module, batch)
+        return scalar_of(self.loss(self.model.module, batch))
 
     def add_gradient(self, batch: Any, scale: float = 1.0) -> Tensor:
         """Add `scale` times the gradient to each parameter's `grad`, by one backward pass.
@@ -90,16 +94,25 @@ class ModelLoss:
         self.model.set(own)
         self.vectorised = False
         reason = "its minibatches can't be stacked"
-        if batches.stacked is not None:
+        self.mask_forms = []
+        for form in forms_for(batches) if batches.stacked is not None else []:
             try:
-                found = *self.at_rows.rows_and_gradients(weights, batches), self.at_rows.rows(weights, batches)
+                adapted = batches.changed(form)
+                found = *self.at_rows.rows_and_gradients(weights, adapted), self.at_rows.rows(weights, adapted)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
-                reason = _first_line(error)
-            else:
-                if self._agree(expected, found, self._tolerance, weights, batches):
-                    self.vectorised = True
-                    return
+                reason = _first_line(error) if form is AS_GIVEN else reason
+                continue
+            if self._agree(expected, found, self._tolerance, weights, batches):
+                self.mask_forms.append(form)
+                if form is AS_GIVEN:
+                    break
+            elif form is AS_GIVEN:
                 reason = "its vectorised loss differs from its plain one"
+        if self.mask_forms:
+            self.vectorised = True
+            return
         self._warn_once(
             f"The chains run one after another, which is slower: {type(self.model.module).__name__} "
             f"can't be vectorised ({reason}).",
@@ -241,10 +254,12 @@ class LossOnBatches:
     def __init__(self, loss: ModelLoss, batches: Batches) -> None:
         self._loss = loss
         self._batches = batches
+        forms = [form for form in loss.mask_forms if batches.stacked is not None and form.fits(batches.stacked)]
+        self._for_rows = batches.changed(forms[0]) if forms and loss.vectorised else batches
         self.parameters = loss.model.parameters
         self.minibatches = len(batches)
         self.whole = batches.whole
-        self.vectorised = loss.vectorised and batches.stacked is not None
+        self.vectorised = loss.vectorised and bool(forms)
 
     def set(self, weights: Sequence[Tensor]) -> None:
         """Replace the values of the parameters."""
@@ -263,15 +278,15 @@ class LossOnBatches:
         """Compile for this many rows, where that helps."""
         if self.vectorised:
             zeros = torch.zeros(rows, dtype=torch.long, device=self._loss.model.device)
-            self._loss.compile(self._batches.take(zeros))
+            self._loss.compile(self._for_rows.take(zeros))
 
     def rows(self, weights: Weights, which: Tensor) -> Tensor:
         """As `VectorisedLoss.rows`, on minibatches of these numbers, shape (row,)."""
-        return self._loss.at_rows.rows(weights, self._batches.take(which))
+        return self._loss.at_rows.rows(weights, self._for_rows.take(which))
 
     def rows_and_gradients(self, weights: Weights, which: Tensor) -> tuple[Tensor, Weights]:
         """As `VectorisedLoss.rows_and_gradients`, on minibatches of these numbers, shape (row,)."""
-        return self._loss.at_rows.rows_and_gradients(weights, self._batches.take(which))
+        return self._loss.at_rows.rows_and_gradients(weights, self._for_rows.take(which))
 
 
 def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
@@ -289,7 +304,7 @@ def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
     @wraps(loss)
     def taken(model: nn.Module, batch: Any) -> Tensor:
         with torch.autocast(device_type, dtype, cache_enabled=False):
-            return loss(model, batch)
+            return scalar_of(loss(model, batch))
 
     taken.autocast = dtype  # pyright: ignore[reportAttributeAccessIssue]
     taken.in_full_precision = loss  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,7 +1,7 @@
 """Minibatches drawn once and kept, so that each one's loss at the snapshot is worked out once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -44,6 +44,17 @@ class Batches:
         if self.stacked is None:
             return self._loose[number]
         return tree_map(lambda leaf: leaf[number], self.stacked)
+
+    def changed(self, change: Callable[[Any], Any]) -> Self:
+        """All of them in another form.
+
+        Args:
+            change: of the stacked form.
+        """
+        changed = type(self)([], whole=self.whole)
+        changed._count = len(self)
+        changed.stacked = change(self.stacked)
+        return changed
 
     def take(self, which: Tensor) -> Self:
         """Some of them, by number.

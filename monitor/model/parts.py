@@ -43,7 +43,8 @@ def masks_of(model: nn.Module, part: Part) -> dict[str, Tensor]:
         (['0.bias', '2.bias'], ['2.weight', '2.bias'])
     """
     model = unwrap(model)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trainable = {name: p for name, p in trained if p.is_floating_point() or p.is_complex()}
     aliases = aliases_of(model)
     masks: dict[str, Tensor] = {}
     for single in part if isinstance(part, Sequence) and not isinstance(part, str) else [part]:

@@ -6,9 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.outputs import scalar_of
 from phasewatch.monitor.model.weights import SampledModel, Weights
+
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+"""The kernels of attention that are right under `vmap`. Of the others, the memory-efficient one raises in the backward
+pass, and cuDNN's returns wrong gradients without an error (torch 2.11 on an H200)."""
 
 
 class VectorisedLoss:
@@ -37,7 +43,7 @@ class VectorisedLoss:
         """
         torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
         shared = weights[0].shape == self._model.parameters[0].shape
-        with torch.no_grad():
+        with torch.no_grad(), sdpa_kernel(ATTENTION):
             return vmap(self._functional_loss, (None if shared else 0, 0))(weights, batches.stacked)
 
     def rows_and_gradients(self, weights: Weights, batches: Batches) -> tuple[Tensor, Weights]:
@@ -53,8 +59,9 @@ class VectorisedLoss:
         torch.clear_autocast_cache()
         leaves = [weight.detach().requires_grad_() for weight in weights]
         function = self._compiled.get(len(weights[0])) or vmap(self._functional_loss)
-        losses = function(leaves, batches.stacked)
-        grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+        with sdpa_kernel(ATTENTION):
+            losses = function(leaves, batches.stacked)
+            grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
         return losses.detach(), list(grads)
 
     def is_compiled(self, rows: int) -> bool:
@@ -91,7 +98,7 @@ class _LossModule(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.model, batch)
+        return scalar_of(self.loss(self.model, batch))
 
 
 def _slots(model: SampledModel) -> dict[str, list[str]]:

@@ -24,6 +24,8 @@ class SampledModel:
         module: it is kept and changed, so give a copy (see `own_copy`).
         device: where to keep it; the model's own if None.
         only: the trainable parameters that are sampled, by their first names; all if None.
+        held: elements that are never sampled, since no gradient reaches them: by parameter, a mask that is False there.
+        renamed: names in snapshots that stand for other ones here, as `in_real_parts` returns them.
 
     Attributes:
         module: the model.
@@ -44,7 +46,13 @@ class SampledModel:
     """
 
     def __init__(
-        self, module: nn.Module, device: torch.device | None = None, only: Collection[str] | None = None
+        self,
+        module: nn.Module,
+        device: torch.device | None = None,
+        only: Collection[str] | None = None,
+        *,
+        held: Mapping[str, Tensor] | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         tensors = dict(named_tensors(module))
         if any(tensor.is_meta for tensor in tensors.values()):
@@ -53,6 +61,7 @@ class SampledModel:
                 "Build it on a real device, or call model.to_empty(device=...) and load its weights first."
             )
         names = [name for name, p in module.named_parameters() if p.requires_grad and p.is_floating_point()]
+        _refuse_unsampled(module)
         if not names:
             raise PhasewatchError(
                 f"Probe(model={type(module).__name__}(...)) has no parameters with requires_grad=True, so there is "
@@ -67,7 +76,10 @@ class SampledModel:
         self.parameters = [self._tensors[name] for name in self.names]
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in self.names)
-        self._aliases = aliases_of(self.module)
+            if name in self.names:
+                parameter.register_hook(_dense)
+        self._aliases = aliases_of(self.module) | dict(renamed or {})
+        self._held = dict(held or {})
         self._optional = {name: self._tensors[name].clone() for name in optional_buffers(self.module)}
         self._told_left_out = False
 
@@ -90,6 +102,13 @@ class SampledModel:
         """A copy of the sampled parameters, in `dtype`."""
         return [parameter.detach().to(self.dtype, copy=True) for parameter in self.parameters]
 
+    def hold(self, names: Collection[str]) -> None:
+        """Sample these parameters no longer."""
+        for name in names:
+            self._tensors[name].requires_grad_(False)
+        self.names = [name for name in self.names if name not in names]
+        self.parameters = [self._tensors[name] for name in self.names]
+
     @torch.no_grad()
     def set(self, weights: Sequence[Tensor]) -> None:
         """Replace the sampled parameters' values."""
@@ -105,12 +124,13 @@ class SampledModel:
         Returns:
             None if everything moves; else one mask for each parameter, None where all of it moves.
         """
-        if masks is None:
+        if masks is None and not self._held:
             return None
-        still = torch.zeros((), dtype=torch.bool)
+        still, moving = torch.zeros((), dtype=torch.bool), torch.ones((), dtype=torch.bool)
         found: list[Tensor | None] = []
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            mask = masks.get(name, still.expand(parameter.shape))
+            mask = (moving if masks is None else masks.get(name, still)).expand(parameter.shape)
+            mask = mask & self._held[name] if name in self._held else mask
             found.append(None if mask.all() else mask.to(self.device))
         return None if all(mask is None for mask in found) else found
 
@@ -131,8 +151,10 @@ class SampledModel:
             self._told_left_out = True
             warn(f"{match.left_out[0]} of the snapshots is not in the probe's model and is left out.")
         found = self._optional | {own: snapshot.tensors[saved] for own, saved in match.names.items()}
-        for name, tensor in found.items():
+        for name, tensor in list(found.items()):
             own = self._tensors[name]
+            if tensor.is_complex() and not own.is_complex():
+                found[name] = tensor = torch.view_as_real(tensor.resolve_conj())
             if own.shape != tensor.shape:
                 raise PhasewatchError(
                     f"In the snapshot of step {snapshot.step}, {name} has shape {tuple(tensor.shape)} where the "
@@ -141,6 +163,21 @@ class SampledModel:
         for name, tensor in found.items():
             self._tensors[name].copy_(tensor)
         self.module.eval()
+
+
+def _dense(grad: Tensor) -> Tensor:
+    """A gradient without the layout that sparse embeddings give it."""
+    return grad.to_dense() if grad.layout is not torch.strided else grad
+
+
+def _refuse_unsampled(module: nn.Module) -> None:
+    """Name trained weights of a kind that can't be sampled."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and (parameter.is_quantized or parameter.dtype.itemsize < 2):
+            raise PhasewatchError(
+                f"Probe(model=...): {name} is trained as {str(parameter.dtype).removeprefix('torch.')}, which is too "
+                "coarse to be sampled. Give the model with its weights in float32 or bfloat16."
+            )
 
 
 def _separate_overlapping_buffers(model: nn.Module) -> None:

@@ -1,27 +1,206 @@
-"""What a user's model or loss gets wrong, found when the probe is made."""
+"""What a user's model, loss or data gets wrong, found when a probe is made in 20 passes at most. Silent if all is well."""
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.errors import PhasewatchError, in_words, warn
+from phasewatch.monitor.model.copying import Copied, as_it_was
+from phasewatch.monitor.model.data import HeldData, move
+from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss
+from phasewatch.monitor.model.outputs import scalar_of
+from phasewatch.monitor.model.reading import Reading, leaves_of
+from phasewatch.monitor.probing.slopes import check_gradient, undifferentiated
+
+LARGEST_COMPARED = 2**28
+"""Models of more parameters than this aren't run beside their copy, which would take a third set of their weights."""
+
+ALIKE = 1e-3
+"""How far the losses of a model and of its copy may be apart, relative to the loss."""
+
+ROUGH = 0.05
+"""The same where one of them is taken in mixed or half precision."""
+
+SEED = 2**31 - 1
+"""Of the global random streams where two losses are compared; no probe is likely to have it, so that a loss which draws
+from them isn't taken for one that doesn't."""
+
+MOST_HOOKS = 4
+"""Hooks that are tried one by one at most; of more, all are kept if together they change the loss."""
 
 
-def check_loss(loss: ModelLoss, batch: Any) -> None:
-    """Take the loss and its gradient once, and say what can't be sampled or would mean something else.
+@dataclass(frozen=True)
+class Given:
+    """What the probe was given, beside its copy.
+
+    Attributes:
+        model: the user's own, or None where there is none to compare with.
+        copied: the copy, with the user's hooks.
+        renamed: the copy's names of parameters that have another name there.
+        rough: whether the copy computes in another precision.
+    """
+
+    model: nn.Module | None
+    copied: Copied
+    renamed: Mapping[str, str]
+    rough: bool
+
+
+def check(loss: ModelLoss, batch: Any, given: Given) -> set[str]:
+    """Find what can't be sampled, or would mean something else than the user's own function.
+
+    Hooks that change the output are attached to the copy for good.
 
     Args:
         loss: of the probe's own copy of the model.
         batch: a minibatch.
+        given: what the copy was made from.
+
+    Returns:
+        Parameters that the loss depends on and no gradient reaches, which training leaves as they are; to be held fast.
 
     Raises:
-        PhasewatchError: if the loss is no finite scalar, or its gradient doesn't reach the model.
+        PhasewatchError: for what can't be measured.
     """
     name = getattr(loss.loss, "__name__", "loss")
-    value = loss.value(batch)
+    _keep_hooks(loss, batch, given.copied)
+    with untouched_randomness(SEED):
+        value = _first_value(loss, batch, name)
+    _check_scalar(value, name)
+    first = leaves_of(value)
+    value.backward()
+    reached = {n for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if p.grad is not None}
+    if not reached:
+        raise PhasewatchError(
+            f"Probe(loss={name}): the gradient of {name}(model, batch) reaches no parameter of the model it was "
+            "given. Call the model that comes as its argument, not another one, such as the one in training."
+        )
+    original = loss_of_the_original(loss, batch, given.model)
+    if original is not None:
+        _compare_with_the_original(loss, value, original, reached, given, name)
+    again, reading = _once_more(loss, batch, given.model, first, name)
+    repeats = torch.allclose(again, value.detach(), rtol=1e-3, equal_nan=True)
+    if not repeats:
+        warn(
+            f"Probe(loss={name}): {name}(model, batch) returned {value.item():g} and then {again.item():g} "
+            "for the same weights and minibatch. What is drawn inside it adds noise to λ̂; draw it in data instead."
+        )
+    elif _is_a_sum(loss, batch, value):
+        warn(
+            f"Probe(loss={name}): {name}(model, batch) doubles when the minibatch comes twice, so it is a sum and "
+            "not the mean over the minibatch. λ̂ is then that of nbeta * batch_size; divide by the batch size."
+        )
+    held: set[str] = set()
+    if repeats:
+        check_gradient(loss, batch, name, rough=reading.rough)
+        held = undifferentiated(loss, batch, reached)
+    loss.model.module.zero_grad(set_to_none=True)
+    if held:
+        warn(
+            f"Probe(loss={name}): the loss depends on {_some(held)}, and no gradient reaches "
+            f"{'it' if len(held) == 1 else 'them'} (detached, perhaps), so training leaves "
+            f"{'it' if len(held) == 1 else 'them'} as they are. {'It is' if len(held) == 1 else 'They are'} held fast."
+        )
+    return held
+
+
+def check_rows(source: Any, rows: int, device: torch.device) -> None:
+    """Say it where the same samples are others each time that they are fetched.
+
+    Args:
+        source: of minibatches.
+        rows: how many samples to fetch.
+        device: where to compare them.
+    """
+    if not isinstance(source, HeldData):
+        return
+    numbers = torch.arange(min(rows, source.size), device="cpu")
+    first, second = (tree_leaves(move(source.rows(numbers), device)) for _ in range(2))
+    if len(first) != len(second) or not all(map(_same, first, second)):
+        warn(
+            "Probe(data=...): the same samples are others when they are fetched again, by augmentation or masking that "
+            "is drawn anew. One drawing of each minibatch is kept for all snapshots, the same in a replay."
+        )
+
+
+def loss_of_the_original(loss: ModelLoss, batch: Any, model: nn.Module | None) -> tuple[float, set[str]] | None:
+    """The loss of a user's own model in evaluation mode, without the user's hooks, and the parameters it depends on.
+
+    Args:
+        loss: of its copy.
+        batch: a minibatch.
+        model: the user's, left as it is.
+
+    Returns:
+        The loss, and the parameters' names; None where it can't be run, or not without a risk.
+    """
+    if model is None or not _can_be_run(model):
+        return None
+    device = next(model.parameters()).device
+    try:
+        with as_it_was(model), untouched_randomness(SEED):
+            torch.clear_autocast_cache()
+            value = scalar_of(loss.loss(model, move(batch, device)))
+            leaves = leaves_of(value)
+            names = {name for name, parameter in model.named_parameters() if id(parameter) in leaves}
+            return float(value.detach()), names
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # on another device, say; what its copy can't do is said elsewhere
+        return None
+
+
+def _can_be_run(model: nn.Module) -> bool:
+    parameters = list(model.parameters())
+    plain = all(type(parameter.data) is Tensor for parameter in parameters)  # not sharded over processes
+    return plain and sum(parameter.numel() for parameter in parameters) <= LARGEST_COMPARED
+
+
+def _keep_hooks(loss: ModelLoss, batch: Any, copied: Copied) -> None:
+    """Attach the hooks of the user's that change the loss, each in its copied form."""
+    hooks = copied.hooks
+    if not hooks:
+        return
+
+    def value() -> float:
+        with torch.no_grad(), untouched_randomness(SEED):
+            return float(loss.value(batch))
+
+    without = together = None
+    try:
+        without = value()
+        for hook in hooks:
+            hook.attach()
+        together = value()
+        for hook in hooks if len(hooks) <= MOST_HOOKS or together == without else []:
+            hook.detach()
+            if value() != together:
+                hook.attach()
+    except Exception:  # what fails without hooks too is said of the loss
+        together = None
+    if together is None or together == without:
+        for hook in hooks:
+            hook.detach()
+
+
+def _first_value(loss: ModelLoss, batch: Any, name: str) -> Any:
+    try:
+        return loss.value(batch)
+    except (PhasewatchError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PhasewatchError(
+            f"Probe(loss={name}): {name}(model, batch) failed on a minibatch of data ({in_words(error)}). "
+            "It is called with a copy of the model and one minibatch, in this order and nothing else."
+        ) from error
+
+
+def _check_scalar(value: Any, name: str) -> None:
     if not isinstance(value, Tensor) or value.ndim != 0:
         came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise PhasewatchError(
@@ -39,25 +218,60 @@ def check_loss(loss: ModelLoss, batch: Any) -> None:
             f"Probe(loss={name}): {name}(model, batch) returned a tensor that needs no gradient. "
             "Sampling follows the gradient, so return it without .detach(), .item() or torch.no_grad()."
         )
-    value.backward()
-    reached = any(parameter.grad is not None for parameter in loss.model.parameters)
-    loss.model.module.zero_grad(set_to_none=True)
-    if not reached:
+
+
+def _compare_with_the_original(
+    loss: ModelLoss, value: Tensor, original: tuple[float, set[str]], reached: set[str], given: Given, name: str
+) -> None:
+    theirs, names = original
+    sampled = set(loss.model.names)
+    wanted = {given.renamed.get(parameter, parameter) for parameter in names}
+    if lost := (wanted & sampled) - reached:
         raise PhasewatchError(
-            f"Probe(loss={name}): the gradient of {name}(model, batch) reaches no parameter of the model it was "
-            "given. Call the model that comes as its argument, not another one, such as the one in training."
+            f"Probe(loss={name}): in your model the loss depends on {_some(lost)}, and in the probe's copy it doesn't. "
+            "Something made from the weights is kept in the model, or a function in it belongs to the original. "
+            "Give the function that builds the model: Probe(make_model, ...)."
         )
-    again = loss.value(batch)
-    if not torch.allclose(again, value, rtol=1e-3, equal_nan=True):
-        warn(
-            f"Probe(loss={name}): {name}(model, batch) returned {value.item():g} and then {again.item():g} "
-            "for the same weights and minibatch. What is drawn inside it adds noise to λ̂; draw it in data instead."
+    tolerance = ROUGH if given.rough else ALIKE
+    mine = float(value.detach())
+    if given.copied.hooks or abs(mine - theirs) <= tolerance * max(abs(theirs), 1e-3):
+        return
+    warn(
+        f"Probe(loss={name}): the probe's copy of the model has a loss of {mine:g} where your model has {theirs:g} in "
+        "evaluation mode, so λ̂ is of another function. Give the function that builds the model: Probe(make_model, ...)."
+    )
+
+
+def _once_more(
+    loss: ModelLoss, batch: Any, model: nn.Module | None, first: Collection[int], name: str
+) -> tuple[Tensor, Reading]:
+    """The loss and its gradient again; both passes' gradients are averaged."""
+    reading = Reading(model)
+    again = reading.of(lambda: loss.value(batch))
+    if reading.found:
+        raise PhasewatchError(
+            f"Probe(model=...): the probe's copy reads {reading.found} of the model that it was copied from, through a "
+            "function or an object that belongs to the original. "
+            "Give the function that builds the model: Probe(make_model, ...)."
         )
-    elif _is_a_sum(loss, batch, value):
-        warn(
-            f"Probe(loss={name}): {name}(model, batch) doubles when the minibatch comes twice, so it is a sum and "
-            "not the mean over the minibatch. λ̂ is then that of nbeta * batch_size; divide by the batch size."
+    try:
+        again.backward()
+        lost = set(first) - leaves_of(again)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        lost = set(first)
+    parameters = dict(zip(loss.model.names, loss.model.parameters, strict=True))
+    if names := {n for n, parameter in parameters.items() if id(parameter) in lost}:
+        raise PhasewatchError(
+            f"Probe(loss={name}): called again, {name}(model, batch) no longer depends on {_some(names)}. Something "
+            "made from the weights is kept between calls, by functools.cache or in an attribute, so the loss wouldn't "
+            "move with them. Compute it anew in each call, at least in evaluation mode."
         )
+    for parameter in loss.model.parameters:
+        if parameter.grad is not None:
+            parameter.grad.div_(2)
+    return again.detach(), reading
 
 
 def _is_a_sum(loss: ModelLoss, batch: Any, value: Tensor) -> bool:
@@ -69,3 +283,14 @@ def _is_a_sum(loss: ModelLoss, batch: Any, value: Tensor) -> bool:
         return bool(abs(twice - 2 * value) < 1e-3 * abs(value))
     except Exception:
         return False
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+    return a is b or bool(a == b)
+
+
+def _some(names: Collection[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -113,6 +113,7 @@ class Probe:
             threads=whole_number("Probe(threads=...)", threads, least=1, most=2**15),
         )
         self.subject = Subject(self._arguments)
+        self.subject.hold_random_state_of(self.metrics)
         self._failed_metrics: set[str] = set()
 
     @property

@@ -1,28 +1,30 @@
 """What a probe measures: a copy of the model, its loss, its data and its parts, checked and ready."""
 
-import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
-from phasewatch.monitor.model.copying import own_copy
-from phasewatch.monitor.model.data import HeldData, Minibatches, move
+from phasewatch.monitor.model.complex_weights import in_real_parts, masks_in_real_parts
+from phasewatch.monitor.model.copying import copy_of, padding_rows
+from phasewatch.monitor.model.data import HeldData, Minibatches, as_minibatches, is_a_source, move
 from phasewatch.monitor.model.isolation import matmul_precision, measuring
 from phasewatch.monitor.model.loss import Loss, ModelLoss, under_autocast
 from phasewatch.monitor.model.minibatches import Batches, keep_minibatches
 from phasewatch.monitor.model.parts import Part, masks_of
+from phasewatch.monitor.model.random_state import generators_in, reseeded
 from phasewatch.monitor.model.weights import Mask, SampledModel
-from phasewatch.monitor.probing.preflight import check_loss
+from phasewatch.monitor.probing.preflight import Given, check, check_rows
 from phasewatch.monitor.sampling.random_streams import Stream, chain_seed
 from phasewatch.monitor.sampling.settings import Sampler
-from phasewatch.monitor.snapshots.snapshot import Snapshot
+from phasewatch.monitor.snapshots.snapshot import Snapshot, unwrap
 
 WHOLE = ""
 """The name of what `Point.llc` is of, among the parts."""
@@ -89,25 +91,22 @@ class Subject:
         self._source = arguments.data
         self._batch_size = sampler.batch_size or cast(HeldData, self._source).size
         self._kept: dict[tuple[Any, ...], Batches] = {}
+        self._generators = generators_in(arguments.loss, self._source, arguments.model)
+        generators = [Generator().manual_seed(chain_seed(0, number, Stream.MINIBATCHES)) for number in range(3)]
         with self._isolated(arguments.device or torch.device("cpu")):
-            model = arguments.model
-            mine = self._in_single_precision(own_copy(model if isinstance(model, nn.Module) else _built(model)))
-            by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: cast(Part, arguments.parts)}
-            masks = {name: masks_of(mine, part) for name, part in by_name.items() if part is not None}
-            only = set(masks[WHOLE]) if WHOLE in masks else None
-            loss, device = arguments.loss, arguments.device
-            if arguments.autocast is not None:
-                device_type = (device or next(mine.parameters()).device).type
-                loss = under_autocast(loss, device_type, arguments.autocast)
-            self.loss = ModelLoss(SampledModel(mine, device, only), loss)
+            given, masks = self._copied()
+            batches = [self._draw(generator) for generator in generators[:2]]
+            if undifferentiated := check(self.loss, batches[0], given):
+                self.model.hold(undifferentiated)
+                self.loss = ModelLoss(self.model, self.loss.loss)
+            check_rows(self._source, self._batch_size, self.model.device)
+            by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: arguments.parts}
             self.parts: dict[str, Mask] = {
                 name: self.loss.model.mask(masks.get(name)) for name in {WHOLE: None, **by_name}
             }
             self._chosen = {name or "llc": fingerprint(mask, *mask) for name, mask in masks.items()}
-        generators = [Generator().manual_seed(chain_seed(0, number, Stream.MINIBATCHES)) for number in range(3)]
+            self._generators += generators_in(given.copied.module)
         with self.measuring():
-            batches = [self._draw(generator) for generator in generators[:2]]
-            check_loss(self.loss, batches[0])
             self.loss.choose_path(Batches(batches))
             self.eval_batch = self._evaluation_batch(generators[2])
             self._fingerprint = fingerprint([batches, self.eval_batch])
@@ -178,37 +177,88 @@ class Subject:
                 return False
         return True
 
-    def _isolated(self, device: torch.device) -> AbstractContextManager[None]:
+    def hold_random_state_of(self, *things: Any) -> None:
+        """Have generators that objects hold start anew in each measurement, and leave them as they were."""
+        self._generators += generators_in(*things)
+
+    def _copied(self) -> tuple[Given, dict[str, dict[str, Tensor]]]:
+        """Copy the model and make its loss; what was copied, and the masks of the parts."""
         arguments = self._arguments
-        return measuring(arguments.seed, device, threads=arguments.threads, precision=arguments.precision)
+        model, loss = arguments.model, arguments.loss
+        own = unwrap(model if isinstance(model, nn.Module) else _built(model))
+        copied = copy_of(own)
+        mine, lazy = copied.module, _is_lazy(own)
+        if lazy:
+            self._materialise(mine)
+        low = {p.dtype for p in mine.parameters() if p.is_floating_point() and p.dtype.itemsize == 2}
+        self._in_single_precision(mine, low)
+        by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: cast(Part, arguments.parts)}
+        masks = {name: masks_of(mine, part) for name, part in by_name.items() if part is not None}
+        held, renamed = padding_rows(mine), in_real_parts(mine)
+        held, *of_parts = (masks_in_real_parts(some, renamed) for some in (held, *masks.values()))
+        masks = dict(zip(masks, of_parts, strict=True))
+        if arguments.autocast is not None:
+            device_type = (arguments.device or next(mine.parameters()).device).type
+            loss = under_autocast(loss, device_type, arguments.autocast)
+        only = set(masks[WHOLE]) if WHOLE in masks else None
+        self.loss = ModelLoss(SampledModel(mine, arguments.device, only, held=held, renamed=renamed), loss)
+        return Given(None if lazy else own, copied, renamed, copied.cast or bool(low)), masks
+
+    def _materialise(self, model: nn.Module) -> None:
+        """Have lazy layers take their shapes from a minibatch."""
+        batch = self._source(Generator().manual_seed(chain_seed(0, 0, Stream.MINIBATCHES)), self._batch_size)
+        try:
+            with torch.no_grad():
+                self._arguments.loss(model.eval(), batch)
+        except Exception as error:
+            raise PhasewatchError(
+                f"Probe(model={type(model).__name__}(...)) has lazy layers, whose shapes couldn't be taken from a "
+                f"minibatch ({in_words(error)}). Run the model once before the probe is made."
+            ) from error
+
+    @contextmanager
+    def _isolated(self, device: torch.device) -> Iterator[None]:
+        arguments = self._arguments
+        with (
+            measuring(arguments.seed, device, threads=arguments.threads, precision=arguments.precision),
+            reseeded(self._generators, arguments.seed),
+        ):
+            yield
 
     def _draw(self, generator: Generator) -> Any:
         return move(self._source(generator, self._batch_size), self.model.device)
 
     def _evaluation_batch(self, generator: Generator) -> Any:
         batch = self._arguments.eval_batch
-        if batch is None:
+        if is_a_source(batch):
+            held = cast(HeldData, as_minibatches(batch, None))
+            batch = held.rows(torch.arange(min(EVAL_SAMPLES, held.size), device="cpu"))
+        elif batch is None:
             size = max(EVAL_SAMPLES, self._batch_size)
             batch = self._source(generator, size if self.samples is None else min(size, self.samples))
         return move(batch, self.model.device)
 
-    def _in_single_precision(self, model: nn.Module) -> nn.Module:
-        """A model of half precision as one of single precision, since chains move by less than it can hold."""
-        low = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize == 2}
+    def _in_single_precision(self, model: nn.Module, low: Collection[torch.dtype]) -> None:
+        """Turn a model of half precision into one of single precision, since chains move by less than it can hold."""
         if not low:
-            return model
+            return
         batch = self._source(Generator().manual_seed(chain_seed(0, 0, Stream.MINIBATCHES)), self._batch_size)
-        single = copy.deepcopy(model).float().eval()
+        parameters = [(parameter, parameter.dtype) for parameter in model.parameters()]
+        buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
+        model.float().eval()
         try:
             with torch.no_grad():
-                self._arguments.loss(single, move(batch, next(single.parameters()).device))
+                self._arguments.loss(model, move(batch, parameters[0][0].device))
         except Exception as error:
+            for parameter, dtype in parameters:
+                parameter.data = parameter.data.to(dtype)
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
             warn(
-                f"Probe(model={type(model).__name__}(...)) has {str(low.pop()).removeprefix('torch.')} weights and "
-                f"can't run with float32 ones ({in_words(error)}), so losses are rounded to 3 digits and λ̂ is rough."
+                f"Probe(model={type(model).__name__}(...)) has {str(next(iter(low))).removeprefix('torch.')} weights "
+                f"and can't run with float32 ones ({in_words(error)}), so losses are rounded to 3 digits and λ̂ is "
+                "rough."
             )
-            return model
-        return single
 
 
 def are_parts(parts: Parts) -> TypeGuard[Mapping[str, Part]]:
@@ -227,6 +277,10 @@ def fingerprint(tree: Any, *names: str) -> str:
     for tensor in tensors_in(tree):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _is_lazy(model: nn.Module) -> bool:
+    return any(isinstance(tensor, UninitializedTensorMixin) for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _built(make_model: Callable[[], nn.Module]) -> nn.Module:

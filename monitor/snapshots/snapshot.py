@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
 from phasewatch.monitor.errors import PhasewatchError
 
@@ -47,13 +48,18 @@ class Snapshot:
             The copy.
 
         Raises:
-            PhasewatchError: if the model lies on the `meta` device.
+            PhasewatchError: if the model lies on the `meta` device, or has lazy layers that haven't run.
         """
         model = unwrap(model)
         if any(tensor.is_meta for _, tensor in named_tensors(model)):
             raise PhasewatchError(
                 f"Snapshot.of({type(model).__name__}(...), {step}): the model lies on the meta device, which holds "
                 "shapes and no weights. Give the one that is trained."
+            )
+        if any(isinstance(tensor, UninitializedTensorMixin) for _, tensor in named_tensors(model)):
+            raise PhasewatchError(
+                f"Snapshot.of({type(model).__name__}(...), {step}): the model has lazy layers that have no weights "
+                "yet. Run it on a batch first."
             )
         return cls(step, {name: _copy(tensor) for name, tensor in named_tensors(model)})
 

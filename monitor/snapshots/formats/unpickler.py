@@ -31,7 +31,6 @@ _MOST_ARGUMENTS = 64
 """A pickle that passes more values to a function is refused: by reference it can pass a million, a million times."""
 
 
-
 class Storage(NamedTuple):
     """Where a tensor's numbers lie in a file.
 

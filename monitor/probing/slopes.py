@@ -1,0 +1,180 @@
+"""Whether a gradient is that of its loss: compared with the loss's own differences along a few directions."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.model.loss import ModelLoss
+from phasewatch.monitor.model.outputs import scalar_of
+
+REACH = 1e-3
+"""Length of the differences, relative to the weights' root mean square in each parameter. Shorter ones drown in the
+rounding of float32, over longer ones the loss curves."""
+
+LEAST_SCALE = 0.01
+"""A parameter whose weights are smaller than this, such as a bias of zeros, is moved as if they were as large."""
+
+OFF = 0.05
+"""Share of the slope by which the gradient may miss it, beside what rounding and curvature explain."""
+
+BEYOND = 4.0
+"""How many times over rounding and curvature may explain a deviation."""
+
+HALVINGS = 5
+"""How often the parameters are halved to name the one whose gradient is off. Each takes two passes."""
+
+
+def check_gradient(loss: ModelLoss, batch: Any, name: str, *, rough: bool) -> None:
+    """Compare the gradient that the parameters hold with the loss's differences along it, its signs drawn anew twice.
+
+    Args:
+        loss: whose parameters hold the gradient; they are left as they are.
+        batch: a minibatch.
+        name: of the loss.
+        rough: whether it computes in half precision, whose rounding hides all but the coarsest deviation.
+
+    Raises:
+        PhasewatchError: if the loss doesn't move with the weights.
+    """
+    line = _Line(loss, batch, rough)
+    generator = Generator().manual_seed(0)
+    signs = [torch.randint(2, (len(line.parameters),), generator=generator) * 2 - 1 for _ in range(2)]
+    off = []
+    try:
+        for sign in signs:
+            slope, error = line.slope(sign.tolist())
+            predicted = line.predicted(sign.tolist())
+            if slope == 0 and predicted != 0 and not line.moves(sign.tolist()):
+                raise PhasewatchError(
+                    f"Probe(loss={name}): {name}(model, batch) doesn't change when the weights do, though it has a "
+                    "gradient. Something made from the weights is kept between calls: a cache, an attribute, or a "
+                    "graph with constants in it. Compute it anew in each call, at least in evaluation mode."
+                )
+            if not abs(slope - predicted) > OFF * line.size + BEYOND * error:
+                return
+            off.append((slope, predicted))
+        where = line.worst()
+    finally:
+        line.restore()
+    (slope, predicted) = off[0]
+    warn(
+        f"Probe(loss={name}): the gradient isn't that of the loss. Along one direction the loss changes by {slope:.3g} "
+        f"and the gradient says {predicted:.3g}, most of all in {where}. Straight-through estimators, gradient hooks "
+        "and detached paths do this. Chains follow the gradient, so λ̂ isn't that of the loss; hold such parameters "
+        "fast with parts=..., or give a loss that is differentiated as it is."
+    )
+
+
+def undifferentiated(loss: ModelLoss, batch: Any, reached: Collection[str]) -> set[str]:
+    """The parameters that the loss depends on though no gradient reaches them.
+
+    Args:
+        loss: its parameters are left as they are.
+        batch: a minibatch.
+        reached: those that a gradient reaches.
+    """
+    others = {n: p for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if n not in reached}
+    found: set[str] = set()
+    if not others or not _moves(loss, batch, list(others.values())):
+        return found
+    return {name for name, parameter in others.items() if _moves(loss, batch, [parameter])}
+
+
+@torch.no_grad()
+def _moves(loss: ModelLoss, batch: Any, parameters: Sequence[Tensor]) -> bool:
+    before = [parameter.clone() for parameter in parameters]
+    still = loss.value(batch)
+    generator = Generator(before[0].device).manual_seed(0)
+    for parameter in parameters:
+        parameter.add_(torch.empty_like(parameter).normal_(generator=generator), alpha=10 * REACH * _scale(parameter))
+    moved = loss.value(batch)
+    for parameter, value in zip(parameters, before, strict=True):
+        parameter.copy_(value)
+    return not torch.equal(still, moved)
+
+
+class _Line:
+    """The loss along combinations of the parameters' own gradients, each as long as the weights are large."""
+
+    def __init__(self, loss: ModelLoss, batch: Any, rough: bool) -> None:
+        self._loss = loss
+        self._batch = batch
+        self._full = getattr(loss.loss, "in_full_precision", None)
+        self.parameters = [parameter for parameter in loss.model.parameters if parameter.grad is not None]
+        self._names = [n for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if p.grad is not None]
+        self._own = [parameter.detach().clone() for parameter in self.parameters]
+        exact = min(parameter.dtype.itemsize for parameter in self.parameters) > 2
+        exact &= self._own[0].device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
+        coarse = rough and self._full is None
+        double = all(parameter.dtype is torch.float64 for parameter in self.parameters)
+        self._rounding = 1e-15 if double else 1e-2 if coarse or not exact else 1e-6
+        self._along, self._slopes = [], []
+        for parameter in self.parameters:
+            grad = parameter.grad
+            assert grad is not None
+            length = float(grad.double().square().mean().sqrt())
+            factor = _scale(parameter) / length if length > 0 else 0.0
+            self._along.append(factor)
+            self._slopes.append(factor * length**2 * grad.numel())
+        self.size = sum(self._slopes)
+
+    def predicted(self, signs: Sequence[int]) -> float:
+        """The slope by the gradient."""
+        return sum(sign * slope for sign, slope in zip(signs, self._slopes, strict=True))
+
+    def slope(self, signs: Sequence[int]) -> tuple[float, float]:
+        """The slope by differences of the loss, and what rounding and curvature make of it."""
+        (near, value), (far, _) = self._difference(signs, REACH / 2), self._difference(signs, REACH)
+        return far, abs(far - near) + 4 * self._rounding * abs(value) / REACH
+
+    def moves(self, signs: Sequence[int]) -> bool:
+        """Whether the loss changes with a long step."""
+        return self._difference(signs, 100 * REACH)[0] != 0
+
+    def worst(self) -> str:
+        """The parameter whose gradient is off, or one of them."""
+        chosen = list(range(len(self.parameters)))
+        whole = self._deviation(chosen)
+        for _ in range(HALVINGS):
+            if len(chosen) == 1:
+                break
+            half = chosen[: len(chosen) // 2]
+            part = self._deviation(half)
+            if abs(part) >= abs(whole - part):
+                chosen, whole = half, part
+            else:
+                chosen, whole = chosen[len(half) :], whole - part
+        return " or ".join(self._names[k] for k in chosen[:2])
+
+    def restore(self) -> None:
+        """Put the parameters back."""
+        with torch.no_grad():
+            for parameter, own in zip(self.parameters, self._own, strict=True):
+                parameter.copy_(own)
+
+    def _deviation(self, chosen: Sequence[int]) -> float:
+        signs = [1 if k in set(chosen) else 0 for k in range(len(self.parameters))]
+        return self._difference(signs, REACH)[0] - self.predicted(signs)
+
+    @torch.no_grad()
+    def _difference(self, signs: Sequence[int], reach: float) -> tuple[float, float]:
+        values = []
+        for end in (reach, -reach):
+            for parameter, own, sign, factor in zip(self.parameters, self._own, signs, self._along, strict=True):
+                parameter.copy_(own)
+                if sign:
+                    parameter.add_(parameter.grad, alpha=end * sign * factor)  # pyright: ignore[reportArgumentType]
+            values.append(self._value())
+        return (values[0] - values[1]) / (2 * reach), values[0]
+
+    def _value(self) -> float:
+        if self._full is None:
+            return float(self._loss.value(self._batch))
+        return float(scalar_of(self._full(self._loss.model.module, self._batch)))
+
+
+def _scale(parameter: Tensor) -> float:
+    return max(float(parameter.detach().double().square().mean().sqrt()), LEAST_SCALE)
