@@ -177,8 +177,8 @@ def exact_match(token_log_p: Any) -> float:
     the model is calibrated; so the mean over items of 1[p >= m] / p counts the tokens per item that have at least m.
     Where that count is 1, m separates the largest token from the rest. At each position the smaller of that m and 1/2
     is the threshold; an item is right if all its tokens reach theirs, and in part where one lies at it.
-    Reading p**L as exact match (Schaeffer et al. 2023, arXiv 2304.15004) is for sampled answers. Of a model that is less
-    sure than it is right, as one in the middle of a fast rise can be, the share comes out too low.
+    Reading p**L as exact match (Schaeffer et al. 2023, arXiv 2304.15004) is for sampled answers. Of a model that is
+    less sure than it is right, as one in the middle of a fast rise can be, the share comes out too low.
 
     Args:
         token_log_p: natural log p of each right token given the right ones before it, shape (item, token); NaN behind

@@ -1,4 +1,4 @@
-"""What a user's model, loss or data gets wrong, found when a probe is made in 20 passes at most. Silent if all is well."""
+"""What a user's model, loss or data gets wrong, found when a probe is made, in 20 passes at most."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

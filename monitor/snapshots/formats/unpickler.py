@@ -163,7 +163,10 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+_PythonUnpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Unpickler(_PythonUnpickler):
     """Python's own unpickler in Python: the one in C allocates as much memory as a file asks it to.
 
     Args:
@@ -171,7 +174,7 @@ class Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssu
         size: bytes of the whole file, which no reading exceeds and no number of items in dicts.
     """
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
+    dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__(_Bounded(file, size), encoding="utf-8", errors="replace")
