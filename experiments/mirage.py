@@ -1,11 +1,17 @@
 """Jumps that are trained here, the verdict on each against what is known by construction, and λ̂ beside it.
 
-    python experiments/mirage.py            # about three minutes on one CPU core
+    python experiments/mirage.py            # about five minutes on one CPU core
 
 Three runs. A small transformer adds two numbers of three digits: exact match needs all four digits of the sum, and is
 what the digits' log p makes of it; seen beside the log p of the last digit alone, which is learnt by itself, it is
 unseen. The same transformer keeps a running sum modulo 7 over six steps, whose answer is right if all steps are.
 A perceptron learns sparse parity: its accuracy and the log p of the label jump together, in the model.
+
+Measured on seed 0: the verdict is "model" with 0.99 or more in all four cases. That agrees with what is known in three:
+the mean log p jumps too when the circuit forms. The last digit is the miss: it jumps itself at step 310, so shortly
+before all digits do, at 403, that the verdict takes the two for one jump. λ̂ has done half of its rise at steps 310, 109
+and 1,926, where the smooth scores have at 403, 142 and 1,926: before them or with them, never where neither moves.
+Exact match from the tokens' log p is off by 0.016 (addition) and 0.032 (running sum) inside the jump.
 """
 
 import argparse
