@@ -1,0 +1,325 @@
+"""The search of a calibration: from trial to trial within a budget, by what the verdicts say to try next."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
+
+from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.formatting import integer, number
+from phasewatch.monitor.probing.calibration import Trial
+from phasewatch.monitor.probing.probe import Probe, measure_whole
+from phasewatch.monitor.probing.trials import added_bias, largest_change, percent, rounded, setting, verdicts
+from phasewatch.monitor.sampling.chains import gradients_of_a_point
+from phasewatch.monitor.sampling.settings import Sampler
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+
+KAPPA = 1.0
+"""Start from κ = ε·(nβ·h + γ) = 1, h the largest curvature at any snapshot: a quarter of what is unstable."""
+
+LEAST_KAPPA = 0.4
+"""Shorten steps against noise down to this κ; below it, lower nβ instead, which takes no more steps."""
+
+NBETA = 100.0
+"""nβ to start from, or n/log n where the data has so few samples n that this is less (Watanabe 2013)."""
+
+WIDEST = 10
+"""If the last snapshot is not at a minimum, nβ may drop to NBETA / 10."""
+
+SETTLING = 2.0
+"""The burn-in in units of the relaxation time of the softest directions, 1/(ε·γ) steps without momentum. The draws are
+twice as many."""
+
+FLAT = 0.1
+"""Take smaller steps if twice the step size changes λ̂ by more than this share of the largest λ̂."""
+
+BIAS = 0.05
+"""The most that the minibatches' noise and the length of the steps may add to λ̂, as a share of the largest λ̂."""
+
+SHARE = 1 / 7
+"""The share of the budget that the first trial may take."""
+
+CHAINS = 4, 6, 8, 10, 12, 16
+"""Numbers of chains to choose from; trials have the fewest."""
+
+LEAST_BURN_IN = 10
+"""Steps of burn-in below which a trial is too short to judge."""
+
+_USABLE = {Health.OK, Health.LOCALIZED}
+_AT_NO_MINIMUM = {Health.NEGATIVE, Health.OFF_MINIMUM}
+_TOO_LONG = {Health.DIVERGED, Health.OVERSTEPPING}
+_UNSETTLED = {Health.DRIFTING, Health.CREEPING, Health.UNMIXED}
+
+
+class Search:
+    """Trials within a budget, and the sentences that explain them."""
+
+    def __init__(self, snapshots: list[Snapshot], probe: Probe, budget: int) -> None:
+        self.snapshots = snapshots
+        self.probe = probe
+        self.left = budget
+        self.trials: list[Trial] = []
+        self.reasons: list[str] = []
+        self._doubted: set[Sampler] = set()
+        kept = probe.sampler.velocity_kept or 0.0
+        self._gain = probe.sampler.noise_gain
+        self._kind = probe.sampler if probe.sampler.target_kappa is None else replace(probe.sampler, kappa=None)  # pyright: ignore[reportCallIssue]
+        self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(kept)) if kept else 0)
+        self._too_short = 0.0
+        samples = probe.subject.samples or math.inf
+        nbeta = rounded(min(NBETA, samples / math.log(samples))) if 3 <= samples < math.inf else NBETA
+        self.curvatures = self._survey(nbeta, budget)
+        self._longest = self._longest_burn_in(budget)
+        self._nbeta = nbeta
+
+    def choose(self, error: float) -> Trial | None:
+        """The best setting within the budget, None if none is usable at the last snapshot."""
+        best = self._follow_verdicts()
+        if best is None:
+            return None
+        self._vary_nbeta(best)
+        chosen = self._with_chains(best, error)
+        self._explain(chosen, error)
+        return chosen
+
+    def _survey(self, nbeta: float, budget: int) -> list[float]:
+        """The curvature at each snapshot, by chains too short to move."""
+        still = replace(self._with(1e-12, 0.0, nbeta, 0), draws=4)
+        cost = len(self.snapshots) * gradients_of_a_point(still, self._minibatches(still))
+        least = cost + len(self.snapshots) * self._most(self._least)
+        if budget < least:
+            raise PhasewatchError(
+                f"calibrate(budget={budget}) is too small: a look around {len(self.snapshots)} snapshots and one short "
+                f"trial take {integer(least)} gradient evaluations."
+            )
+        found = []
+        for snapshot in self.snapshots:
+            point = measure_whole(self.probe, snapshot, still)
+            curvature = point.llc.checks.curvature
+            if not math.isfinite(curvature):
+                raise PhasewatchError(
+                    f"calibrate(...): the loss or its gradient is not finite around the snapshot of step "
+                    f"{integer(point.step)}. Give snapshots from before training diverged."
+                )
+            found.append(curvature)
+        if max(found) == 0:
+            raise PhasewatchError(
+                "calibrate(...): the loss is flat around all of the snapshots, so nothing sets the length of a step. "
+                "Check that it depends on the weights that are sampled."
+            )
+        self.left -= cost
+        return found
+
+    def _minibatches(self, sampler: Sampler) -> int:
+        """How many are kept for a setting."""
+        with self.probe.subject.measuring():
+            return len(self.probe.subject.kept(sampler))
+
+    def _most(self, burn_in: int) -> int:
+        """What a point with this burn-in takes, however many minibatches are kept."""
+        sampler = self._with(1.0, 0.0, 1.0, burn_in)
+        return gradients_of_a_point(sampler, sampler.chains * 3 * burn_in)
+
+    def _longest_burn_in(self, budget: int) -> int:
+        allowed, burn_in = SHARE * budget / len(self.snapshots), self._least
+        while self._most(burn_in + 1) <= allowed:
+            burn_in += 1
+        return burn_in
+
+    def _with(self, eps: float, gamma: float, nbeta: float, burn_in: int) -> Sampler:
+        return replace(
+            self._kind,
+            step_size=rounded(eps),
+            localization=rounded(gamma),
+            nbeta=rounded(nbeta),
+            chains=CHAINS[0],
+            burn_in=burn_in,
+            draws=max(2 * burn_in, 4),
+        )
+
+    def _sampler(self, eps: float, gamma: float, nbeta: float) -> Sampler:
+        """Of a length to settle in, twice the first trial's at most; γ is raised where that isn't enough."""
+        burn_in = max(self._least, min(round(SETTLING / (eps * gamma * self._gain)), 2 * self._longest))
+        return self._with(eps, max(gamma, 0.9 * self._gamma(eps, burn_in)), nbeta, burn_in)
+
+    def _gamma(self, eps: float, burn_in: int) -> float:
+        """The localization that settles in a burn-in."""
+        return SETTLING / (eps * burn_in * self._gain)
+
+    def _at_kappa(self) -> Sampler:
+        """The first trial's: κ as it should be at the sharpest snapshot, and γ such that chains settle."""
+        eps = (KAPPA - self._gamma(1.0, self._longest)) / (self._nbeta * max(self.curvatures))
+        return self._sampler(eps, self._gamma(eps, self._longest), self._nbeta)
+
+    def _try(self, name: str, sampler: Sampler, snapshots: Sequence[Snapshot]) -> Trial | None:
+        """Measure with a setting, if the budget allows it."""
+        if len(snapshots) * gradients_of_a_point(sampler, 1) > self.left:
+            return None
+        cost = len(snapshots) * gradients_of_a_point(sampler, self._minibatches(sampler))
+        if cost > self.left:
+            return None
+        self.left -= cost
+        trial = Trial(
+            name, sampler, tuple(measure_whole(self.probe, snapshot, sampler) for snapshot in snapshots), cost
+        )
+        self.trials.append(trial)
+        return trial
+
+    def _follow_verdicts(self) -> Trial | None:
+        """From trial to trial until one is sound and flat, or the budget is spent; the best of them."""
+        trial, judged = self._try("first", self._at_kappa(), self.snapshots), []
+        while trial is not None:
+            judged.append(trial)
+            move = self._move(trial)
+            if move is None or any(move[1] == other.sampler for other in self.trials):
+                break
+            trial = self._try(*move, self.snapshots)
+            if trial is None:
+                self.reasons.append(f"The budget had no room for {setting(move[1])}.")
+        best = min(reversed(judged), key=self._flaws)  # the latest of the best
+        return None if self._flaws(best)[0] else best
+
+    def _flaws(self, trial: Trial) -> tuple[bool, int, bool]:
+        """Smaller is better: of no use at the last snapshot, doubts that could be mended, noisy or not flat."""
+        *early, last = (point.llc.health for point in trial.points)
+        flawed = sum(health not in _USABLE | _AT_NO_MINIMUM for health in early) + (last not in _USABLE)
+        useless = last not in _USABLE | {Health.OFF_MINIMUM}
+        return useless, flawed, trial.sampler in self._doubted
+
+    def _move(self, trial: Trial) -> tuple[str, Sampler] | None:
+        """What the verdicts of a trial say to try next; None if it is sound, and flat with twice the step size."""
+        sampler, last = trial.sampler, trial.points[-1]
+        assert sampler.step_size is not None
+        eps, gamma, nbeta = sampler.step_size, sampler.localization, sampler.nbeta
+        half = "half the step", self._sampler(eps / 2, gamma, nbeta)
+        if bad := verdicts(trial, _TOO_LONG):
+            self.reasons.append(f"{setting(sampler)}: {bad}, so the next steps were shorter.")
+            if eps < 16 * self._too_short or not self._too_short:
+                return half
+            between = math.sqrt(eps * self._too_short)
+            return "in between", self._sampler(between, self._gamma(between, self._longest), nbeta)
+        bias, kappa = added_bias(trial), eps * (nbeta * max(self.curvatures) + gamma)
+        met = [point.llc.checks.kappa for point in trial.points]
+        if max(met) < kappa / 4:
+            self.curvatures = [point.llc.checks.curvature for point in trial.points]
+            if max(self.curvatures) > 0:
+                self._too_short = eps
+                self.reasons.append(f"{setting(sampler)}: the chains met much less curvature than there seemed to be.")
+                return "longer steps", self._at_kappa()
+        if bias > BIAS:
+            self._doubted.add(sampler)
+            self.reasons.append(
+                f"{setting(sampler)}: the minibatches' noise and the length of the steps add {percent(bias)} to λ̂."
+            )
+            return self._less_noise(sampler, kappa, max(0.75 * BIAS / bias, 1 / 16))
+        if last.llc.health in _AT_NO_MINIMUM and nbeta > self._nbeta / WIDEST:
+            self.reasons.append(f"{setting(sampler)}: {verdicts(trial, {last.llc.health})}, so nβ was lowered.")
+            return "nβ / 4", self._sampler(eps * 4, gamma / 4, nbeta / 4)
+        if last.llc.health is Health.NEGATIVE:
+            return None
+        if bad := verdicts(trial, _UNSETTLED):
+            self.reasons.append(f"{setting(sampler)}: {bad}, so the localization was raised.")
+            return "twice γ", replace(sampler, localization=rounded(2 * gamma))
+        twice = replace(sampler, step_size=rounded(2 * eps))
+        double = next((t for t in self.trials if t.sampler == twice), None) or self._try(
+            "twice the step", twice, self.snapshots
+        )
+        if double is None:
+            self.reasons.append("There was no room in the budget to try twice the step size.")
+            return None
+        if bad := verdicts(double, _TOO_LONG):
+            self._doubted.add(sampler)
+            self.reasons.append(
+                f"{setting(twice)}: {bad}, so half of that leaves no margin, and the next was half again."
+            )
+            return half
+        change, sure = largest_change(trial, double)
+        self.reasons.append(f"{setting(sampler)}: with twice the step size, λ̂ changes by {percent(change)}.")
+        if sure > FLAT:
+            self._doubted.add(sampler)
+            self.reasons[-1] += " That isn't flat."
+            if bias < BIAS / 5:
+                return half
+            return self._less_noise(sampler, kappa, min(0.5, max(0.6 * FLAT / sure, 0.25)))
+        return None
+
+    def _less_noise(self, sampler: Sampler, kappa: float, share: float) -> tuple[str, Sampler]:
+        """Shorter steps, and where they would take too many a lower nβ: the noise goes with κ·nβ."""
+        assert sampler.step_size is not None
+        shorter = max(share, min(LEAST_KAPPA / kappa, 1.0))
+        lower = share / shorter
+        name = " and ".join(["shorter steps"] * (shorter < 1) + ["lower nβ"] * (lower < 1))
+        return name, self._sampler(
+            sampler.step_size * shorter / lower, sampler.localization * lower, sampler.nbeta * lower
+        )
+
+    def _vary_nbeta(self, trial: Trial) -> None:
+        """Try nβ and γ of twice and half the size at the last snapshot, on the same paths drawn closer and wider."""
+        sampler, changes = trial.sampler, []
+        assert sampler.step_size is not None
+        for name, factor in (("twice nβ and γ", 2.0), ("half nβ and γ", 0.5)):
+            other = self._try(
+                name,
+                replace(
+                    sampler,
+                    step_size=rounded(sampler.step_size / factor),
+                    localization=rounded(sampler.localization * factor),
+                    nbeta=rounded(sampler.nbeta * factor),
+                ),
+                self.snapshots[-1:],
+            )
+            if other is not None:
+                before, after = trial.points[-1].llc.value, other.points[-1].llc.value
+                changes.append(f"{percent(after - before, abs(before))} with {name}")
+        if changes:
+            self.reasons.append(
+                f"λ̂ at step {integer(trial.points[-1].step)} changes by {' and by '.join(changes)}; 1/ε goes with them."
+            )
+
+    def _with_chains(self, trial: Trial, error: float) -> Trial:
+        """As many chains as bring the error at the last snapshot to the one asked for, if the budget has room."""
+        last = trial.points[-1].llc
+        spread = float(np.std(last.per_chain, ddof=1))
+        room = self.left // len(self.snapshots)
+        wanted = trial.sampler
+        for chains in CHAINS:
+            sampler = replace(trial.sampler, chains=chains)
+            if gradients_of_a_point(sampler, chains * (sampler.burn_in + sampler.draws)) > room and chains > CHAINS[0]:
+                break
+            wanted = sampler
+            if spread / math.sqrt(chains) * float(stdtrit(chains - 1, 0.975)) / 2 <= error * abs(last.value):
+                break
+        if wanted == trial.sampler:
+            return trial
+        final = self._try(f"{wanted.chains} chains", wanted, self.snapshots)
+        if final is None or self._flaws(final) > self._flaws(trial):
+            self.reasons.append(
+                f"With {wanted.chains} chains there was more to doubt, so it stays at {trial.sampler.chains}."
+            )
+            return trial
+        return final
+
+    def _explain(self, trial: Trial, error: float) -> None:
+        sampler, last = trial.sampler, trial.points[-1]
+        assert sampler.step_size is not None
+        sharpest = max(range(len(self.snapshots)), key=lambda i: self.curvatures[i])
+        stiff = max(trial.points, key=lambda point: point.llc.checks.kappa)
+        cost = trial.cost // len(trial.points)
+        settling = sampler.burn_in * sampler.step_size * sampler.localization * self._gain
+        self.reasons += [
+            f"The sharpest snapshot is that of step {integer(self.snapshots[sharpest].step)}, with curvature "
+            f"{number(self.curvatures[sharpest])}. κ = ε·(nβ·h + γ) reaches {stiff.llc.checks.kappa:.2f} along the "
+            "chains, where 4 is unstable.",
+            f"γ is such that chains of this length settle: the burn-in is {settling:.1f} times what the softest "
+            "directions take to forget where they started. A weaker one sees softer directions, and takes longer "
+            "chains and a larger budget.",
+            f"The minibatches' noise and the length of the steps add about {percent(added_bias(trial))} to λ̂.",
+            f"The standard error at step {integer(last.step)} is {percent(last.llc.error, abs(last.llc.value))} of λ̂, "
+            f"where at most {percent(error)} was asked for. A point costs {integer(cost)} gradient evaluations.",
+        ]
+        for health in dict.fromkeys(point.llc.health for point in trial.points):
+            if health is not Health.OK:
+                self.reasons.append(f"What remains is {verdicts(trial, {health})}. {health.value}")
