@@ -26,6 +26,7 @@ class SampledModel:
         only: the trainable parameters that are sampled, by their first names; all if None.
         held: elements that are never sampled, since no gradient reaches them: by parameter, a mask that is False there.
         renamed: names in snapshots that stand for other ones here, as `in_real_parts` returns them.
+        order: of the parameters by their names in snapshots, in which noise is drawn; that of the module if empty.
 
     Attributes:
         module: the model.
@@ -53,6 +54,7 @@ class SampledModel:
         *,
         held: Mapping[str, Tensor] | None = None,
         renamed: Mapping[str, str] | None = None,
+        order: Sequence[str] = (),
     ) -> None:
         tensors = dict(named_tensors(module))
         if any(tensor.is_meta for tensor in tensors.values()):
@@ -67,6 +69,8 @@ class SampledModel:
                 f"Probe(model={type(module).__name__}(...)) has no parameters with requires_grad=True, so there is "
                 "nothing to sample. Give the model that is trained, with the parameters that are trained unfrozen."
             )
+        place = {(renamed or {}).get(name, name): number for number, name in enumerate(order)}
+        names.sort(key=lambda name: place.get(name, len(place)))
         self.names = [name for name in names if only is None or name in only]
         self.device = device or tensors[self.names[0]].device
         elsewhere = any(tensor.device != self.device for tensor in tensors.values())

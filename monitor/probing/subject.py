@@ -194,6 +194,7 @@ class Subject:
         self._in_single_precision(mine, low)
         by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: cast(Part, arguments.parts)}
         masks = {name: masks_of(mine, part) for name, part in by_name.items() if part is not None}
+        order = [name for name, _ in mine.named_parameters()]
         held, renamed = padding_rows(mine), in_real_parts(mine)
         held, *of_parts = (masks_in_real_parts(some, renamed) for some in (held, *masks.values()))
         masks = dict(zip(masks, of_parts, strict=True))
@@ -201,7 +202,7 @@ class Subject:
             device_type = (arguments.device or next(mine.parameters()).device).type
             loss = under_autocast(loss, device_type, arguments.autocast)
         only = set(masks[WHOLE]) if WHOLE in masks else None
-        self.loss = ModelLoss(SampledModel(mine, arguments.device, only, held=held, renamed=renamed), loss)
+        self.loss = ModelLoss(SampledModel(mine, arguments.device, only, held=held, renamed=renamed, order=order), loss)
         return Given(None if lazy else own, copied, renamed, copied.cast or bool(low)), masks
 
     def _materialise(self, model: nn.Module) -> None:
