@@ -91,6 +91,10 @@ class Subject:
         self._source = arguments.data
         self._batch_size = sampler.batch_size or cast(HeldData, self._source).size
         self._kept: dict[tuple[Any, ...], Batches] = {}
+        self._generators: list[Any] = []
+        if isinstance(self._source, HeldData):  # the first call makes the generator of many a collate function
+            with self._isolated(arguments.device or torch.device("cpu")):
+                self._source.rows(torch.arange(min(self._batch_size, self._source.size), device="cpu"))
         self._generators = generators_in(arguments.loss, self._source, arguments.model)
         generators = [Generator().manual_seed(chain_seed(0, number, Stream.MINIBATCHES)) for number in range(3)]
         with self._isolated(arguments.device or torch.device("cpu")):
