@@ -207,7 +207,7 @@ class Subject:
             loss = under_autocast(loss, device_type, arguments.autocast)
         only = set(masks[WHOLE]) if WHOLE in masks else None
         self.loss = ModelLoss(SampledModel(mine, arguments.device, only, held=held, renamed=renamed, order=order), loss)
-        return Given(None if lazy else own, copied, renamed, copied.cast or bool(low)), masks
+        return Given(None if lazy else own, copied, renamed, copied.rounded or bool(low)), masks
 
     def _materialise(self, model: nn.Module) -> None:
         """Have lazy layers take their shapes from a minibatch."""

@@ -79,6 +79,7 @@ class Detached(Weighted):
         return self.body.weight.detach()
 
 
+@pytest.mark.filterwarnings("ignore:The chains run one after another")
 @pytest.mark.parametrize("make", [StraightThrough, GradientHook, HalfDetached])
 def test_a_gradient_that_is_not_that_of_the_loss_is_said_with_its_parameter(make):
     with pytest.warns(PhasewatchWarning, match=r"gradient isn't that of the loss.*body\.weight"):
