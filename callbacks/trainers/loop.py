@@ -10,9 +10,11 @@ from torch import nn
 from phasewatch.callbacks.trainers.schedule import Budget, Schedule
 from phasewatch.callbacks.trainers.session import Options, Session
 from phasewatch.monitor.errors import PhasewatchError, in_words, real_number, say, warn
+from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.snapshots.averaging import RunningAverage
+from phasewatch.monitor.snapshots.repeats import Repeats
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
@@ -115,6 +117,8 @@ class PhaseMonitor:
         self._model = model
         self._at = at
         self._average = None if average is None else RunningAverage(average)
+        self._numbers = ChangedNumbers(probe.subject)
+        self._repeats = Repeats() if options.background else None  # a probe that measures here sees for itself
         self._first_step: int | None = None
         self._last_step: int | None = None
         self._jumped_over: list[int] = []
@@ -192,6 +196,9 @@ class PhaseMonitor:
             if step in self._taken:
                 return False
         self._taken.add(step)
+        self._numbers.see(self._model)
+        if self._repeats:
+            self._repeats.see(snapshot)
         self._session.take(snapshot)
         return True
 

@@ -56,8 +56,10 @@ def counted(probe, monkeypatch):
 
 
 def crash_after(steps, probe, **options):
-    with PhaseMonitor(make_model(5), probe, **options) as monitor:
+    model = make_model(5)
+    with PhaseMonitor(model, probe, **options) as monitor:
         for step in steps:
+            model.bias.data.add_(0.01)
             assert monitor(step)
         raise ZeroDivisionError
 
