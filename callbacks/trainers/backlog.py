@@ -17,7 +17,7 @@ DOUBTS_IN_A_ROW = 3
 """Points in a row with one verdict after which the sampler's setting is called in question."""
 
 OF_A_SETTING = frozenset(Health) - {Health.OK, Health.LOCALIZED, Health.NEGATIVE, Health.OFF_MINIMUM}
-"""Verdicts that another setting mends. A snapshot at no minimum, as early in training, is none of the setting's doing."""
+"""Verdicts that another setting mends. That a snapshot is at no minimum, as early in training, isn't one."""
 
 
 class Backlog:
@@ -120,7 +120,7 @@ class Backlog:
             self._told_of_setting = True
             warn(
                 f"{DOUBTS_IN_A_ROW} points in a row are {health.name}: {health.value} Training goes on, and its "
-                "snapshots are kept. calibrate(snapshots, probe) finds a setting of the sampler that suits the whole run."
+                "snapshots are kept. calibrate(snapshots, probe) finds a setting that suits the whole run."
             )
 
     def _record(self, point: Point) -> None:

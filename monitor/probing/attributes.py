@@ -37,8 +37,8 @@ class ChangedNumbers:
                 if self._matters(module, name, now):
                     warn(
                         f"{full} is {now:g} in the model that trains and {then:g} in the probe's. A snapshot holds "
-                        f"tensors alone, so every point is measured with {then:g}, live and in a replay. Keep the number "
-                        f"in a buffer, register_buffer({name!r}, torch.tensor(...)), to have it measured as it is."
+                        f"tensors alone, so every point is measured with {then:g}, live and in a replay. Keep the "
+                        f"number in a buffer, register_buffer({name!r}, torch.tensor(...)), to have it measured."
                     )
 
     def _matters(self, module: nn.Module, name: str, now: Any) -> bool:

@@ -1,6 +1,7 @@
 """Snapshots of different steps that hold the same weights, as of a model that nobody trains."""
 
 import zlib
+from typing import Any, cast
 
 import torch
 
@@ -37,12 +38,12 @@ class Repeats:
         found = 0
         for name in sorted(snapshot.tensors):
             content = snapshot.tensors[name].detach().contiguous().flatten().view(torch.uint8)
-            found = zlib.crc32(content.cpu().numpy(), zlib.crc32(name.encode(), found))
+            found = zlib.crc32(cast(Any, content.cpu().numpy()), zlib.crc32(name.encode(), found))
         step = self._steps.setdefault(found, snapshot.step)
         if step != snapshot.step:
             self._told = True
             warn(
                 f"The snapshots of steps {step} and {snapshot.step} hold the same weights, bit for bit. If the model "
-                "trains, another one is watched: a trainer may have built its own by model_init, or trains a copy. In a "
-                "published series, one of the two may be a copy of the other."
+                "trains, another one is watched: a trainer may have built its own by model_init, or trains a copy. In "
+                "a published series, one of the two may be a copy of the other."
             )

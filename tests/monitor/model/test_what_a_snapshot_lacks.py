@@ -30,8 +30,8 @@ def tensors(*, without, renamed=True):
 def test_what_is_frozen_or_constant_is_the_probes_own_and_said_once(renamed):
     model, expected = SampledModel(Adapted()), Adapted()
     with pytest.warns(PhasewatchWarning, match=r"lack base\.bias and 2 more .*leaves as it is") as told:
-        for step in (1, 2):
-            model.load(pw.Snapshot(step, tensors(without=("base", "scale"), renamed=renamed)))
+        model.load(pw.Snapshot(1, tensors(without=("base", "scale"), renamed=renamed)))
+    model.load(pw.Snapshot(2, tensors(without=("base", "scale"), renamed=renamed)))
     assert len(told) == 1
     assert torch.equal(model.module.base.weight, expected.base.weight)
     assert torch.equal(model.module.scale, expected.scale)
