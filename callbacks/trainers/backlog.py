@@ -4,6 +4,7 @@ import threading
 from contextlib import suppress
 
 from phasewatch.monitor.errors import in_words, warn
+from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.executor import Executor
 from phasewatch.monitor.runs.folder import RunFolder
@@ -11,6 +12,12 @@ from phasewatch.monitor.runs.plan import Plan
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Point
+
+DOUBTS_IN_A_ROW = 3
+"""Points in a row with one verdict after which the sampler's setting is called in question."""
+
+OF_A_SETTING = frozenset(Health) - {Health.OK, Health.LOCALIZED, Health.NEGATIVE, Health.OFF_MINIMUM}
+"""Verdicts that another setting mends. That a snapshot is at no minimum, as early in training, isn't one."""
 
 
 class Backlog:
@@ -48,6 +55,8 @@ class Backlog:
         self._waits = waits
         self._waiting: dict[int, Snapshot | None] = dict.fromkeys(sorted(set(folder.snapshots.steps) - folder.steps))
         self._spare: list[int] = []
+        self._verdicts: list[Health] = []
+        self._told_of_setting = False
         self._lock = threading.Lock()
 
     @property
@@ -102,7 +111,20 @@ class Backlog:
         except Exception as error:
             return error
 
+    def _warn_of_a_setting(self, health: Health) -> None:
+        """Say it once where points in a row have one verdict that the sampler's setting can mend."""
+        self._verdicts.append(health)
+        last = self._verdicts[-DOUBTS_IN_A_ROW:]
+        alike = last == [health] * DOUBTS_IN_A_ROW
+        if alike and health in OF_A_SETTING and not self._told_of_setting:
+            self._told_of_setting = True
+            warn(
+                f"{DOUBTS_IN_A_ROW} points in a row are {health.name}: {health.value} Training goes on, and its "
+                "snapshots are kept. calibrate(snapshots, probe) finds a setting that suits the whole run."
+            )
+
     def _record(self, point: Point) -> None:
+        self._warn_of_a_setting(point.llc.health)
         self._spare.append(point.step)
         if not self._recorder.record(point):
             return

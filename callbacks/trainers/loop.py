@@ -10,11 +10,17 @@ from torch import nn
 from phasewatch.callbacks.trainers.schedule import Budget, Schedule
 from phasewatch.callbacks.trainers.session import Options, Session
 from phasewatch.monitor.errors import PhasewatchError, in_words, real_number, say, warn
+from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.snapshots.averaging import RunningAverage
+from phasewatch.monitor.snapshots.repeats import Repeats
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Trajectory
+
+LONGEST_JUMP = 100_000
+"""Steps between two calls in which a schedule is asked for each step that was left out. Asking takes about 10 ms for as
+many; a longer jump, such as to a checkpoint, is taken as it is."""
 
 
 class PhaseMonitor:
@@ -28,7 +34,8 @@ class PhaseMonitor:
         model: the model in training.
         probe: measures its snapshots.
         run: the run's folder; made if it isn't there.
-        at: which steps: `every(100)`, `log_spaced(1, 50_000, num=80)`, `Budget(0.1, at=...)`, or any `step -> bool`.
+        at: which steps: `every(100)`, `log_spaced(1, 50_000, num=80)`, `Budget(0.1, at=...)`, or any `step -> bool`. A
+            due step that the counter jumps over is measured at the next call.
         sinks: told of each point and each transition; each in a thread of its own.
         measure: "inline" measures before the call returns. "background" measures in another process, so that the loop
             pays for copying the snapshot alone; the probe must have been made with a function that builds its model.
@@ -110,7 +117,11 @@ class PhaseMonitor:
         self._model = model
         self._at = at
         self._average = None if average is None else RunningAverage(average)
+        self._numbers = ChangedNumbers(probe.subject)
+        self._repeats = Repeats() if options.background else None  # a probe that measures here sees for itself
         self._first_step: int | None = None
+        self._last_step: int | None = None
+        self._jumped_over: list[int] = []
         self._taken: set[int] = set()
         self._warned: set[str] = set()
         self._closed = False
@@ -177,7 +188,7 @@ class PhaseMonitor:
             self._first_step = step
         if self._average:
             self._average.update(self._model, step)
-        if not self._at(step) or step in self._taken:
+        if not self._is_due(step) or step in self._taken:
             return False
         snapshot = (self._average.snapshot if self._average else Snapshot.of)(self._model, step)
         if not self._session.has_begun:
@@ -185,8 +196,21 @@ class PhaseMonitor:
             if step in self._taken:
                 return False
         self._taken.add(step)
+        self._numbers.see(self._model)
+        if self._repeats:
+            self._repeats.see(snapshot)
         self._session.take(snapshot)
         return True
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a snapshot is due at this step, or was at one that the counter jumped over since the last call."""
+        last, self._last_step = self._last_step, step
+        due = bool(self._at(step))
+        if last is None or not 1 < step - last <= LONGEST_JUMP:
+            return due
+        jumped = [passed for passed in range(last + 1, step) if self._at(passed)]
+        self._jumped_over += jumped
+        return due or bool(jumped)
 
     def _finish(self, measure_rest: bool) -> None:
         if self._first_step is not None and not self._session.has_begun:
@@ -194,6 +218,12 @@ class PhaseMonitor:
             older = f" The {count} points in {self.run} are older." if count else ""
             never = f"never fired from step {self._first_step} on; nothing was measured"
             warn(f"PhaseMonitor(at={self._at!r}) {never}.{older}")
+        if count := len(self._jumped_over):
+            some = ", ".join(map(str, self._jumped_over[:3])) + (f" and {count - 3} more" if count > 3 else "")
+            warn(
+                f"PhaseMonitor(at={self._at!r}) was due at steps that the counter jumped over ({some}). A snapshot was "
+                "taken at the next call instead, one for all that lay between two calls."
+            )
         self._session.finish(measure_rest=measure_rest)
 
     def _warn_once(self, kind: str, message: str) -> None:

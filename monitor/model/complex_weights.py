@@ -60,6 +60,3 @@ def masks_in_real_parts(masks: Mapping[str, Tensor], renamed: Mapping[str, str])
 class _Complex(nn.Module):
     def forward(self, real: Tensor) -> Tensor:
         return torch.view_as_complex(real)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        return torch.view_as_real(value).contiguous()

@@ -52,12 +52,12 @@ class Copied:
     Attributes:
         module: the copy, without the user's hooks.
         hooks: the user's forward hooks; which of them are part of the function is for their outputs to show.
-        cast: whether a wrapper that computes in mixed precision stayed behind.
+        rounded: whether a wrapper that computes in mixed precision stayed behind.
     """
 
     module: nn.Module
     hooks: list[Hook]
-    cast: bool
+    rounded: bool
 
 
 def own_copy(model: nn.Module) -> nn.Module:
@@ -118,13 +118,14 @@ def copy_of(model: nn.Module) -> Copied:
         ) from error
     for parameter in copied.parameters():
         parameter.grad = None
-    hooks, cast = [], False
+    hooks, rounded = [], False
     for module in copied.modules():
         hooks += _without_hooks_of_the_user(module)
-        cast |= _without_wrapper_of_accelerate(module)
+        rounded |= _without_wrapper_of_accelerate(module)
+        _uncompiled(module)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             _with_gradient_of_the_loss(module)
-    return Copied(copied, hooks, cast)
+    return Copied(copied, hooks, rounded)
 
 
 @contextmanager
@@ -186,6 +187,12 @@ def _without_wrapper_of_accelerate(module: nn.Module) -> bool:
         return False
     del module.forward, module._original_forward
     return True
+
+
+def _uncompiled(module: Any) -> None:
+    """Run a block that was compiled by itself as it was before, as a model that was compiled as a whole is."""
+    if type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        module.forward = module._orig_mod.__call__
 
 
 def _with_gradient_of_the_loss(module: nn.Embedding | nn.EmbeddingBag) -> None:

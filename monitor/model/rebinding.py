@@ -30,7 +30,7 @@ class Rebinding:
         self._functions = [
             part
             for part in parts_of((model,), through_globals=False)
-            if isinstance(part, types.FunctionType) and (part.__closure__ or _state_of(part))
+            if isinstance(part, types.FunctionType) and _holds_anything(part)
         ]
         for function in self._functions:
             if not hasattr(function, _COMPILED):
@@ -74,6 +74,10 @@ def _shell(function: types.FunctionType) -> types.FunctionType:
     new.__name__, new.__qualname__, new.__module__ = function.__name__, function.__qualname__, function.__module__
     new.__doc__ = function.__doc__
     return new
+
+
+def _holds_anything(function: types.FunctionType) -> bool:
+    return bool(function.__closure__ or function.__defaults__ or function.__kwdefaults__ or _state_of(function))
 
 
 def _state_of(function: types.FunctionType) -> Mapping[str, Any]:

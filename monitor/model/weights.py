@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import PhasewatchError, warn
-from phasewatch.monitor.snapshots.names import aliases_of, match_names, optional_buffers
+from phasewatch.monitor.snapshots.names import NameMatch, aliases_of, constants_of, match_names, optional_buffers
 from phasewatch.monitor.snapshots.snapshot import Snapshot, named_tensors
 
 Weights: TypeAlias = list[Tensor]
@@ -26,6 +26,7 @@ class SampledModel:
         only: the trainable parameters that are sampled, by their first names; all if None.
         held: elements that are never sampled, since no gradient reaches them: by parameter, a mask that is False there.
         renamed: names in snapshots that stand for other ones here, as `in_real_parts` returns them.
+        order: of the parameters by their names in snapshots, in which noise is drawn; that of the module if empty.
 
     Attributes:
         module: the model.
@@ -53,6 +54,7 @@ class SampledModel:
         *,
         held: Mapping[str, Tensor] | None = None,
         renamed: Mapping[str, str] | None = None,
+        order: Sequence[str] = (),
     ) -> None:
         tensors = dict(named_tensors(module))
         if any(tensor.is_meta for tensor in tensors.values()):
@@ -67,6 +69,9 @@ class SampledModel:
                 f"Probe(model={type(module).__name__}(...)) has no parameters with requires_grad=True, so there is "
                 "nothing to sample. Give the model that is trained, with the parameters that are trained unfrozen."
             )
+        constants = constants_of(module)
+        place = {(renamed or {}).get(name, name): number for number, name in enumerate(order)}
+        names.sort(key=lambda name: place.get(name, len(place)))
         self.names = [name for name in names if only is None or name in only]
         self.device = device or tensors[self.names[0]].device
         elsewhere = any(tensor.device != self.device for tensor in tensors.values())
@@ -81,7 +86,8 @@ class SampledModel:
         self._aliases = aliases_of(self.module) | dict(renamed or {})
         self._held = dict(held or {})
         self._optional = {name: self._tensors[name].clone() for name in optional_buffers(self.module)}
-        self._told_left_out = False
+        self._constants = constants
+        self._told: set[str] = set()
 
     @property
     def size(self) -> int:
@@ -146,10 +152,9 @@ class SampledModel:
         Raises:
             PhasewatchError: if a tensor is missing or has another shape.
         """
-        match = match_names(snapshot.tensors.keys(), self._aliases, self._optional, step=snapshot.step)
-        if match.left_out and not self._told_left_out:
-            self._told_left_out = True
-            warn(f"{match.left_out[0]} of the snapshots is not in the probe's model and is left out.")
+        match = self._match(snapshot)
+        if match.left_out:
+            self._tell_once(f"{match.left_out[0]} of the snapshots is not in the probe's model and is left out.")
         found = self._optional | {own: snapshot.tensors[saved] for own, saved in match.names.items()}
         for name, tensor in list(found.items()):
             own = self._tensors[name]
@@ -163,6 +168,31 @@ class SampledModel:
         for name, tensor in found.items():
             self._tensors[name].copy_(tensor)
         self.module.eval()
+
+    def _match(self, snapshot: Snapshot) -> NameMatch:
+        """Names of the snapshot; what training leaves as it is may be missing, and is then the probe's own."""
+        saved, step = snapshot.tensors.keys(), snapshot.step
+        try:
+            return match_names(saved, self._aliases, self._optional, step=step)
+        except PhasewatchError:
+            try:
+                match = match_names(saved, self._aliases, self._constants | self._optional.keys(), step=step)
+            except PhasewatchError:
+                match = None
+            if match is None:
+                raise
+        lacking = sorted(self._constants - self._optional.keys() - match.names.keys())
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        self._tell_once(
+            f"The snapshots lack {lacking[0]}{more} of the probe's model, which training leaves as it is. The probe's "
+            "own values are used."
+        )
+        return match
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            warn(message)
 
 
 def _dense(grad: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""What a user's model, loss or data gets wrong, found when a probe is made, in 20 passes at most."""
+"""What a user's model, loss or data gets wrong, found as a probe is made.
+
+It takes at most 20 passes, and is silent if all is well.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -18,6 +18,7 @@ from phasewatch.monitor.model.weights import Weights
 from phasewatch.monitor.probing.subject import WHOLE, Arguments, Metric, Parts, Subject
 from phasewatch.monitor.sampling.chains import Chains, run_chains
 from phasewatch.monitor.sampling.settings import Langevin, Sampler
+from phasewatch.monitor.snapshots.repeats import Repeats
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Point
 
@@ -115,6 +116,7 @@ class Probe:
         self.subject = Subject(self._arguments)
         self.subject.hold_random_state_of(self.metrics)
         self._failed_metrics: set[str] = set()
+        self._repeats = Repeats()
 
     @property
     def sampler(self) -> Sampler:
@@ -185,6 +187,7 @@ class Probe:
                 return [self(snapshot) for snapshot in snapshots]
         losses, metrics, anchors = [], [], []
         for snapshot in snapshots:
+            self._repeats.see(snapshot)
             with subject.measuring():
                 model.load(snapshot)
                 with torch.no_grad():

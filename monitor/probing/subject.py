@@ -91,6 +91,10 @@ class Subject:
         self._source = arguments.data
         self._batch_size = sampler.batch_size or cast(HeldData, self._source).size
         self._kept: dict[tuple[Any, ...], Batches] = {}
+        self._generators: list[Any] = []
+        if isinstance(self._source, HeldData):  # the first call makes the generator of many a collate function
+            with self._isolated(arguments.device or torch.device("cpu")):
+                self._source.rows(torch.arange(min(self._batch_size, self._source.size), device="cpu"))
         self._generators = generators_in(arguments.loss, self._source, arguments.model)
         generators = [Generator().manual_seed(chain_seed(0, number, Stream.MINIBATCHES)) for number in range(3)]
         with self._isolated(arguments.device or torch.device("cpu")):
@@ -194,6 +198,7 @@ class Subject:
         self._in_single_precision(mine, low)
         by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: cast(Part, arguments.parts)}
         masks = {name: masks_of(mine, part) for name, part in by_name.items() if part is not None}
+        order = [name for name, _ in mine.named_parameters()]
         held, renamed = padding_rows(mine), in_real_parts(mine)
         held, *of_parts = (masks_in_real_parts(some, renamed) for some in (held, *masks.values()))
         masks = dict(zip(masks, of_parts, strict=True))
@@ -201,8 +206,8 @@ class Subject:
             device_type = (arguments.device or next(mine.parameters()).device).type
             loss = under_autocast(loss, device_type, arguments.autocast)
         only = set(masks[WHOLE]) if WHOLE in masks else None
-        self.loss = ModelLoss(SampledModel(mine, arguments.device, only, held=held, renamed=renamed), loss)
-        return Given(None if lazy else own, copied, renamed, copied.cast or bool(low)), masks
+        self.loss = ModelLoss(SampledModel(mine, arguments.device, only, held=held, renamed=renamed, order=order), loss)
+        return Given(None if lazy else own, copied, renamed, copied.rounded or bool(low)), masks
 
     def _materialise(self, model: nn.Module) -> None:
         """Have lazy layers take their shapes from a minibatch."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from phasewatch.monitor.errors import PhasewatchError
 
@@ -105,13 +106,31 @@ def optional_buffers(model: nn.Module) -> set[str]:
     return {name for name, buffer in model.named_buffers() if id(buffer) in hidden}
 
 
+def constants_of(model: nn.Module) -> set[str]:
+    """The first names of what training leaves as it is: frozen parameters, and buffers but for running statistics.
+
+    Args:
+        model: any module.
+    """
+    running = {
+        id(buffer) for module in model.modules() if isinstance(module, _NormBase) for buffer in module._buffers.values()
+    }
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    buffers = model.named_buffers()
+    return frozen | {name for name, b in buffers if id(b) not in running and "parametrizations" not in name}
+
+
 def strip_wrappers(name: str) -> str:
     """A tensor's name without the parts that wrappers of modules insert, wherever they stand.
+
+    The name that PEFT gives an adapter unless told otherwise is left out as well, since its files leave it out.
 
     Args:
         name: such as `blocks.0._orig_mod.weight`.
     """
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    adapter = [i for i, part in enumerate(parts) if part == "default" and i and parts[i - 1].startswith("lora_")]
+    return ".".join(part for i, part in enumerate(parts) if i not in adapter)
 
 
 def _bare(saved: Iterable[str]) -> dict[str, str]:

@@ -12,7 +12,14 @@ from phasewatch.monitor.snapshots.formats.safetensors import SafetensorsFile
 from phasewatch.monitor.snapshots.formats.torch_files import TorchFile, is_step
 from phasewatch.monitor.snapshots.steps import step_in_name
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
 """The files that may hold the weights; the first one that is there is read."""
 
 TRAINER_STATE = "trainer_state.json"

@@ -56,8 +56,10 @@ def counted(probe, monkeypatch):
 
 
 def crash_after(steps, probe, **options):
-    with PhaseMonitor(make_model(5), probe, **options) as monitor:
+    model = make_model(5)
+    with PhaseMonitor(model, probe, **options) as monitor:
         for step in steps:
+            model.bias.data.add_(0.01)
             assert monitor(step)
         raise ZeroDivisionError
 
@@ -547,3 +549,30 @@ def test_another_training_that_joins_midway_is_told_so(tmp_path):
     with one_warning(r"The weights at step 4 are not those that .*run holds of that step"):
         monitor(4)
     monitor.close()
+
+
+@pytest.mark.parametrize(
+    ("at", "calls", "taken", "jumped"),
+    [
+        (every(100), range(64, 400, 64), [128, 256, 320], "100, 200, 300"),  # a loop that counts samples
+        (log_spaced(1, 1000, num=4), range(1, 1003, 2), [1, 11, 101, 1001], "10, 100, 1000"),
+        (lambda step: step % 5 == 0, [4, 7, 8, 21], [7, 21], "5, 10, 15 and 1 more"),
+        (every(10), [95, 10, 20], [10, 20], None),  # begun anew from a checkpoint
+    ],
+    ids=["samples", "two optimizers", "function", "back"],
+)
+def test_a_due_step_that_the_counter_jumps_over_is_measured_at_the_next_call(path, probe, at, calls, taken, jumped):
+    model = make_model()
+    monitor = PhaseMonitor(model, probe, run=path, at=at)
+    found = []
+    for step in calls:
+        with torch.no_grad():
+            model.weight.add_(0.01)
+        if monitor(step):
+            found.append(step)
+    assert found == taken
+    if jumped is None:
+        monitor.close()
+    else:
+        with one_warning(rf"jumped over \({jumped}\)"):
+            monitor.close()

@@ -1,0 +1,259 @@
+"""What a user's model, loss or data gets wrong is said when the probe is made, and nothing where all is well."""
+
+import functools
+import time
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import phasewatch as pw
+from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+
+SAMPLER = pw.SGLD(step_size=1e-4, nbeta=20.0, chains=2, draws=4, burn_in=2, batch_size=16)
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+
+def loss(model, x):
+    return (model(x) - 0.5).square().mean()
+
+
+def probe(model, loss=loss, data=X, **more):
+    return pw.Probe(model, loss, data, sampler=SAMPLER, threads=1, **more)
+
+
+class Weighted(nn.Module):
+    """A linear model of which a subclass spoils the weights' gradient or keeps something made from them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(F.linear(x, self.weight()).tanh())
+
+    def weight(self):
+        return self.body.weight
+
+
+class StraightThrough(Weighted):
+    def weight(self):
+        w = self.body.weight
+        return w + (w.square() - w).detach()
+
+
+class GradientHook(Weighted):
+    def weight(self):
+        w = 1.0 * self.body.weight
+        if w.requires_grad:
+            w.register_hook(lambda grad: 3 * grad)
+        return w
+
+
+class HalfDetached(Weighted):
+    def weight(self):
+        return self.body.weight * self.body.weight.detach()
+
+
+class Cached(Weighted):
+    @functools.cache  # noqa: B019
+    def weight(self):
+        return self.body.weight.exp()
+
+
+class CachedInAttribute(Weighted):
+    made = None
+
+    def weight(self):
+        if self.made is None:
+            self.made = self.body.weight.exp()
+        return self.made
+
+
+class Detached(Weighted):
+    def weight(self):
+        return self.body.weight.detach()
+
+
+@pytest.mark.filterwarnings("ignore:The chains run one after another")
+@pytest.mark.parametrize("make", [StraightThrough, GradientHook, HalfDetached])
+def test_a_gradient_that_is_not_that_of_the_loss_is_said_with_its_parameter(make):
+    with pytest.warns(PhasewatchWarning, match=r"gradient isn't that of the loss.*body\.weight"):
+        probe(make())
+
+
+@pytest.mark.parametrize("make", [Cached, CachedInAttribute])
+def test_something_kept_between_calls_is_refused(make):
+    with pytest.raises(PhasewatchError, match=r"no longer depends on body\.weight.*functools\.cache"):
+        probe(make())
+
+
+def test_something_kept_by_the_model_that_trains_is_refused():
+    model = CachedInAttribute()
+    model(X)
+    with pytest.raises(PhasewatchError, match=r"in your model the loss depends on body\.weight"):
+        probe(model)
+
+
+def test_what_no_gradient_reaches_is_held_fast():
+    with pytest.warns(PhasewatchWarning, match=r"depends on body\.weight.*held fast"):
+        made = probe(Detached())
+    assert made.subject.model.names == ["body.bias", "head.weight", "head.bias"]
+
+
+class Padding(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(6, 3, **options)
+
+    def forward(self, tokens):
+        return self.embed(tokens).mean((1, 2))
+
+
+TOKENS = torch.randint(0, 6, (64, 5), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding_idx": 0}, {"scale_grad_by_freq": True}, {"sparse": True}, {"max_norm": 0.5}], ids=str
+)
+def test_embeddings_have_the_gradient_of_their_loss(options):
+    """And nothing is said; what `max_norm` does is a part of the function, not a change to the chains' weights."""
+    model = Padding(**options)
+    made = probe(model, data=TOKENS, eval_batch=TOKENS)
+    before = model.embed.weight.detach().clone()
+    point = made(pw.Snapshot.of(model, 1))
+    assert torch.equal(model.embed.weight, before)
+    assert made.subject.loss.vectorised
+    assert point.loss == pytest.approx(loss(model.eval(), TOKENS).item(), rel=1e-6)
+    made.subject.loss.vectorised = False
+    assert made(pw.Snapshot.of(Padding(**options), 1)).llc.value == pytest.approx(point.llc.value, rel=1e-3)
+
+
+def test_a_padding_row_stays_where_it_is():
+    made = probe(Padding(padding_idx=0), data=TOKENS)
+    (mask,) = made.subject.model.mask(None)
+    assert mask.all(1).tolist() == [False, True, True, True, True, True]
+
+
+def test_hooks_that_count_are_kept_and_others_are_not():
+    def model():
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        made[1].register_forward_hook(lambda module, inputs, output: 3 * output)
+        made[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+        made[2].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        return made
+
+    seen = []
+    mine = model()
+    made = probe(mine, eval_batch=X)
+    copied = made.subject.model.module
+    assert [len(copied[i]._forward_hooks) for i in range(3)] == [0, 1, 0]
+    assert len(copied[0]._forward_pre_hooks) == 1
+    assert made(pw.Snapshot.of(mine, 0)).loss == pytest.approx(loss(mine, X).item(), rel=1e-6)
+    assert len(seen) == 1  # ours just now
+    assert probe(model, eval_batch=X)(pw.Snapshot.of(mine, 0)) == made(pw.Snapshot.of(mine, 0))
+
+
+def test_a_function_that_belongs_to_the_original_is_bound_to_the_copy():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    inner = model[1].forward
+    model[1].forward = lambda x: 2 * inner(x)
+    model[0].scale = lambda x: x * model[0].weight.mean()
+    made = probe(model)
+    assert made.subject.model.module[1].forward.__closure__[0].cell_contents.__self__ is made.subject.model.module[1]
+
+
+class Elsewhere:
+    """Holds a model where no copy reaches."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __call__(self, x):
+        return self.model.running_mean + x
+
+
+def test_a_copy_that_reads_the_original_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model[0].extra = Elsewhere(model[1])
+    with pytest.raises(PhasewatchError, match=r"copy reads 1\.running_mean of the model that it was copied from"):
+        probe(model, lambda model, x: model(model[0].extra(x)).square().mean())
+
+
+def test_a_copy_with_another_loss_is_said():
+    class Counting(nn.Linear):
+        def __deepcopy__(self, memo):
+            return nn.Linear(4, 1)
+
+    with pytest.warns(PhasewatchWarning, match=r"copy of the model has a loss of .* where your model has"):
+        probe(Counting(4, 1))
+
+
+def test_a_loss_that_needs_more_arguments_is_a_sentence():
+    with pytest.raises(PhasewatchError, match=r"needs\(model, batch\) failed .*missing 1 required"):
+        probe(nn.Linear(4, 1), needs)
+
+
+def needs(model, batch, *, scale):
+    return scale * loss(model, batch)
+
+
+@pytest.mark.parametrize("output", [lambda v: (v, X), lambda v: {"loss": v, "logits": X}], ids=["tuple", "mapping"])
+def test_a_loss_among_other_outputs_is_taken(output):
+    expected = probe(Weighted())(pw.Snapshot.of(Weighted(), 0))
+    found = probe(Weighted(), lambda model, x: output(loss(model, x)))(pw.Snapshot.of(Weighted(), 0))
+    assert found == expected
+
+
+class Masking:
+    """Hides numbers at random, by a generator that is made at the first call, as transformers' collator does."""
+
+    generator = None
+
+    def __call__(self, samples):
+        if self.generator is None:
+            self.generator = torch.Generator().manual_seed(7)
+        clean = torch.stack(samples)
+        return clean * (torch.rand(clean.shape, generator=self.generator) > 0.3)
+
+
+def test_a_collator_with_a_generator_is_left_alone_and_one_drawing_is_kept(tmp_path):
+    collate = Masking()
+    with pytest.warns(PhasewatchWarning, match="One drawing of each minibatch is kept"):
+        made = probe(Weighted(), data=DataLoader(list(X), batch_size=16, collate_fn=collate))
+    assert collate.generator is None
+    assert made(pw.Snapshot.of(Weighted(), 0)) == made(pw.Snapshot.of(Weighted(), 0))
+    used = Masking()
+    used(list(X))
+    with pytest.warns(PhasewatchWarning, match="One drawing of each minibatch is kept"):
+        again = probe(Weighted(), data=DataLoader(list(X), batch_size=16, collate_fn=used))
+    assert again.settings == made.settings
+    assert again(pw.Snapshot.of(Weighted(), 0)) == made(pw.Snapshot.of(Weighted(), 0))
+
+
+def test_it_costs_at_most_20_passes_and_a_second():
+    passes = []
+
+    def counted(model, x):
+        passes.append(1)
+        return loss(model, x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = Weighted()
+        begun = time.perf_counter()
+        made = probe(model, counted)
+        seconds = time.perf_counter() - begun
+    of_the_path = 2 * 3 + 1  # two rows by each path, and the bytes of one
+    assert len(passes) <= 20 + of_the_path
+    assert seconds < 5  # about 0.1 on an idle machine
+    assert made.subject.loss.vectorised
