@@ -90,7 +90,7 @@ def local_bends(curvature: np.ndarray) -> np.ndarray:
     Returns:
         Relative sizes with a geometric mean of 1, shape (knot,).
     """
-    squares = curvature**2
+    squares = np.ldexp(curvature, -np.frexp(np.abs(curvature).max())[1]) ** 2  # their sizes may have any unit
     around = _local_mean(squares, reach=max(2, len(squares) // 20), prior=0.0, counts=0)
     size = np.sqrt(around + LEAST_BEND**2 * around.mean() + ROUNDING**2)
     return size / np.exp(np.mean(np.log(size)))

@@ -82,14 +82,14 @@ def log_steps(steps: np.ndarray) -> np.ndarray:
         steps: training steps, shape (point,), strictly increasing, not negative.
 
     Returns:
-        Positions, shape (point,), increasing; relative to the first positive step where logarithms can't tell steps
-        apart.
+        Positions, shape (point,), increasing; from 0 to 1 where logarithms can't tell steps apart.
     """
     steps = np.asarray(steps)
     later = steps[steps > 0]
     positive = np.log(later)
     if (np.diff(positive) <= 0).any():  # time stamps, whose neighbours differ only relative to the first of them
-        positive = np.log1p((later - later[0]) / later[0])
+        relative = np.log1p((later - later[0]) / later[0])
+        positive = relative / relative[-1]
     if len(positive) == len(steps):
         return positive
     if len(positive) == 0:
