@@ -7,15 +7,18 @@ A process is started anew rather than forked, and never runs the caller's main m
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import IO
 
 import cloudpickle
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import PhasewatchError, say
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.executor import Result
 from phasewatch.monitor.runs.worker import read_frame, write_frame
@@ -26,6 +29,16 @@ _START = (
     "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
     "from phasewatch.monitor.runs.worker import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
+
+HANG_SECONDS = 120.0
+"""A measuring process that neither answers nor uses its processor for so many seconds is ended. A measurement may take
+days, but none of it waits for two minutes, except for a disk or a network that is gone."""
+
+START_SECONDS = 600.0
+"""The same before it is first heard of: Python and torch may come from a slow disk."""
+
+END_SECONDS = 5.0
+"""Seconds that a killed process has to end. The system ends it in milliseconds, unless it waits for a dead disk."""
 
 
 class WorkerDied(RuntimeError):
@@ -151,6 +164,9 @@ class Processes:
 class Worker:
     """A process that measures one snapshot at a time.
 
+    It has a process group of its own, so that what its loss or data fork ends with it. Pipes are served by threads, so
+    that no caller waits for a process that is stopped.
+
     Args:
         package: what `packed` made.
         nice: how far the process steps back behind others on the same processor, 0 to 19.
@@ -163,11 +179,20 @@ class Worker:
             [sys.executable, "-P", "-c", _START, path, str(os.getpid()), str(nice)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            process_group=0 if os.name == "posix" else None,
         )
         assert self._process.stdin
         assert self._process.stdout
-        self._in, self._out = self._process.stdin, self._process.stdout
-        self._unsent: bytes | None = package
+        self._to_send: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._has_begun = False
+        self._threads = [
+            threading.Thread(target=target, args=(pipe,), name=f"phasewatch-pipe-{self._process.pid}", daemon=True)
+            for target, pipe in ((self._send, self._process.stdin), (self._receive, self._process.stdout))
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._to_send.put(package)
 
     def measure(self, step: int) -> Point:
         """Measure the snapshot of a step.
@@ -180,34 +205,65 @@ class Worker:
 
         Raises:
             PhasewatchError: if the snapshot can't be measured.
-            WorkerDied: if the process ends first.
+            WorkerDied: if the process ends first, or hangs.
         """
-        try:
-            if self._unsent is not None:
-                write_frame(self._in, self._unsent)
-                self._unsent = None
-            write_frame(self._in, json.dumps(step).encode())
-        except (BrokenPipeError, ValueError):  # reading tells how it ended
-            pass
-        try:
-            frame = read_frame(self._out)
-        except (EOFError, ValueError):  # ValueError: stopped by another thread, which closed the pipe
-            raise WorkerDied(f"the measuring process ended with status {self._process.wait()}") from None
+        self._to_send.put(json.dumps(step).encode())
+        frame = b""
+        while not frame:  # an empty frame says that it is at work
+            limit = HANG_SECONDS if self._has_begun else START_SECONDS
+            try:
+                frame = self._received.get(timeout=limit)
+            except queue.Empty:
+                self.kill()
+                raise WorkerDied(
+                    f"the measuring process has done nothing for {limit:g} seconds and was ended: it was stopped, or "
+                    "waits for a disk or a network that doesn't answer"
+                ) from None
+            if frame is None:
+                raise WorkerDied(f"the measuring process ended with status {self._ended()}")
+            self._has_begun = True
         answer = json.loads(frame)
         if "error" in answer:
             raise PhasewatchError(answer["error"])
         return Point.from_json(answer["point"])
 
     def kill(self) -> None:
-        """End the process at once, whatever it is doing; a `measure` in another thread raises `WorkerDied`."""
+        """End the process and what it has forked at once; a `measure` in another thread raises `WorkerDied`."""
+        try:
+            if os.name == "posix":
+                os.killpg(self._process.pid, signal.SIGKILL)
+        except OSError:
+            pass
         self._process.kill()
+        self._received.put(None)
 
     def stop(self) -> None:
         """End the process at once, and let go of it."""
         self.kill()
-        self._process.wait()
-        for pipe in (self._in, self._out):
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                pass
+        self._to_send.put(None)
+        if self._ended() is None:
+            say(
+                f"the measuring process {self._process.pid} was killed and hasn't ended after {END_SECONDS:g} seconds, "
+                "since it waits for a disk; it ends when the disk answers"
+            )
+            return
+        for thread in self._threads:
+            thread.join(END_SECONDS)
+
+    def _ended(self) -> int | None:
+        """The status that the process ended with; None if a killed one can't end."""
+        try:
+            return self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _send(self, pipe: IO[bytes]) -> None:
+        with suppress(OSError), pipe:  # reading tells how it ended
+            while (frame := self._to_send.get()) is not None:
+                write_frame(pipe, frame)
+
+    def _receive(self, pipe: IO[bytes]) -> None:
+        with suppress(EOFError, OSError), pipe:
+            while True:
+                self._received.put(read_frame(pipe))
+        self._received.put(None)

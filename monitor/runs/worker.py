@@ -8,6 +8,7 @@ import io
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -21,6 +22,13 @@ from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_wor
 PARENT_POLL_SECONDS = 1.0
 """Seconds between looks whether the process that started this one still runs: how long an orphan may live."""
 
+BEAT_SECONDS = 5.0
+"""Seconds between the empty frames by which a process that is at work says so."""
+
+BEAT_WORK = 0.005
+"""Processor seconds between two beats from which a process counts as being at work: the beat itself takes a
+hundredth."""
+
 
 def serve(parent: int, nice: int) -> None:
     """Answer steps with points until the parent is gone.
@@ -30,12 +38,13 @@ def serve(parent: int, nice: int) -> None:
         nice: how far to step back behind other processes, 0 to 19.
     """
     os.nice(nice) if hasattr(os, "nice") else None
-    out = os.fdopen(os.dup(1), "wb")
+    out = _Answers(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what the user's loss prints is no answer
     frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, frames), daemon=True).start()
     # The pipe alone doesn't tell: a process that the parent forked holds its other end open.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_beat, args=(out,), daemon=True).start()
     package = frames.get()
     probe, series, failure = None, None, None
     with warnings.catch_warnings():
@@ -53,7 +62,29 @@ def serve(parent: int, nice: int) -> None:
             answer = {"point": probe(series.load(step)).as_json()}
         except Exception as error:
             answer = {"error": in_words(error)}
-        write_frame(out, json.dumps(answer).encode())
+        out.send(json.dumps(answer).encode())
+
+
+class _Answers:
+    """The way back to the parent, for two threads."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def send(self, frame: bytes) -> None:
+        with self._lock:
+            write_frame(self._stream, frame)
+
+
+def _beat(out: _Answers) -> None:
+    """Send an empty frame now, and then as long as the process uses its processor."""
+    used = -1.0
+    while True:
+        if (now := time.process_time()) - used > BEAT_WORK:
+            out.send(b"")
+        used = now
+        time.sleep(BEAT_SECONDS)
 
 
 def write_frame(stream: IO[bytes], frame: bytes) -> None:
@@ -74,6 +105,13 @@ def read_frame(stream: IO[bytes]) -> bytes:
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_SECONDS)
+    _end()
+
+
+def _end() -> None:
+    """End this process and what it has forked, such as the workers of a data loader."""
+    if os.name == "posix" and os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 
 
@@ -83,7 +121,7 @@ def _receive(stream: IO[bytes], frames: "queue.SimpleQueue[bytes]") -> None:
         while True:
             frames.put(read_frame(stream))
     except EOFError:
-        os._exit(1)
+        _end()
 
 
 def _read_exactly(stream: IO[bytes], size: int) -> bytes:

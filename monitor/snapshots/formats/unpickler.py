@@ -259,17 +259,18 @@ class Unpickler(_PythonUnpickler):
         _few(self.stack[-2])
         super().load_newobj_ex()
 
-    for _opcode, _load in (
-        (pickle.SETITEM, load_setitem),
-        (pickle.SETITEMS, load_setitems),
-        (pickle.DICT, load_dict),
-        (pickle.ADDITEMS, load_additems),
-        (pickle.FROZENSET, load_frozenset),
-        (pickle.REDUCE, load_reduce),
-        (pickle.NEWOBJ, load_newobj),
-        (pickle.NEWOBJ_EX, load_newobj_ex),
-    ):
-        dispatch[_opcode[0]] = _load
+
+for _opcode, _load in (
+    (pickle.SETITEM, Unpickler.load_setitem),
+    (pickle.SETITEMS, Unpickler.load_setitems),
+    (pickle.DICT, Unpickler.load_dict),
+    (pickle.ADDITEMS, Unpickler.load_additems),
+    (pickle.FROZENSET, Unpickler.load_frozenset),
+    (pickle.REDUCE, Unpickler.load_reduce),
+    (pickle.NEWOBJ, Unpickler.load_newobj),
+    (pickle.NEWOBJ_EX, Unpickler.load_newobj_ex),
+):
+    Unpickler.dispatch[_opcode[0]] = _load
 
 
 class _Bounded:

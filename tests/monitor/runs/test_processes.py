@@ -1,6 +1,7 @@
 import gc
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_a_worker_answers_and_outlives_what_it_cant_measure(series):
     worker = Worker(packed(probe, series))
     try:
         assert worker.measure(3) == probe(series.load(3))
-        with pytest.raises(PhasewatchError, match=r"step-00000009\.safetensors can't be read"):
+        with pytest.raises(PhasewatchError, match=r"step-00000009\.safetensors is no longer there"):
             worker.measure(9)
         series.save(pw.Snapshot(5, {"x": torch.ones(1)}))
         with pytest.raises(PhasewatchError, match="The snapshot of step 5 lacks"):
@@ -281,3 +282,66 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, bus
         assert alive(pid)
         parent.send_signal(signal.SIGKILL)
         assert gone([pid], 5)
+
+
+@reads_proc
+def test_a_worker_that_is_stopped_is_ended_with_a_sentence(series, started, monkeypatch):
+    executor = Processes(packed(probe_of(), series))
+    assert [step for step, point in executor.measure([1]) if isinstance(point, pw.Point)] == [1]
+    os.kill(started[0], signal.SIGSTOP)
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "HANG_SECONDS", 2.0)
+        [(step, result)] = executor.measure([2])
+    assert step == 2
+    assert isinstance(result, WorkerDied)
+    assert re.search(r"has done nothing for 2 seconds and was ended: it was stopped", str(result))
+    assert time.monotonic() - began < 10
+    assert gone(started, 5)
+    [(step, result)] = executor.measure([3])
+    assert isinstance(result, pw.Point)
+    executor.close()
+    assert gone(started, 5)
+
+
+@reads_proc
+def test_a_stopped_worker_is_let_go_of_at_once_when_the_executor_is_closed(series, started):
+    executor = Processes(packed(probe_of(), series))
+    list(executor.measure([1]))
+    os.kill(started[0], signal.SIGSTOP)
+    began = time.monotonic()
+    executor.close()
+    assert time.monotonic() - began < 3
+    assert gone(started, 1)
+
+
+def forks(model, batch):
+    """A loss that leaves a process behind, which holds every pipe."""
+    if sys.argv[0] == "-c" and not FORKED:  # in a worker alone
+        FORKED.append(os.fork())
+        if FORKED[0] == 0:
+            time.sleep(60)
+            os._exit(0)
+    return classify(model, batch)
+
+
+FORKED: list[int] = []
+
+
+@reads_proc
+def test_what_a_loss_forks_ends_with_its_worker(series, started):
+    executor = Processes(packed(pw.Probe(Perceptron, forks, labelled(), sampler=SAMPLER), series))
+    list(executor.measure([1]))
+    members = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if group_of(pid) == started[0]]
+    assert len(members) > 1
+    began = time.monotonic()
+    executor.close()
+    assert time.monotonic() - began < 5
+    assert gone(members, 5)
+
+
+def group_of(pid):
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
