@@ -17,6 +17,7 @@ from phasewatch.callbacks.trainers.schedule import every
 from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.runs import folder as run_folder
 from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Point
@@ -155,3 +156,11 @@ def lines(folder):
     path = Path(folder) / "points.jsonl"
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]
+
+
+@contextmanager
+def no_room():
+    """A disk that is full for points.jsonl."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "open_append", lambda _: open("/dev/full", "ab"))
+        yield

@@ -20,7 +20,7 @@ Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 LARGEST_VECTORISED_ROW = 8 * 2**20
 """On a CPU, chains that take more than this many bytes each run one after another: they then stay in its caches."""
 
-LARGEST_SHARE_OF_A_GPU = 1 / 16
+LARGEST_SHARE_OF_A_GPU = 1 / 32
 """On a GPU, chains that take more than this share of its memory each run one after another: one keeps it busy."""
 
 AS_NEAR = 1.5

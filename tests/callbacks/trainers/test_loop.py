@@ -3,12 +3,13 @@ import json
 import os
 import threading
 import warnings
+from contextlib import ExitStack
 
 import cloudpickle
 import numpy as np
 import pytest
 import torch
-from tiny_run import Told, lines, loss, make_data, make_model, make_probe, one_warning, train, wait_for
+from tiny_run import Told, lines, loss, make_data, make_model, make_probe, no_room, one_warning, train, wait_for
 from torch import nn
 
 from phasewatch.callbacks.trainers import session
@@ -403,17 +404,15 @@ def test_a_disk_that_is_full_for_a_while_costs_one_warning_and_no_point(path, pr
     undisturbed = path.with_name("undisturbed")
     train(undisturbed, probe=probe)
     model = make_model()
-    real, points, told = path / "elsewhere", path / "points.jsonl", Told()
+    told, full_disk = Told(), ExitStack()
 
     def at(step):
         if step == 4:
-            points.rename(real)
-            points.symlink_to("/dev/full")
+            full_disk.enter_context(no_room())
             monkeypatch.setattr(snapshot_folder, "save_file", full)
             monkeypatch.setattr(RunFolder, "write_transitions", real_write_transitions)
         if step == 10:
-            points.unlink()
-            real.rename(points)
+            full_disk.close()
             monkeypatch.undo()
             monkeypatch.setattr(session, "write_report", lambda run: None)
         return step % 2 == 0

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from processes import environment
 from safetensors import SafetensorError
-from tiny_run import a_point, a_snapshot, lines, one_warning
+from tiny_run import a_point, a_snapshot, lines, no_room, one_warning
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs import folder as run_folder
@@ -235,14 +234,6 @@ def test_a_disk_that_is_full_from_the_start_is_refused_and_the_lock_let_go(path,
 
 def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@contextmanager
-def no_room():
-    """A disk that is full for points.jsonl."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "open_append", lambda _: open("/dev/full", "ab"))
-        yield
 
 
 def test_on_a_full_disk_points_wait_in_memory_and_are_written_when_they_can(folder, path):

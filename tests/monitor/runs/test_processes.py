@@ -128,7 +128,7 @@ def test_a_background_monitor_goes_on_when_its_worker_dies(tmp_path):
 
     def train():
         with pw.PhaseMonitor(model, probe, run=tmp_path / "run", at=pw.every(1), measure="background") as monitor:
-            for step in (1, 2, 4):
+            for step in (1, 2, 3):
                 with torch.no_grad():
                     model.norm.bias.fill_(step)
                 monitor(step)
@@ -136,7 +136,7 @@ def test_a_background_monitor_goes_on_when_its_worker_dies(tmp_path):
 
     with pytest.warns(pw.PhasewatchWarning, match=r"Step 2 could not be measured.*ended with status 41") as said:
         monitor = train()
-    assert [point.step for point in monitor.trajectory] == [1, 4]
+    assert [point.step for point in monitor.trajectory] == [1, 3]
     assert len(said) == 1
 
 
