@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from phasewatch.monitor.emergence.watching import score_metrics, watch_metric
 from phasewatch.monitor.errors import PhasewatchError, whole_number
 
 Text = str | Sequence[int]
-
-SCORES = ("log_p", "log_p_per_token", "p", "p_among_choices", "brier", "accuracy")
-"""The chain of scores, from the smoothest to the sharpest."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Measured:
     right: np.ndarray
 
     def scores(self) -> dict[str, float]:
-        """The mean over the questions of each score in `SCORES`.
+        """The mean over the questions of each score of the chain.
 
         p among the choices and Brier's score, Σ_choices (p - 1[right])², are NaN where every question has one answer.
         """
@@ -134,8 +132,8 @@ class ItemScores:
     @property
     def metrics(self) -> dict[str, Callable[[Any, Any], float]]:
         """For `Probe(metrics=...)`: one for each score, and one for each watched behaviour."""
-        names = [f"{self.name}_{score}" for score in SCORES] if len(self.right) else []
-        names += [f"watch_{key}" for key in self.watched]
+        names = list(score_metrics(self.name).values()) if len(self.right) else []
+        names += map(watch_metric, self.watched)
         return {name: partial(self._metric, name) for name in names}
 
     def measure(self, model: nn.Module) -> Measured:
@@ -171,9 +169,10 @@ class ItemScores:
         if self._weights is None or not torch.equal(weights, self._weights):
             found = {}
             if len(self.right):
-                found = {f"{self.name}_{score}": value for score, value in self.measure(model).scores().items()}
+                scores = self.measure(model).scores()
+                found = {metric: scores[score] for score, metric in score_metrics(self.name).items()}
             behaviours = zip(self.watched, self._scored(model, self._behaviours), strict=True)
-            self._taken = found | {f"watch_{key}": float(values.sum()) for key, (values, _) in behaviours}
+            self._taken = found | {watch_metric(key): float(values.sum()) for key, (values, _) in behaviours}
             self._weights = weights
         return self._taken[name]
 
