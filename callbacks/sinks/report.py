@@ -1,7 +1,5 @@
 """A run as one page that opens anywhere, offline: what happened, when, and how far each point can be trusted."""
 
-import base64
-import io
 import json
 import math
 import os
@@ -16,7 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from phasewatch.callbacks.figures.style import KIND_STYLES
+from phasewatch.callbacks.figures.svg import svg_address
 from phasewatch.callbacks.figures.trajectory import MAX_METRICS, draw_trajectory
+from phasewatch.callbacks.sinks.report_emergence import emergence_section
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.files import inside, read_json, write_atomically
@@ -48,6 +48,8 @@ _TRACE_WIDTH, _TRACE_HEIGHT = 240.0, 84.0
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write a run's report: the figure, the transitions in words, every point with its verdict, and the settings.
+
+    A run with the metrics of `ItemScores` also gets a section with its scores side by side and any red flags.
 
     The page is one HTML file, without scripts, that loads nothing from elsewhere. Transitions are found anew from the
     points. The file is replaced in one step, so that a reader never sees half of it.
@@ -138,6 +140,7 @@ def _render(
         left_out=metrics[MOST_COLUMNS:],
         undrawn=metrics[MAX_METRICS:MOST_COLUMNS],
         transitions=transitions,
+        emergence=None if trajectory is None else emergence_section(trajectory),
         doubts=[(health, steps) for health in Health if (steps := _steps(doubtful, health))],
         traces=[_trace(point) for point in _spread(traced, MAX_TRACES)],
         traced=len(traced),
@@ -193,13 +196,10 @@ def _summary(points: Sequence[Point], transitions: Sequence[Transition]) -> str:
 
 
 def _picture(points: Sequence[Point], transitions: Sequence[Transition], metrics: Sequence[str]) -> str:
-    """The figure as the data address of an SVG image, whose identifiers can't clash with the page's."""
-    file = io.BytesIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    """The figure as the data address of an SVG image."""
     drawn = Trajectory(_spread(points, MOST_ROWS))
     there = [name for name in metrics if any(name in point.metrics for point in drawn)]
-    draw_trajectory(drawn, transitions, metrics=there).savefig(file, format="svg", metadata=nothing)
-    return Markup("data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
+    return svg_address(draw_trajectory(drawn, transitions, metrics=there))
 
 
 def _typeset(write: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from phasewatch.callbacks.figures.style import KIND_STYLES
+from phasewatch.monitor.emergence.watching import NewRedFlags, red_flags
 from phasewatch.monitor.errors import MOST_CHARACTERS
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import MISSING, integer, measured, number, percent, printable, value_and_error
@@ -29,7 +30,9 @@ def print_transitions(
     signal: str = "llc",
     remarks: str = "",
 ) -> None:
-    """Print the transitions as a table, then each as a sentence, then how many points they were found in.
+    """Print the transitions as a table, then each as a sentence, red flags, and how many points they were found in.
+
+    A red flag is a watched behaviour whose log-likelihood has turned after a rise.
 
     The second line of a row has the 95 % intervals of start and end, and how many of the points are doubtful.
 
@@ -65,7 +68,10 @@ def print_transitions(
         _print_wrapped(console, "No transition so far.")
     for remark in remarks.splitlines():
         _print_wrapped(console, printable(remark, MOST_CHARACTERS))
-    if remarks:
+    flags = red_flags(trajectory)
+    for flag in flags:
+        _print_wrapped(console, printable(flag, MOST_CHARACTERS), style="bold red")
+    if remarks or flags:
         console.print()
     _print_wrapped(console, _count(trajectory, signal), style="dim")
 
@@ -129,11 +135,26 @@ def _print_wrapped(console: Console, sentence: str, style: str = "") -> None:
 
 
 class TerminalSink:
-    """Prints each point and each transition as it comes, beside a progress bar if one runs."""
+    """Prints each point and each transition as it comes, beside a progress bar if one runs; each red flag once."""
+
+    def __init__(self) -> None:
+        self._trajectory: Callable[[], Trajectory] | None = None
+        self._red_flags = NewRedFlags()
+
+    def attach(self, trajectory: Callable[[], Trajectory]) -> None:
+        """Be told where the points so far are kept, for the red flags; none without it.
+
+        Args:
+            trajectory: returns the points so far.
+        """
+        self._trajectory = trajectory
 
     def write(self, item: Point | Transition) -> None:
-        """Print one line."""
+        """Print one line, and one for each watched log-likelihood that has turned since the last point."""
         tqdm.write(printable(f"→ {item}" if isinstance(item, Transition) else point_line(item), MOST_CHARACTERS))
+        if isinstance(item, Point) and self._trajectory is not None:
+            for flag in self._red_flags.among(self._trajectory()):
+                tqdm.write(printable(flag, MOST_CHARACTERS))
 
     def close(self) -> None:
         """Nothing is held back."""

@@ -21,7 +21,8 @@ class WandbSink:
     Every point gives `phase/loss`, `phase/llc`, `phase/llc_low` and `phase/llc_high` (two standard errors either side),
     `phase/health` (a word), `phase/doubtful` (0 or 1) and `phase/<metric>`, over `phase/step`. Every transition gives
     `phase/transition_*` and, when it is confirmed, one alert. The table `phase/transitions`, the picture `phase/figure`
-    and the chart `phase/llc_band` are drawn again at each confirmed transition and at the end.
+    and the chart `phase/llc_band` are drawn again at each confirmed transition and at the end. A watched log-likelihood
+    that turns after a rise gives one alert.
 
     In the user's run a result waits for the user's next row, so one that logs seldom shows results late; whatever still
     waits is written when the run finishes or the process exits. A process that is killed leaves them out of W&B.

@@ -16,6 +16,7 @@ from typing import Any
 
 from phasewatch.callbacks.sinks.wandb_rows import drawing_row, point_row, transition_row
 from phasewatch.callbacks.sinks.wandb_run import Choice
+from phasewatch.monitor.emergence.watching import NewRedFlags
 from phasewatch.monitor.errors import in_words, warn
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition, is_same_transition
@@ -29,7 +30,7 @@ class Results:
 
     Attributes:
         rows: of points and transitions, in the order in which they came.
-        alerts: title and text of each confirmed transition's.
+        alerts: title and text of each confirmed transition's and each red flag's.
     """
 
     def __init__(self) -> None:
@@ -37,12 +38,13 @@ class Results:
         self.alerts: deque[tuple[str, str]] = deque()
         self._trajectory: Callable[[], Trajectory] | None = None
         self._confirmed: list[Transition] = []
+        self._red_flags = NewRedFlags()
         self._has_points = False
         self._has_news = False
         self._drawing_is_due = False
 
     def attach(self, trajectory: Callable[[], Trajectory]) -> None:
-        """Draw this trajectory; without one nothing is drawn."""
+        """Draw this trajectory and look for red flags in it; without one there are no pictures and no red flags."""
         self._trajectory = trajectory
 
     def take(self, item: Point | Transition) -> None:
@@ -51,6 +53,9 @@ class Results:
         if isinstance(item, Point):
             self._has_points = True
             self.rows.append(point_row(item))
+            if self._trajectory is not None and item.metrics:
+                for flag in self._red_flags.among(self._trajectory()):
+                    self.alerts.append((f"phasewatch: {flag.title}", str(flag)))
             return
         if not item.provisional:
             if any(is_same_transition(item, other) for other in self._confirmed):

@@ -13,6 +13,7 @@ from phasewatch.monitor.emergence.reading import read_samples
 from phasewatch.monitor.emergence.reversal import Reversal, reversal
 from phasewatch.monitor.emergence.verdict import FEWEST as FEWEST_VERDICT
 from phasewatch.monitor.emergence.verdict import Verdict, verdict
+from phasewatch.monitor.emergence.watching import SCORES, chains, evenly, metric_reversal
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.trajectories.coincide import coincide
@@ -100,6 +101,33 @@ def overview(
     values = {name: trajectory.signal(name)[known] for name in (smooth, sharp)}
     remarks = _beside_complexity(trajectory, smooth)
     return _overview(trajectory.steps[known].astype(float), values, sharp, smooth, chance, at, None, remarks)
+
+
+def chain_overview(trajectory: Trajectory, name: str) -> Overview:
+    """The chain of scores of one set of questions in a run, without a verdict, which needs the score of a guess.
+
+    Args:
+        trajectory: the run's points.
+        name: of the questions, one of `chains(trajectory)`.
+
+    Returns:
+        The scores from log p to accuracy, at the points that have all of them; those that no point has are left out.
+    """
+    metrics = chains(trajectory)[name]
+    chosen = [metrics[score] for score in SCORES if score != "log_p_per_token"]
+    values = {metric: trajectory.signal(metric) for metric in chosen}
+    values = {metric: score for metric, score in values.items() if np.isfinite(score).any()}
+    known = evenly(np.flatnonzero(np.isfinite(list(values.values())).all(axis=0))) if values else np.empty(0, dtype=int)
+    sharp, smooth = metrics["accuracy"], metrics["log_p"]
+    remarks = [
+        f"For a verdict and a forecast: phasewatch emergence RUN --sharp {sharp} --smooth {smooth} --chance CHANCE, "
+        "with the score of a guess."
+    ]
+    if len(known) > 1:
+        remarks = [*_beside_complexity(trajectory, smooth), *remarks]
+    scores = {metric: score[known] for metric, score in values.items()}
+    turned = metric_reversal(trajectory, smooth)
+    return Overview(trajectory.steps[known].astype(float), scores, sharp, smooth, None, None, turned, None, remarks)
 
 
 def _of_samples(

@@ -84,12 +84,11 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     values, _ = check_axis("reversal", x, least=2)
     score = check_numbers("reversal", "log_likelihood", log_likelihood, shape=(len(values),))
     alarm, largest = None, 0.0
-    for points in range(FEWEST, len(score) + 1):
+    for points in range(len(score), FEWEST - 1, -1):  # from the end, as an alarm that was taken back doesn't count
         statistic = turned(values[:points], score[:points])
         if statistic <= THRESHOLD:
-            alarm, largest = None, 0.0
-        else:
-            alarm, largest = (points - 1 if alarm is None else alarm), max(largest, statistic)
+            break
+        alarm, largest = points - 1, max(largest, statistic)
     if alarm is None:
         return None
     peak, fitted = _rise_and_fall(score)

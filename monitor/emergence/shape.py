@@ -4,12 +4,22 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from phasewatch.monitor.emergence.links import fit_link, perfect_value
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
 
 WINDOW = 0.1
 """A jump is the part of a score's change that lies within this share of the axis."""
 
 GRID = 200
 """Places along the axis at which monotone fits are compared."""
+
+STEPS, DECADES = 1e5, 3.0
+"""`find_transitions` reads whole steps on a logarithmic scale: the axis becomes steps that start at the first
+number and span this many decades. Points less than 1.5e-6 of the axis apart count as one."""
+
+SLOWEST = 0.02
+"""Added to shares of the axis and of the change, so that a share of 0 has a logarithm: about the resolution of 50
+points."""
 
 
 def features(u: np.ndarray, sharp: np.ndarray, smooth: np.ndarray, chance: float) -> np.ndarray:
@@ -22,11 +32,12 @@ def features(u: np.ndarray, sharp: np.ndarray, smooth: np.ndarray, chance: float
         chance: the sharp score of a guess.
 
     Returns:
-        Shape (9,): the sharp score's jump (the largest share of its change within a tenth of the axis) and change (on
+        Shape (11,): the sharp score's jump (the largest share of its change within a tenth of the axis) and change (on
         the scale from chance to 1, and in standard deviations of its noise); the smooth score's jump, the share of its
         change within the sharp one's rise against the share of the axis that the rise takes, and its change in
         standard deviations of its noise; how steep the link between them is, how far it misses the points in the
-        noise's standard deviations, and how much of the smooth score's course is left after the rise.
+        noise's standard deviations, and how much of the smooth score's course is left after the rise; and the two
+        scores' `transition_speed`.
     """
     z = (u - u[0]) / max(float(u[-1] - u[0]), 1e-12)
     grid = np.linspace(0, 1, GRID)
@@ -42,7 +53,7 @@ def features(u: np.ndarray, sharp: np.ndarray, smooth: np.ndarray, chance: float
         steep = np.log(abs(link.shape) * max(float(np.ptp(smooth)), 1e-9) / 10 + 1e-3)
     else:
         steep = link.shape
-    return np.array(
+    shapes = np.array(
         [
             jump(sharp_fit, grid),
             np.clip(change / (1 - chance), -1, 1),
@@ -55,6 +66,32 @@ def features(u: np.ndarray, sharp: np.ndarray, smooth: np.ndarray, chance: float
             after,
         ]
     )
+    return np.append(shapes, [transition_speed(z, sharp), transition_speed(z, smooth)])
+
+
+def transition_speed(u: np.ndarray, score: np.ndarray) -> float:
+    """How steep the steepest transition is that `find_transitions` finds in a score.
+
+    Args:
+        u: positions, shape (point,), increasing.
+        score: shape (point,).
+
+    Returns:
+        The logarithm of how much faster than a straight line it goes; 0 without a transition.
+
+    >>> z = np.linspace(0, 1, 40)
+    >>> round(transition_speed(z, z), 1), round(transition_speed(z, 1 / (1 + np.exp((0.5 - z) / 0.01))), 1)
+    (0.0, 1.9)
+    """
+    z = (u - u[0]) / max(float(u[-1] - u[0]), 1e-12)
+    steps, kept = np.unique(np.round(STEPS * np.exp(DECADES * np.log(10) * z)).astype(int), return_index=True)
+    trajectory = Trajectory.from_values(steps, loss=np.zeros(len(steps)), llc=score[kept])
+    span = max(float(np.ptp(score)), 1e-12)
+    speeds = []
+    for found in find_transitions(trajectory):
+        start, end = np.interp([found.start, found.end], steps, z[kept])
+        speeds.append(float(np.log((abs(found.change.value) / span + SLOWEST) / (end - start + SLOWEST))))
+    return max(speeds, default=0.0)
 
 
 def monotone(z: np.ndarray, score: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from phasewatch.monitor.errors import PhasewatchError, whole_number
+from phasewatch.monitor.emergence.watching import score_metrics, watch_metric
+from phasewatch.monitor.errors import PhasewatchError, in_words, warn, whole_number
+from phasewatch.monitor.probing.kept_items import write_items
 
 Text = str | Sequence[int]
-
-SCORES = ("log_p", "log_p_per_token", "p", "p_among_choices", "brier", "accuracy")
-"""The chain of scores, from the smoothest to the sharpest."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,11 @@ class Question:
         prompt: text, or token ids.
         choices: the answers; one alone is an exact-match question, right if greedy decoding gives it.
         right: the index of the right answer.
+
+    Example:
+        >>> from phasewatch import Question
+        >>> Question("The capital of France is", [" Rome", " Paris"], right=1).right
+        1
     """
 
     prompt: Text
@@ -49,7 +52,7 @@ class Measured:
     right: np.ndarray
 
     def scores(self) -> dict[str, float]:
-        """The mean over the questions of each score in `SCORES`.
+        """The mean over the questions of each score of the chain.
 
         p among the choices and Brier's score, Σ_choices (p - 1[right])², are NaN where every question has one answer.
         """
@@ -87,6 +90,8 @@ class ItemScores:
         encode: from text to token ids, such as a tokenizer's `encode`; not needed for token ids.
         watch: behaviours of your own by name, each a prompt and a continuation; `watch_<name>` is its log p.
         batch_size: answers that are scored at a time.
+        keep: a run's folder. Each step's log p of every answer and token is kept in its folder `items`, for
+            `read_items`; nothing is kept if left out.
 
     Raises:
         PhasewatchError: if there is nothing to score, a text comes without `encode`, an answer is empty, or the right
@@ -94,6 +99,7 @@ class ItemScores:
 
     Example:
         >>> import torch
+        >>> from phasewatch import ItemScores, Question
         >>> questions = [Question([0, 1], [[2], [3]]), Question([1], [[0, 2], [3, 3]], right=1)]
         >>> scores = ItemScores(questions, name="toy", watch={"greeting": ([0], [1, 2])})
         >>> model = torch.nn.Embedding(4, 4, _weight=torch.zeros(4, 4))  # every token alike
@@ -111,6 +117,7 @@ class ItemScores:
         encode: Callable[[str], Sequence[int]] | None = None,
         watch: Mapping[str, tuple[Text, Text]] | None = None,
         batch_size: int = 64,
+        keep: str | Path | None = None,
     ) -> None:
         self.name = name
         self.watched = dict(watch or {})
@@ -128,15 +135,19 @@ class ItemScores:
             for c, choice in enumerate(question.choices):
                 self._answers.append((i, c, *_tokens(f"question {i}", question.prompt, choice, encode)))
         self._behaviours = [_tokens(f"watch[{key!r}]", *pair, encode) for key, pair in self.watched.items()]
+        self.keep = keep
         self._taken: dict[str, float] = {}
+        self._measured: Measured | None = None
+        self._kept_step: int | None = None
+        self._complained = False
         self._weights: torch.Tensor | None = None
 
     @property
-    def metrics(self) -> dict[str, Callable[[Any, Any], float]]:
+    def metrics(self) -> dict[str, "ScoreMetric"]:
         """For `Probe(metrics=...)`: one for each score, and one for each watched behaviour."""
-        names = [f"{self.name}_{score}" for score in SCORES] if len(self.right) else []
-        names += [f"watch_{key}" for key in self.watched]
-        return {name: partial(self._metric, name) for name in names}
+        names = list(score_metrics(self.name).values()) if len(self.right) else []
+        names += map(watch_metric, self.watched)
+        return {name: ScoreMetric(self, name) for name in names}
 
     def measure(self, model: nn.Module) -> Measured:
         """Score the questions, item by item and token by token.
@@ -165,17 +176,40 @@ class ItemScores:
                 greedy[i] = largest
         return Measured(log_p, token_log_p, greedy, self.right)
 
-    def _metric(self, name: str, model: nn.Module, _: object) -> float:
-        """One of the scores: taken from the last scoring, if the weights are still those."""
+    def score(self, name: str, model: nn.Module, step: int | None = None) -> float:
+        """One of the metrics: taken from the last scoring, if the weights are still those.
+
+        Args:
+            name: of the metric.
+            model: as for `measure`.
+            step: the snapshot's, to keep the questions' values of; None keeps nothing.
+
+        Returns:
+            Its value.
+        """
         weights = _fingerprint(model)
         if self._weights is None or not torch.equal(weights, self._weights):
             found = {}
             if len(self.right):
-                found = {f"{self.name}_{score}": value for score, value in self.measure(model).scores().items()}
+                self._measured = self.measure(model)
+                scores = self._measured.scores()
+                found = {metric: scores[score] for score, metric in score_metrics(self.name).items()}
             behaviours = zip(self.watched, self._scored(model, self._behaviours), strict=True)
-            self._taken = found | {f"watch_{key}": float(values.sum()) for key, (values, _) in behaviours}
+            self._taken = found | {watch_metric(key): float(values.sum()) for key, (values, _) in behaviours}
             self._weights = weights
+        if self.keep is not None and step is not None and step != self._kept_step and self._measured:
+            self._kept_step = step
+            self._write(self.keep, step, self._measured)
         return self._taken[name]
+
+    def _write(self, run: str | Path, step: int, measured: Measured) -> None:
+        """Keep a step's values; a disk that refuses costs one warning, and no metric."""
+        try:
+            write_items(run, self.name, step, vars(measured))
+        except (OSError, PhasewatchError) as error:
+            if not self._complained:
+                self._complained = True
+                warn(f"ItemScores(keep={str(run)!r}) can't keep the questions' values: {in_words(error)}")
 
     @torch.no_grad()
     def _scored(self, model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, bool]]:
@@ -196,6 +230,29 @@ class ItemScores:
                 values = own.gather(1, right[:, None])[:, 0]
                 found.append((values.double().numpy(), bool((own.argmax(dim=1) == right).all())))
         return found
+
+
+@dataclass
+class ScoreMetric:
+    """One metric of `ItemScores`.
+
+    Attributes:
+        scores: what it is of.
+        name: its name.
+        step: of the snapshot that it is taken at next, as the probe says before it.
+    """
+
+    scores: ItemScores
+    name: str
+    step: int | None = None
+
+    def at(self, step: int) -> None:
+        """Be told the step of the snapshot that it is taken at next."""
+        self.step = step
+
+    def __call__(self, model: nn.Module, _: object) -> float:
+        """Its value for a model."""
+        return self.scores.score(self.name, model, self.step)
 
 
 def _tokens(

@@ -44,7 +44,7 @@ class Probe:
             map-style Dataset, a DataLoader over one, or a function `(generator, batch_size) -> batch`.
         eval_batch: the batch that `Point.loss` and the metrics are taken on; drawn once from `data` if not given.
         sampler: how to sample, the same for a whole trajectory: `Langevin(...)` or `SGLD(...)`.
-        metrics: name to `f(model, eval_batch) -> float`.
+        metrics: name to `f(model, eval_batch) -> float`; one with a method `at(step)` is told the step first.
         parts: the part of the model that is sampled, all other weights held fast: a name or pattern of parameters or
             modules, several, or masks by parameter. A dict of such parts by a name of their own, as `heads(model)`
             gives, adds their refined estimates to that of the whole model, as `Point.parts` (Wang et al. 2024).
@@ -236,6 +236,8 @@ class Probe:
         """A metric at the snapshot itself, whatever the one before it did to the model; NaN if it fails."""
         self.subject.model.load(snapshot)
         try:
+            if callable(at := getattr(metric, "at", None)):
+                at(snapshot.step)
             return float(metric(self.subject.model.module, self.subject.eval_batch))
         except Exception as error:
             if name not in self._failed_metrics:

@@ -15,6 +15,9 @@ from phasewatch.monitor.estimates.estimate import Estimate as Estimate
 from phasewatch.monitor.estimates.estimate import Health as Health
 from phasewatch.monitor.model.heads import heads as heads
 from phasewatch.monitor.probing.calibrate import calibrate as calibrate
+from phasewatch.monitor.probing.item_scores import ItemScores as ItemScores
+from phasewatch.monitor.probing.item_scores import Question as Question
+from phasewatch.monitor.probing.kept_items import read_items as read_items
 from phasewatch.monitor.probing.llc import estimate_llc as estimate_llc
 from phasewatch.monitor.probing.probe import Probe as Probe
 from phasewatch.monitor.probing.second_opinion import second_opinion as second_opinion

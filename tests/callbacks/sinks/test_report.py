@@ -15,6 +15,7 @@ from markupsafe import escape
 
 from phasewatch.callbacks.sinks import report
 from phasewatch.callbacks.sinks.report import MAX_TRACES, write_report
+from phasewatch.monitor.emergence.watching import score_metrics
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Estimate, Health
 from phasewatch.monitor.trajectories.changes import Change, Transition
@@ -336,3 +337,35 @@ def test_no_torch_and_no_pyplot_behind_it():
         "assert not {'torch', 'matplotlib.pyplot', 'wandb'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def a_watched_run(*names, fall=0.03):
+    """Log-likelihoods that rise for 25 points and then fall."""
+    index = np.arange(40)
+    log_p = -4 + np.log(index + 1) / 2 + 0.02 * np.random.default_rng(0).normal(size=40)
+    log_p -= fall * np.maximum(index - 25, 0)
+    return [a_point(1000 * (int(i) + 1), metrics={name: float(log_p[i]) for name in names}) for i in index]
+
+
+def test_a_run_with_a_chain_of_scores_shows_them_side_by_side_with_the_red_flag(tmp_path):
+    a_run(tmp_path, a_watched_run(*score_metrics("quiz").values(), "watch_<b>"))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Emergence" in page.text
+    assert "RED FLAG: quiz_log_p has turned." in page.text
+    assert "RED FLAG: watch_<b> has turned." in page.text
+    assert "--sharp quiz_accuracy --smooth quiz_log_p" in page.text
+    [picture] = [image for image in page.tags("img") if "The scores of quiz side by side" in image["alt"]]
+    drawing = base64.b64decode(picture["src"].removeprefix("data:image/svg+xml;base64,")).decode()
+    assert "quiz_p_among_choices" in drawing
+
+
+def test_watched_behaviours_alone_are_named_and_nothing_is_drawn_of_them(tmp_path):
+    a_run(tmp_path, a_watched_run("watch_greeting", fall=0.0))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "No watched log-likelihood has turned: watch_greeting." in page.text
+    assert len(page.tags("img")) == 1
+
+
+def test_other_runs_have_no_section_on_emergence(tmp_path):
+    a_run(tmp_path, a_watched_run("accuracy", "my_log_p"))
+    assert "Emergence" not in Page(write_report(tmp_path).read_text(encoding="utf-8")).text

@@ -4,11 +4,14 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from phasewatch.callbacks.sinks.terminal import point_line, print_transitions
+from phasewatch.callbacks.sinks.terminal import TerminalSink, point_line, print_transitions
+from phasewatch.monitor.emergence.watching import red_flags
 from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.trajectories.changes import Change, Transition
 from phasewatch.monitor.trajectories.kinds import Kind
 from phasewatch.monitor.trajectories.points import Point
@@ -158,3 +161,38 @@ def test_the_lines_of_a_log_are_aligned():
 def test_no_torch_behind_it():
     code = "import phasewatch.callbacks.sinks.terminal, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def a_watched_run():
+    """A greeting whose log-likelihood rises for 25 points and then falls, and another behaviour that goes on rising."""
+    index = np.arange(40)
+    up = -4 + np.log(index + 1) / 2 + 0.02 * np.random.default_rng(0).normal(size=40)
+    metrics = {"watch_greeting": up - 0.03 * np.maximum(index - 25, 0), "watch_count": up}
+    return Trajectory.from_values((index + 1) * 1000, loss=np.ones(40), llc=np.ones(40), metrics=metrics)
+
+
+def test_a_watched_log_likelihood_that_has_turned_is_flagged_in_red():
+    text = printed([], a_watched_run(), width=300, force_terminal=True, color_system="standard")
+    assert "\x1b[1;31mRED FLAG: watch_greeting has turned." in text
+    assert "watch_count" not in text
+
+
+def test_the_live_log_flags_it_once_when_the_alarm_rings(capsys):
+    run, sink = a_watched_run(), TerminalSink()
+    seen = []
+    sink.attach(lambda: Trajectory(seen))
+    for point in run:
+        seen.append(point)
+        sink.write(point)
+    lines = capsys.readouterr().out.splitlines()
+    [at] = [i for i, line in enumerate(lines) if "RED FLAG" in line]
+    assert lines[at].startswith("RED FLAG: watch_greeting has turned.")
+    assert lines[at - 1].startswith(f"step {integer(int(red_flags(run)[0].reversal.alarm)):>9}")
+    assert len(lines) == 41
+
+
+def test_without_a_trajectory_the_live_log_has_the_points_alone(capsys):
+    sink = TerminalSink()
+    for point in a_watched_run():
+        sink.write(point)
+    assert "RED FLAG" not in capsys.readouterr().out

@@ -558,3 +558,18 @@ def test_the_real_picture_and_the_real_transitions(offline: Path) -> None:
     table = json.loads(next(offline.rglob("transitions_*.table.json")).read_text())
     assert [row[0] for row in table["data"]] == ["A"]
     assert table["data"][0][1] < 300 < table["data"][0][2]
+
+
+def test_a_watched_log_likelihood_that_has_turned_gives_one_alert(offline: Path, drawn: list[list[int]]) -> None:
+    index = np.arange(40)
+    log_p = -4 + np.log(index + 1) / 2 + 0.02 * np.random.default_rng(0).normal(size=40)
+    log_p -= 0.03 * np.maximum(index - 25, 0)
+    sink = AttachedSink(own_run=True)
+    for i in index:
+        sink.write(a_point(int(i) + 1, watch_greeting=log_p[i], watch_count=-5 + 0.1 * i))
+    sink.close()
+    assert sink._feed is not None
+    (written,) = read_back(sink._feed.run)
+    [alert] = [record["alert"] for record in written if record["type"] == "alert"]
+    assert alert["title"] == "phasewatch: watch_greeting has turned"
+    assert alert["text"].startswith("RED FLAG: watch_greeting has turned. It turned: highest at 2")
