@@ -91,7 +91,8 @@ def verdict(x: Any, sharp: Any, smooth: Any, *, chance: float | None = None) -> 
     >>> verdict(step, np.exp(10 * log_p), log_p, chance=0.0).kind  # ten tokens, all right
     'metric'
     >>> jump = 1 / (1 + np.exp(-(np.linspace(0, 1, 40) - 0.5) / 0.01))
-    >>> verdict(step, jump, log_p, chance=0.0).kind
+    >>> noisy = log_p - 0.02 * np.random.default_rng(0).random(40)
+    >>> verdict(step, 0.8 * jump, noisy, chance=0.0).kind  # a format, learned at once
     'unseen by the smooth score'
     """
     call = "verdict"
