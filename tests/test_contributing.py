@@ -151,7 +151,7 @@ def test_the_format_of_the_recipe_runs_nothing_and_says_what_is_damaged(tmp_path
     (tmp_path / "step2.npz").write_bytes(b"PK\x03\x04 cut off")
     for step in (1, 2):
         with pytest.raises(pw.PhasewatchError, match=f"step{step}.npz is empty, cut off, or not a checkpoint"):
-            form.load(tmp_path / f"step{step}.npz")
+            form.load(tmp_path / f"step{step}.npz", tmp_path)
 
 
 # A trainer
