@@ -129,23 +129,48 @@ def real_number(
     return number
 
 
+EXTRAS = {
+    "devinterp": "devinterp",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "matplotlib": "report",
+    "PIL": "wandb",
+    "tokenizers": "toys",
+    "transformer_lens": "toys",
+    "wandb": "wandb",
+}
+"""The extra of this project that brings each optional package."""
+
+
+def missing_package(error: ModuleNotFoundError, what: str) -> Exception:
+    """A sentence for an optional package that isn't installed; any other error as it is.
+
+    Args:
+        error: what its import raised.
+        what: what needs it, as the user typed it, such as "WandbSink()".
+
+    Returns:
+        What to raise.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return error
+    return PhasewatchError(
+        f"{what} needs the package {package}, which isn't installed. Run: pip install 'phasewatch[{EXTRAS[package]}]'"
+    )
+
+
 @contextmanager
-def requires(extra: str, what: str) -> Iterator[None]:
+def requires(what: str) -> Iterator[None]:
     """Turn a missing optional package into a sentence with the command that installs it.
 
     Args:
-        extra: the extra of this project that brings the package, such as "wandb".
         what: what needs it, as the user typed it, such as "WandbSink()".
 
     Raises:
-        PhasewatchError: if an import inside fails because a package isn't installed.
+        PhasewatchError: if the import inside fails because an optional package isn't installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package == "phasewatch":
-            raise
-        raise PhasewatchError(
-            f"{what} needs the package {package}, which isn't installed. Run: pip install 'phasewatch[{extra}]'"
-        ) from error
+        raise missing_package(error, what) from error

@@ -55,7 +55,7 @@ class WandbSink:
         group: str | None = None,
         mode: Mode | None = None,
     ) -> None:
-        with requires("wandb", "WandbSink()"):
+        with requires("WandbSink()"):
             if importlib.util.find_spec("wandb") is None:  # importing it takes a second, and is left to the first write
                 raise ModuleNotFoundError(name="wandb")
         self._choice = Choice(run, own_run, project, name, group, mode)

@@ -58,7 +58,7 @@ class Choice:
         Returns:
             The run. A sentence tells the user where the results go if that isn't what they would expect.
         """
-        with requires("wandb", "WandbSink()"):
+        with requires("WandbSink()"):
             import wandb
         run = self.run
         if run is None and not self.own_run:

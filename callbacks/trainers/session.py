@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phasewatch.callbacks.sinks.report import write_report
 from phasewatch.callbacks.trainers.backlog import Backlog
 from phasewatch.callbacks.trainers.measuring import Background, Inline, Measuring
-from phasewatch.monitor.errors import in_words, say, warn
+from phasewatch.monitor.errors import PhasewatchError, in_words, requires, say, warn
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.executor import Executor, InProcess
 from phasewatch.monitor.runs.folder import RunFolder
@@ -139,6 +138,8 @@ class Session:
         if self.folder.points:
             try:
                 write_report(self.folder.path)
+            except PhasewatchError as error:
+                warn(str(error))
             except OSError as error:
                 warn(f"{self.folder.path}/report.html could not be written ({error.strerror or error}).")
 
@@ -218,3 +219,14 @@ class Session:
             f"{taken.path} holds another training's points, or no snapshot to tell whose; this one is kept in {path}. "
             f"If you resume this one later, say run={str(path)!r}."
         )
+
+
+def write_report(run: Path) -> None:
+    """Write a run's report, where the packages that draw it are installed.
+
+    Raises:
+        PhasewatchError: if one of them isn't.
+    """
+    with requires(f"The report of {run}"):
+        from phasewatch.callbacks.sinks.report import write_report as write
+    write(run)

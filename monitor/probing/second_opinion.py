@@ -83,7 +83,7 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
         L_m(w) and L_m(w*) on the same minibatches, each of shape (chain, draw). L_m(w) is NaN from where a chain met a
         loss that isn't finite, or weights that the model refuses.
     """
-    with requires("devinterp", "second_opinion(probe, snapshot)"):
+    with requires("second_opinion(probe, snapshot)"):
         from devinterp.optim import SGMCMC
     steps = sampler.burn_in + sampler.draws
     orders = minibatch_orders(seed, sampler.chains, steps, target.minibatches, whole=target.whole).numpy()

@@ -23,7 +23,13 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("phasewatch.monitor.emergence")
     if name not in _HOME:
         raise AttributeError(f"module 'phasewatch' has no attribute {name!r}")
-    value = getattr(importlib.import_module(str(_HOME[name])), name)
+    try:
+        home = importlib.import_module(str(_HOME[name]))
+    except ModuleNotFoundError as error:
+        from phasewatch.monitor.errors import missing_package
+
+        raise missing_package(error, f"phasewatch.{name}") from error
+    value = getattr(home, name)
     globals()[name] = value
     return value
 

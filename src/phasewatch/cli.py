@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, in_words
+from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, in_words, missing_package
 from phasewatch.monitor.files import inside, replacing
 from phasewatch.monitor.formatting import printable
 
@@ -42,6 +42,12 @@ def main() -> None:
             app()
         except PhasewatchError as error:
             print(f"phasewatch: {error}", file=sys.stderr)
+            sys.exit(2)
+        except ModuleNotFoundError as error:
+            said = missing_package(error, "This command")
+            if said is error:
+                raise
+            print(f"phasewatch: {said}", file=sys.stderr)
             sys.exit(2)
         except OSError as error:
             file = error.filename2 or error.filename  # the second is a rename's target, what the user named
@@ -114,7 +120,6 @@ def replay(
 ) -> None:
     """Measure a saved series of checkpoints; what is measured already is not measured again."""
     _import_matplotlib()
-    from phasewatch.callbacks.sinks.report import write_report
     from phasewatch.monitor.runs.replay import replay as replay_series
     from phasewatch.monitor.snapshots.series import open_series
     from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -157,6 +162,8 @@ def replay(
         for failure in failures:
             _tell(f"phasewatch: {failure}")
     _show(Trajectory.read(file))
+    from phasewatch.callbacks.sinks.report import write_report
+
     print(f"The report: {printable(write_report(run))}")
     if failures:
         raise typer.Exit(2)
