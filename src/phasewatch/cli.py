@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -337,7 +337,7 @@ def _tell(line: str) -> None:
 
 def _import_matplotlib() -> None:
     """Import it from another folder: it reads the `matplotlibrc` of the current one, which may be somebody else's."""
-    with chdir(Path(__file__).parent):
+    with chdir(Path(__file__).parent), suppress(ModuleNotFoundError):  # what draws names the extra
         importlib.import_module("matplotlib")
 
 
