@@ -16,10 +16,17 @@ from phasewatch.monitor.sampling.random_streams import ChainNoise
 SAMPLER = pw.SGLD(step_size=1e-4, localization=50.0, nbeta=30.0, chains=2, draws=4, burn_in=2, batch_size=None)
 ZOO = LAYERS | HUB
 
+
+def some_of_the_zoo():
+    """All models; every third runs by default, the others with `-m slow`."""
+    for number, (name, case) in enumerate(ZOO.items()):
+        yield pytest.param(case, id=name, marks=[pytest.mark.slow] if number % 3 else [])
+
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.parametrize("case", ZOO.values(), ids=ZOO.keys()),
+    pytest.mark.parametrize("case", some_of_the_zoo()),
 ]
 
 
