@@ -26,7 +26,7 @@ def some_of_the_zoo():
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.parametrize("case", some_of_the_zoo()),
+    pytest.mark.parametrize("case", list(some_of_the_zoo())),
 ]
 
 
