@@ -19,7 +19,7 @@ def test_regular_model_has_half_its_parameters():
     model, data = regression()
     h = torch.linalg.eigvalsh(data[0].T @ data[0] / N)
     nbeta, gamma = 2000.0, 1.0
-    sampler = Langevin(kappa=0.6, localization=gamma, nbeta=nbeta, chains=20, draws=600, burn_in=200, batch_size=None)
+    sampler = Langevin(kappa=0.6, localization=gamma, nbeta=nbeta, chains=20, draws=900, burn_in=200, batch_size=None)
     found = estimate_llc(model, half_squared_error, data, sampler=sampler, seed=1)
     of_the_chain = (nbeta * h / (nbeta * h + gamma)).sum().item() / 2
     assert found.health is Health.OK
