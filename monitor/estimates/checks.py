@@ -12,7 +12,7 @@ LARGEST_PRODUCT = 1e100
 
 QUADRATIC = 0.7, 1.4
 """`Checks.held` is only given where half of the mean product of displacement and gradient, which is λ̂ on a quadratic,
-is between these multiples of λ̂. Chosen by eye: beyond them its formula is off by more than it tells."""
+is between these multiples of λ̂: elsewhere its formula doesn't hold. How they were chosen is not recorded."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ LARGEST_VECTORISED_ROW = 8 * 2**20
 """On a CPU, chains that take more than this many bytes each run one after another: they then stay in its caches."""
 
 LARGEST_SHARE_OF_A_GPU = 1 / 32
-"""On a GPU, chains that take more than this share of its memory each run one after another: one keeps it busy."""
+"""On a GPU, chains that take more than this share of its memory each run one after another: at 160 million parameters
+four stacked ones took 37 GiB, and 6 GiB one after another (experiments/bench_large.py)."""
 
 AS_NEAR = 1.5
 """A mixed-precision gradient may be this many times as far from full precision as another one is (0.8 to 1.3 seen)."""

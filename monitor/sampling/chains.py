@@ -22,8 +22,8 @@ from phasewatch.monitor.sampling.start import LOOKS, Start
 from phasewatch.monitor.sampling.target import Guarded, Refused, Target
 
 WORTH_COMPILING = 2000
-"""Compile the vectorised loss only for at least this many steps of all chains that run together: compiling takes about
-a minute on a GPU, where that many steps of a small transformer take as long uncompiled."""
+"""Compile the vectorised loss only for at least this many steps of all chains that run together, since compiling takes
+longer than a few steps do. How the number was chosen is not recorded."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ MINIBATCHES = 16
 """Most minibatches whose gradients tell slope and noise. Each costs a gradient; both errors fall with their root."""
 
 ITERATIONS = 8
-"""Steps of the power iteration, of two gradients a minibatch each. After 8 of them the largest curvature is 6 % too low
-where a spectrum goes on evenly below it, and less where it stands apart."""
+"""Steps of the power iteration, of two gradients a minibatch each. After 8 of them the largest curvature is 6 to 7 %
+too low where a spectrum goes on evenly below it, and less where it stands apart (tests/monitor/sampling)."""
 
 AVERAGED = 2
 """Minibatches whose mean loss the power iteration looks at."""

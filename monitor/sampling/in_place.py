@@ -21,7 +21,7 @@ from phasewatch.monitor.sampling.target import Target
 
 SMALL = 2**22
 """On a GPU, parameters of fewer elements than this are moved together, up to as many elements, so that starting kernels
-doesn't cost more than running them. A parameter of 4 million elements takes 30 µs on an H200, a start about 10."""
+doesn't cost more than running them. Chosen by the bytes to move and the time of a start, not by a measurement."""
 
 
 def run_in_place(target: Target, start: Start, sampler: Sampler, orders: Tensor, seed: int) -> ChainRecord | None:
@@ -169,7 +169,7 @@ class _Chain:
         """‖H·g‖/‖g‖, g the gradient, which lies along the steepest direction where steps are too long."""
         masks, parameters = self._start.masks, self._target.parameters
         scale = {"nbeta": self._sampler.nbeta, "gamma": self._sampler.localization}
-        reach, length = reach_of(self._curvature, **scale), self._length(masks)
+        reach, length = reach_of(self._curvature, **scale), self._length()
         if not length or not math.isfinite(length):
             return
         turned: list[Tensor] = []
@@ -185,7 +185,7 @@ class _Chain:
         if math.isfinite(curvature):
             self._curvature = max(self._curvature, curvature)
 
-    def _length(self, masks: object) -> float:
+    def _length(self) -> float:
         grads = gradients(self._target.parameters, self._start.masks)
         return float(torch.stack([square(grad) for grad in grads]).sum().sqrt())
 

@@ -1,7 +1,6 @@
 """The random streams of the chains, by seed and chain alone: which minibatch each step takes, and its noise."""
 
 import enum
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -82,8 +81,3 @@ class ChainNoise:
 def mask_of(masks: Mask, parameter: int) -> Tensor | None:
     """A parameter's mask among all; None where all of it moves."""
     return None if masks is None else masks[parameter]
-
-
-def noises(seed: int, chains: Sequence[int], device: torch.device) -> list[ChainNoise]:
-    """The noise of several chains."""
-    return [ChainNoise(seed, chain, device) for chain in chains]

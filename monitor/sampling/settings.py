@@ -9,7 +9,7 @@ from phasewatch.monitor.errors import PhasewatchError, real_number, whole_number
 from phasewatch.monitor.sampling.steps import baoab_start, baoab_step, sgld_step
 
 DEFAULT_STEP_SIZE = 1e-4
-"""ε where neither a step size nor κ is given: right for the toy transformers at nβ = 100. Calibrate for others."""
+"""ε where neither a step size nor κ is given: a value to start from. `calibrate` finds one for a series."""
 
 FULL_BATCH_MOMENTUM = 0.95
 """Share of the velocity that is kept with all of the data at each step: the best for the error on deep linear networks,
