@@ -18,7 +18,7 @@ from phasewatch.monitor.sampling.in_place import run_in_place
 from phasewatch.monitor.sampling.random_streams import ChainNoise, Stream, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.stacked import run_stacked
-from phasewatch.monitor.sampling.start import LOOKS, Start
+from phasewatch.monitor.sampling.start import LOOKS, Schedule, Start
 from phasewatch.monitor.sampling.target import Guarded, Refused, Target
 
 WORTH_COMPILING = 2000
@@ -31,7 +31,8 @@ class Chains:
     """What the chains around a snapshot saw after the burn-in; NaN throughout if a loss was not finite.
 
     Attributes:
-        losses: minibatch losses L_m(w), shape (chain, draw), float64.
+        losses: minibatch losses L_m(w) at the draws that are compared with the snapshot (all of them, unless the model
+            is large), shape (chain, draw), float64.
         reference: L_m(w*) on the same minibatches, shape (chain, draw), float64.
         checks: what else there is to judge them by.
     """
@@ -55,7 +56,7 @@ def gradients_of_a_point(sampler: Sampler, minibatches: int) -> int:
         minibatches: how many are kept; L(w*) is taken on each, and counts as a third.
     """
     around = min(minibatches, curvature.MINIBATCHES)
-    around += 2 * curvature.ITERATIONS * min(minibatches, curvature.AVERAGED)
+    around += 2 * curvature.ITERATIONS
     looks = len(range(0, sampler.draws, -(-sampler.draws // LOOKS)))
     return sampler.chains * (sampler.burn_in + sampler.draws + looks) + around + math.ceil(minibatches / 3)
 
@@ -120,7 +121,8 @@ class _Run:
         self._sampler = sampler
         self._seed = seed
         steps = sampler.burn_in + sampler.draws
-        self._orders = minibatch_orders(seed, sampler.chains, steps, target.minibatches, whole=target.whole)
+        orders = minibatch_orders(seed, sampler.chains, steps, target.minibatches, whole=target.whole)
+        self._schedule = Schedule(sampler, orders, sum(parameter.numel() for parameter in target.parameters))
 
     def around(self, anchors: Sequence[Weights], masks: Sequence[Mask], rows: int) -> list[Chains]:
         """Whole anchors at a time if they fit, else some chains of one at a time; with 0 rows, all in place."""
@@ -144,15 +146,17 @@ class _Run:
         return found
 
     def _reference(self, anchor: Weights, rows: int) -> np.ndarray:
-        """L_m(w*) on each minibatch, by the path that the chains take, so that rounding is the same."""
-        count = self._target.minibatches
+        """L_m(w*) on each minibatch that is needed, by the path that the chains take, so that rounding is the same."""
+        needed = self._schedule.references
         if rows:
-            numbers = torch.arange(count, device=anchor[0].device).split(rows)
+            numbers = torch.tensor(needed, device=anchor[0].device).split(rows)
             losses = torch.cat([self._target.rows(anchor, some) for some in numbers])
         else:
             self._target.set(anchor)
-            losses = torch.stack([self._target.loss(number) for number in range(count)])
-        return losses.double().cpu().numpy()
+            losses = torch.stack([self._target.loss(number) for number in needed])
+        reference = np.full(self._target.minibatches, np.nan)
+        reference[needed] = losses.double().cpu().numpy()
+        return reference
 
     def _start(self, anchor: Weights, masks: Mask, reference: np.ndarray, *, stacked: bool) -> Start | None:
         """What is known of an anchor; None where there is nothing that chains could walk on."""
@@ -193,7 +197,7 @@ class _Run:
             noises = [ChainNoise(self._seed, chain, device) for chain in chains.tolist()]
             self._target.anchor = starts[0].anchor
             try:
-                found = run_stacked(self._target, starts, self._sampler, self._orders[chains], noises)
+                found = run_stacked(self._target, starts, self._sampler, self._schedule, chains.tolist(), noises)
             except Refused:
                 if len(starts) > 1:
                     return [self._stacked([start], rows)[0] for start in starts]
@@ -207,7 +211,7 @@ class _Run:
     def _in_place(self, start: Start) -> ChainRecord | None:
         self._target.anchor = start.anchor
         try:
-            return run_in_place(self._target, start, self._sampler, self._orders, self._seed)
+            return run_in_place(self._target, start, self._sampler, self._schedule, self._seed)
         except Refused:
             return None
 
@@ -219,6 +223,7 @@ class _Run:
             gamma=sampler.localization,
             kept=sampler.velocity_kept or 0.0,
             burn_in=sampler.burn_in,
+            draws=sampler.draws,
             step_bias=sampler.has_step_bias,
             slope=start.around.slope,
             slope_error=start.around.slope_error,

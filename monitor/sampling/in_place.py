@@ -24,14 +24,16 @@ SMALL = 2**22
 doesn't cost more than running them. Chosen by the bytes to move and the time of a start, not by a measurement."""
 
 
-def run_in_place(target: Target, start: Start, sampler: Sampler, orders: Tensor, seed: int) -> ChainRecord | None:
+def run_in_place(
+    target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int
+) -> ChainRecord | None:
     """Run the chains of an anchor to their end, one after another, and leave the parameters at the anchor.
 
     Args:
         target: the loss.
         start: the anchor, with what is known of it.
         sampler: the settings, resolved.
-        orders: the minibatch of each chain at each step, shape (chain, step), on the CPU.
+        schedule: of the chains.
         seed: of the noise.
 
     Returns:
@@ -39,8 +41,8 @@ def run_in_place(target: Target, start: Start, sampler: Sampler, orders: Tensor,
     """
     records = []
     try:
-        for chain, order in enumerate(orders.tolist()):
-            record = _Chain(target, start, sampler, order, seed, chain).run()
+        for chain in range(sampler.chains):
+            record = _Chain(target, start, sampler, schedule, seed, chain).run()
             if record is None:
                 return None
             records.append(record)
@@ -58,12 +60,13 @@ class _Chain:
     """
 
     def __init__(
-        self, target: Target, start: Start, sampler: Sampler, order: Sequence[int], seed: int, chain: int
+        self, target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int, chain: int
     ) -> None:
         self._target = target
         self._start = start
         self._sampler = sampler
-        self._order = order
+        self._schedule = schedule
+        self._order: list[int] = schedule.orders[chain].tolist()
         self._seed = seed
         self._number = chain
         self._eps = start.step_size
@@ -79,7 +82,7 @@ class _Chain:
 
     def run(self) -> ChainRecord | None:
         """Run it to its end; None if a loss isn't finite."""
-        sampler, schedule = self._sampler, Schedule(self._sampler)
+        sampler, schedule = self._sampler, self._schedule
         losses, products = [], []
         self._begin()
         for step in range(sampler.burn_in + sampler.draws):
@@ -89,13 +92,13 @@ class _Chain:
                 loss = self._look(loss, step)
             if step % 16 == 0 and not math.isfinite(loss):
                 return None
-            if step >= sampler.burn_in:
+            if step in schedule.compared:
                 losses.append(loss.double())
             if step in schedule.products:
                 products.append(self._products())
             self._advance()
         drawn = torch.stack(losses).cpu().numpy()
-        reference = self._start.reference[np.array(self._order[sampler.burn_in :])]
+        reference = self._start.reference[[self._order[step] for step in schedule.compared]]
         if not (np.isfinite(drawn).all() and np.isfinite(reference).all()):
             return None
         squares, away, work = torch.stack(products).mean(0).cpu().numpy()
