@@ -24,9 +24,7 @@ SMALL = 2**22
 doesn't cost more than running them. Chosen by the bytes to move and the time of a start, not by a measurement."""
 
 
-def run_in_place(
-    target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int
-) -> ChainRecord | None:
+def run_in_place(target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int) -> ChainRecord | None:
     """Run the chains of an anchor to their end, one after another, and leave the parameters at the anchor.
 
     Args:
@@ -48,16 +46,12 @@ def run_in_place(
             records.append(record)
     finally:
         clear_gradients(target.parameters)
-        target.set(start.anchor)
+        start.position.reset()
     return ChainRecord.together(records)
 
 
 class _Chain:
-    """One chain on its way.
-
-    The weights are the target's parameters themselves, unless those are of half precision: then the chain's own are
-    kept in the anchor's precision beside them, since a step is smaller than what half precision can hold.
-    """
+    """One chain on its way."""
 
     def __init__(
         self, target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int, chain: int
@@ -71,10 +65,8 @@ class _Chain:
         self._number = chain
         self._eps = start.step_size
         self._curvature = start.around.curvature
-        self._weights = [
-            parameter.data if parameter.dtype == weight.dtype else weight.clone()
-            for parameter, weight in zip(target.parameters, start.anchor, strict=True)
-        ]
+        self._position = start.position
+        self._weights = start.position.weights
         self._groups = _groups(self._weights)
         self._step = _compiled_step(sampler) if self._weights[0].is_cuda else sampler.step
         kept = sampler.velocity_kept
@@ -110,12 +102,11 @@ class _Chain:
         """Put the chain where it first asks for a gradient."""
         self._noise = self._stream()
         self._last_noise = self._stream() if self._sampler.velocity_kept == 0 else None
-        for k, (weight, anchor) in enumerate(zip(self._weights, self._start.anchor, strict=True)):
+        for k, weight in enumerate(self._weights):
             noise = self._noise.like(weight, mask_of(self._start.masks, k))
-            weight.copy_(self._sampler.start(anchor, noise, self._eps))
+            self._position.put([k], [self._sampler.start(self._position.origin(k), noise, self._eps)])
             if self._velocity is not None:
                 self._velocity[k].copy_(noise)
-        self._publish()
 
     @torch.no_grad()
     def _advance(self) -> None:
@@ -123,7 +114,6 @@ class _Chain:
         grads = list(gradients(self._target.parameters, self._start.masks))
         for group in self._groups:
             self._advance_group(group, [grads[k] for k in group])
-        self._publish()
 
     def _advance_group(self, group: Sequence[int], grads: Sequence[Tensor]) -> None:
         weights = [self._weights[k] for k in group]
@@ -132,12 +122,13 @@ class _Chain:
             velocity = _flat([self._velocity[k] for k in group])
         elif self._last_noise is not None:  # drawn again, which takes less memory than to keep it
             velocity = self._drawn(self._last_noise, group)
-        anchor, grad = _flat([self._start.anchor[k] for k in group]), _flat(grads).to(noise.dtype)
+        anchor, grad = _flat([self._position.origin(k) for k in group]), _flat(grads).to(noise.dtype)
         eps = torch.tensor(self._eps, dtype=torch.float64)
         after, velocity = self._step(_flat(weights), velocity, anchor, grad, noise, eps)
-        _unflatten_into(after, weights)
+        self._position.put(group, _unflattened(after, weights))
         if self._velocity is not None and velocity is not None:
-            _unflatten_into(velocity, [self._velocity[k] for k in group])
+            kept = [self._velocity[k] for k in group]
+            torch._foreach_copy_(kept, _unflattened(velocity, kept))  # pyright: ignore[reportPrivateImportUsage]
 
     def _drawn(self, stream: ChainNoise, group: Sequence[int]) -> Tensor:
         """The noise of a group of parameters as one vector, drawn a parameter at a time."""
@@ -195,24 +186,18 @@ class _Chain:
     @torch.no_grad()
     def _move(self, distance: float) -> None:
         """Move the weights along the gradient."""
-        for weight, grad in zip(self._weights, gradients(self._target.parameters, None), strict=True):
-            weight.add_(grad.to(weight.dtype), alpha=distance)
-        self._publish()
+        for k, grad in enumerate(gradients(self._target.parameters, None)):
+            weight = self._weights[k]
+            self._position.put([k], [weight.add(grad.to(weight.dtype), alpha=distance)])
 
     @torch.no_grad()
     def _products(self) -> Tensor:
         """‖∇L‖², ‖w − w*‖² and ∇L·(w − w*), shape (3,)."""
         total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
         for k, grad in enumerate(gradients(self._target.parameters, self._start.masks)):
-            grad, away = grad.to(self._weights[k].dtype), self._weights[k] - self._start.anchor[k]
+            grad, away = grad.to(self._weights[k].dtype), self._weights[k] - self._position.origin(k)
             total += torch.stack([square(grad), square(away), torch.dot(away.flatten(), grad.flatten()).double()])
         return total
-
-    def _publish(self) -> None:
-        """Write the chain's own weights into parameters of half precision."""
-        for parameter, weight in zip(self._target.parameters, self._weights, strict=True):
-            if parameter.dtype != weight.dtype:
-                parameter.data.copy_(weight)
 
     def _stream(self) -> ChainNoise:
         return ChainNoise(self._seed, self._number, self._weights[0].device)
@@ -236,11 +221,9 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def _unflatten_into(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    pieces = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-        list(tensors), [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)]
-    )
+def _unflattened(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    pieces = flat.split([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """What is known of an anchor before its chains start, and at which of their steps they are looked at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from phasewatch.monitor.model.weights import Mask, Weights
 from phasewatch.monitor.sampling.curvature import Surroundings
+from phasewatch.monitor.sampling.position import Position
 from phasewatch.monitor.sampling.settings import Sampler
 
 LOOKS = 2
@@ -38,6 +40,7 @@ class Start:
 
     Attributes:
         anchor: w*.
+        position: of the model's own parameters, which are at w*.
         masks: which weights move around it.
         reference: L_m(w*) on each minibatch, shape (minibatch,), float64; NaN where it isn't needed.
         around: the loss around it.
@@ -46,6 +49,7 @@ class Start:
     """
 
     anchor: Weights
+    position: Position
     masks: Mask
     reference: np.ndarray
     around: Surroundings
@@ -59,6 +63,7 @@ class Schedule:
     Args:
         sampler: the settings.
         orders: the minibatch of each chain at each step, shape (chain, step), on the CPU.
+        minibatches: how many there are.
         parameters: how many the model has.
 
     Attributes:
@@ -69,13 +74,15 @@ class Schedule:
         products: where its displacement and gradient are multiplied.
     """
 
-    def __init__(self, sampler: Sampler, orders: Tensor, parameters: int) -> None:
+    def __init__(self, sampler: Sampler, orders: Tensor, minibatches: int, parameters: int) -> None:
         steps = sampler.burn_in + sampler.draws
         draws = range(sampler.burn_in, steps)
         self.orders = orders
         large = parameters >= LARGE
         self.compared = draws[:: _stride(sampler, orders) if large else 1]
-        self.references = (orders[:, list(self.compared)] if large else orders).unique().tolist()
+        self.references: Sequence[int] = (
+            orders[:, list(self.compared)].unique().tolist() if large else range(minibatches)
+        )
         self.looks = set(draws[:: -(-sampler.draws // LOOKS)])
         if sampler.target_kappa is not None:
             self.looks |= {step for step in range(steps) if step < FOLLOWED or step % FOLLOWED == 0}
@@ -86,8 +93,7 @@ def _stride(sampler: Sampler, orders: Tensor) -> int:
     """Every how many draws a large model's loss is compared with the snapshot's."""
     stride, most = 1, 3 * MOST_ON_REFERENCES * orders.numel()
     while (
-        sampler.draws // (stride + 1) >= FEWEST_COMPARED
-        and len(orders[:, sampler.burn_in :: stride].unique()) > most
+        sampler.draws // (stride + 1) >= FEWEST_COMPARED and len(orders[:, sampler.burn_in :: stride].unique()) > most
     ):
         stride += 1
     return stride
