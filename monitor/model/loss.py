@@ -25,6 +25,9 @@ LARGEST_VECTORISED_ROW = 8 * 2**20
 SHARE_OF_A_GPU = 0.5
 """On a GPU, chains are only tried together where two of them take less than this share of its free memory."""
 
+WORTH_ITS_MEMORY = 0.8
+"""On a GPU, rows are taken together where that takes less than this share of their time one after another."""
+
 TIMED = 3
 """Passes of each path that are timed on a GPU, after one that isn't; the fastest counts."""
 
@@ -227,8 +230,9 @@ class ModelLoss:
         alone = rows * _seconds(lambda: self.add_gradient(batches[0]))
         self.model.module.zero_grad(set_to_none=True)
         times = f"{rows} steps take {1000 * together:.1f} ms together and {1000 * alone:.1f} ms one after another."
-        self.path = f"Chains run together: {times}" if together < alone else self.path + times
-        return together < alone
+        faster = together < WORTH_ITS_MEMORY * alone
+        self.path = f"Chains run together: {times}" if faster else self.path + times
+        return faster
 
     @property
     def _tolerance(self) -> float:

@@ -68,7 +68,7 @@ class _Chain:
         self._position = start.position
         self._weights = start.position.weights
         self._groups = _groups(self._weights)
-        self._step = _compiled_step(sampler) if self._weights[0].is_cuda else sampler.step
+        self._step = _compiled_step() if self._weights[0].is_cuda else _step
         kept = sampler.velocity_kept
         self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
 
@@ -124,7 +124,7 @@ class _Chain:
             velocity = self._drawn(self._last_noise, group)
         anchor, grad = _flat([self._position.origin(k) for k in group]), _flat(grads).to(noise.dtype)
         eps = torch.tensor(self._eps, dtype=torch.float64)
-        after, velocity = self._step(_flat(weights), velocity, anchor, grad, noise, eps)
+        after, velocity = self._step(self._sampler, _flat(weights), velocity, anchor, grad, noise, eps)
         self._position.put(group, _unflattened(after, weights))
         if self._velocity is not None and velocity is not None:
             kept = [self._velocity[k] for k in group]
@@ -226,7 +226,16 @@ def _unflattened(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
+def _step(
+    sampler: Sampler, w: Tensor, velocity: Tensor | None, anchor: Tensor, grad: Tensor, noise: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    return sampler.step(w, velocity, anchor, grad, noise, eps)
+
+
 @functools.cache
-def _compiled_step(sampler: Sampler) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The sampler's step as one kernel for vectors of any length, in place of a dozen that each read and write them."""
-    return torch.compile(sampler.step, dynamic=True)
+def _compiled_step() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """A sampler's step as one kernel, in place of a dozen that each read and write its vectors.
+
+    It is compiled once for each kind of sampler, for vectors of any length and settings of any value.
+    """
+    return torch.compile(_step, dynamic=True)
