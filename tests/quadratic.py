@@ -66,7 +66,7 @@ class Quadratic:
 
     most_pieces = 1
 
-    def split(self, pieces: int) -> None:
+    def settle(self, pieces: int, way: str) -> None:
         pass
 
     def bytes_of_a_pass(self, pieces: int) -> int:

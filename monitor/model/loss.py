@@ -28,6 +28,9 @@ SHARE_OF_A_GPU = 0.5
 WORTH_ITS_MEMORY = 0.8
 """On a GPU, rows are taken together where that takes less than this share of their time one after another."""
 
+TRANSIENT = 1.2
+"""Memory of a pass over that of the activations that it keeps: language models' logits and their gradient."""
+
 TIMED = 3
 """Passes of each path that are timed on a GPU, after one that isn't; the fastest counts."""
 
@@ -48,7 +51,8 @@ class ModelLoss:
         at_rows: the loss at many sets of weights at once.
         mask_forms: how attention masks may be given to it.
         vectorised: whether chains use that.
-        path: in a sentence, how chains run and why.
+        path: in a sentence, whether chains run together and why.
+        way: in a sentence, how the last chains ran.
         activations: bytes that a pass over a minibatch keeps for its backward pass, on a GPU.
 
     Example:
@@ -66,6 +70,7 @@ class ModelLoss:
         self.at_rows = VectorisedLoss(model, loss)
         self.mask_forms: list[MaskForm] = []
         self.path = ""
+        self.way = ""
         self.activations = 0
         self._splits = False
         self._warned: set[str] = set()
@@ -350,14 +355,15 @@ class LossOnBatches:
         """Into how many pieces a minibatch can be split; 1 where its loss isn't the mean over its samples."""
         return samples_in(self._batches[0]) if self._loss.splits(self._first) else 1
 
-    def split(self, pieces: int) -> None:
-        """Take each minibatch in so many pieces from now on."""
+    def settle(self, pieces: int, way: str) -> None:
+        """Take each minibatch in so many pieces from now on; `way` says how chains run, for the record."""
         self._pieces = pieces
+        self._loss.way = way
 
     def bytes_of_a_pass(self, pieces: int) -> int:
         """Memory that a pass takes beside the weights, on a GPU; 0 where that isn't known."""
         gradient = sum(parameter.numel() * parameter.itemsize for parameter in self.parameters)
-        return max(self._loss.activations // pieces, gradient) if self._loss.activations else 0
+        return max(int(TRANSIENT * self._loss.activations) // pieces, gradient) if self._loss.activations else 0
 
     @property
     def _first(self) -> list[Any]:

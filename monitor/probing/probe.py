@@ -135,8 +135,8 @@ class Probe:
 
     @property
     def path(self) -> str:
-        """How its chains run, and why, in a sentence."""
-        return self.subject.loss.path
+        """How its chains run, and why; once a snapshot has been measured, in which way memory let them."""
+        return f"{self.subject.loss.path} {self.subject.loss.way}".strip()
 
     @property
     def together(self) -> int:

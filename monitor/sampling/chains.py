@@ -103,7 +103,9 @@ def run_chains(
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            last = error
+            last = error.with_traceback(None)  # whose frames hold what the chains took
+        for parameter in target.parameters:
+            parameter.grad = None
         if target.parameters[0].is_cuda:
             torch.cuda.empty_cache()
     size = sum(weight.numel() for weight in anchors[0])
@@ -130,7 +132,7 @@ class _Run:
         """Whole anchors at a time if they fit, else some chains of one at a time; with 0 rows, all in place."""
         rows, stacked = way.rows, way.rows > 0
         self._position = way.position
-        self._target.split(way.pieces)
+        self._target.settle(way.pieces, str(way))
         found: list[Chains] = []
         last: Weights | None = None
         reference = np.empty(0)

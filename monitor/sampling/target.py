@@ -32,8 +32,8 @@ class Target(Protocol):
         """Into how many pieces a minibatch can be split."""
         ...
 
-    def split(self, pieces: int) -> None:
-        """Take each minibatch in so many pieces from now on."""
+    def settle(self, pieces: int, way: str) -> None:
+        """Take each minibatch in so many pieces from now on; `way` says how chains run, for the record."""
         ...
 
     def bytes_of_a_pass(self, pieces: int) -> int:
@@ -102,7 +102,7 @@ class Guarded:
         self.vectorised = target.vectorised
         self.set = target.set
         self.loss = target.loss
-        self.split = target.split
+        self.settle = target.settle
         self.prepare = target.prepare
         self.rows = target.rows
         self.anchor: Weights = []

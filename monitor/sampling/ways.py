@@ -23,6 +23,13 @@ class Way:
     position: type[Position] = AnchorOnDevice
     pieces: int = 1
 
+    def __str__(self) -> str:
+        if self.rows:
+            return f"{self.rows} chains at a time."
+        kept = {AnchorOnDevice: "with the snapshot's weights", DisplacementOnDevice: "with a bfloat16 displacement"}
+        parts = f", minibatches in {self.pieces} parts" if self.pieces > 1 else ""
+        return f"One chain at a time, {kept.get(self.position, 'with the snapshot on the host')}{parts}."
+
 
 def ways(target: Target, rows: int) -> Iterator[Way]:
     """The ways that memory may allow, the fastest first.
