@@ -14,14 +14,10 @@ from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
 from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, reach_of, square
-from phasewatch.monitor.sampling.random_streams import ChainNoise, mask_of
+from phasewatch.monitor.sampling.random_streams import ChainNoise, groups_of, mask_of, unflattened
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
 from phasewatch.monitor.sampling.target import Target
-
-SMALL = 2**22
-"""On a GPU, parameters of fewer elements than this are moved together, up to as many elements, so that starting kernels
-doesn't cost more than running them. Chosen by the bytes to move and the time of a start, not by a measurement."""
 
 
 def run_in_place(target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int) -> ChainRecord | None:
@@ -67,8 +63,7 @@ class _Chain:
         self._curvature = start.around.curvature
         self._position = start.position
         self._weights = start.position.weights
-        self._groups = _groups(self._weights)
-        self._step = _compiled_step() if self._weights[0].is_cuda else _step
+        self._groups = groups_of(self._weights)
         kept = sampler.velocity_kept
         self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
 
@@ -102,11 +97,12 @@ class _Chain:
         """Put the chain where it first asks for a gradient."""
         self._noise = self._stream()
         self._last_noise = self._stream() if self._sampler.velocity_kept == 0 else None
-        for k, weight in enumerate(self._weights):
-            noise = self._noise.like(weight, mask_of(self._start.masks, k))
-            self._position.put([k], [self._sampler.start(self._position.origin(k), noise, self._eps)])
-            if self._velocity is not None:
-                self._velocity[k].copy_(noise)
+        for group in self._groups:
+            weights = [self._weights[k] for k in group]
+            for k, noise in zip(group, unflattened(self._drawn(self._noise, group), weights), strict=True):
+                self._position.put([k], [self._sampler.start(self._position.origin(k), noise, self._eps)])
+                if self._velocity is not None:
+                    self._velocity[k].copy_(noise)
 
     @torch.no_grad()
     def _advance(self) -> None:
@@ -116,27 +112,40 @@ class _Chain:
             self._advance_group(group, [grads[k] for k in group])
 
     def _advance_group(self, group: Sequence[int], grads: Sequence[Tensor]) -> None:
-        weights = [self._weights[k] for k in group]
-        noise, velocity = self._drawn(self._noise, group), None
+        noise, last = self._drawn(self._noise, group), None
+        if self._last_noise is not None:  # drawn again, which takes less memory than to keep it
+            last = self._drawn(self._last_noise, group)
+        if noise.is_cuda:
+            self._advance_together(group, grads, noise, last)
+            return
+        sizes = [self._weights[k].numel() for k in group]
+        lasts = [None] * len(group) if last is None else last.split(sizes)
+        for k, grad, *drawn in zip(group, grads, noise.split(sizes), lasts, strict=True):
+            self._advance_together([k], [grad], *drawn)
+
+    def _advance_together(
+        self, group: Sequence[int], grads: Sequence[Tensor], noise: Tensor, velocity: Tensor | None
+    ) -> None:
+        """Move some parameters as one vector."""
         if self._velocity is not None:
             velocity = _flat([self._velocity[k] for k in group])
-        elif self._last_noise is not None:  # drawn again, which takes less memory than to keep it
-            velocity = self._drawn(self._last_noise, group)
         anchor, grad = _flat([self._position.origin(k) for k in group]), _flat(grads).to(noise.dtype)
-        eps = torch.tensor(self._eps, dtype=torch.float64)
-        after, velocity = self._step(self._sampler, _flat(weights), velocity, anchor, grad, noise, eps)
-        self._position.put(group, _unflattened(after, weights))
+        weights, eps = [self._weights[k] for k in group], torch.tensor(self._eps, dtype=torch.float64)
+        step = _compiled_step() if noise.is_cuda else _step
+        after, velocity = step(self._sampler, _flat(weights), velocity, anchor, grad, noise, eps)
+        self._position.put(group, unflattened(after, weights))
         if self._velocity is not None and velocity is not None:
             kept = [self._velocity[k] for k in group]
-            torch._foreach_copy_(kept, _unflattened(velocity, kept))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(kept, unflattened(velocity, kept))  # pyright: ignore[reportPrivateImportUsage]
 
     def _drawn(self, stream: ChainNoise, group: Sequence[int]) -> Tensor:
-        """The noise of a group of parameters as one vector, drawn a parameter at a time."""
+        """The noise of a group of parameters as one vector, 0 where the masks are False."""
         weights = [self._weights[k] for k in group]
-        flat = weights[0].new_empty(sum(weight.numel() for weight in weights))
-        for k, piece in zip(group, flat.split([weight.numel() for weight in weights]), strict=True):
-            mask = mask_of(self._start.masks, k)
-            stream.into(piece.view(self._weights[k].shape), mask)
+        flat = stream.into(weights[0].new_empty(sum(weight.numel() for weight in weights)))
+        if self._start.masks is not None:
+            for k, piece in zip(group, unflattened(flat, weights), strict=True):
+                if (mask := mask_of(self._start.masks, k)) is not None:
+                    piece.mul_(mask)
         return flat
 
     def _look(self, loss: Tensor, step: int) -> Tensor:
@@ -203,27 +212,9 @@ class _Chain:
         return ChainNoise(self._seed, self._number, self._weights[0].device)
 
 
-def _groups(weights: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of the parameters that are moved together: on a CPU each alone."""
-    groups: list[list[int]] = []
-    room = 0
-    for k, weight in enumerate(weights):
-        if weight.numel() > room or not weight.is_cuda:
-            groups.append([])
-            room = SMALL
-        groups[-1].append(k)
-        room -= weight.numel()
-    return groups
-
-
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     """Several tensors as one vector; a single one isn't copied if it needn't be."""
     return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def _unflattened(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    pieces = flat.split([tensor.numel() for tensor in like])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def _step(

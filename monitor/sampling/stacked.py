@@ -9,7 +9,7 @@ from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
 from phasewatch.monitor.model.weights import Weights
-from phasewatch.monitor.sampling.random_streams import ChainNoise
+from phasewatch.monitor.sampling.random_streams import ChainNoise, groups_of, unflattened
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
 from phasewatch.monitor.sampling.target import Target
@@ -123,14 +123,14 @@ class _Stacked:
 
     def _draw(self) -> Weights:
         """Noise for the weights that move, the same around each anchor; each of shape (1 or anchor, chain, ...)."""
-        drawn = []
-        for k, anchor in enumerate(self._anchors):
-            noise = anchor.new_empty(1, len(self._noises), *anchor.shape[2:])
+        drawn: Weights = []
+        for group in groups_of([anchor[0, 0] for anchor in self._anchors]):
+            some = [self._anchors[k][0, 0] for k in group]
+            noise = some[0].new_empty(1, len(self._noises), sum(weight.numel() for weight in some))
             for chain, stream in zip(noise[0], self._noises, strict=True):
                 stream.into(chain)
-            mask = self._masks[k]
-            drawn.append(noise if mask is None else noise * mask)
-        return drawn
+            drawn += unflattened(noise, some)
+        return [noise if mask is None else noise * mask for noise, mask in zip(drawn, self._masks, strict=True)]
 
     def _evaluate(self, at: Weights, step: int) -> tuple[Tensor, Weights]:
         """Losses of shape (anchor, chain), and masked gradients."""
