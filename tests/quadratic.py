@@ -58,13 +58,14 @@ class Quadratic:
         with torch.no_grad():
             return self.at(torch.cat(self.parameters), torch.tensor(number))
 
-    def add_gradient(self, number: int, scale: float = 1.0) -> Tensor:
+    def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
         self.calls.append(torch.cat(self.parameters).detach().unsqueeze(0))
         value = self.at(torch.cat(self.parameters), torch.tensor(number))
         (scale * value).backward()
         return value.detach()
 
     most_pieces = 1
+    share = 1.0
 
     def settle(self, pieces: int, way: str) -> None:
         pass

@@ -324,8 +324,7 @@ class LossOnBatches:
         self._for_rows = batches.changed(forms[0]) if forms and loss.vectorised else batches
         self.parameters = loss.model.parameters
         self.minibatches = len(batches)
-        self._pieces = 1
-        self._beside = 1
+        self._pieces = self._beside = 1
         if loss.model.device.type == "cuda" and not loss.vectorised and loss.splits(self._first):
             held = sum(parameter.numel() * parameter.itemsize for parameter in loss.model.parameters)
             self._beside = pieces_beside(held, loss.activations, samples_in(batches[0]))
@@ -344,11 +343,27 @@ class LossOnBatches:
             )
             return torch.stack([share * self._loss.value(piece) for share, piece in pieces]).sum()
 
-    def add_gradient(self, number: int, scale: float = 1.0) -> Tensor:
-        """Add `scale` times the gradient on a minibatch to each parameter's `grad`; returns the loss, a scalar."""
-        held = any(parameter.grad is not None for parameter in self.parameters)
-        pieces = max(self._pieces, self._beside) if held else self._pieces
-        return self._loss.add_gradient(self._batches[number], scale, pieces=pieces)
+    def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
+        """Add `scale` times the gradient on a minibatch to each parameter's `grad`; returns the loss, a scalar.
+
+        Args:
+            number: of the minibatch.
+            scale: of the gradient.
+            part: whether to take only so many of its samples that there's room for another gradient.
+        """
+        batch = self._batches[number]
+        if part:
+            return self._loss.add_gradient(in_pieces(batch, self._parts)[0][1], scale)
+        return self._loss.add_gradient(batch, scale, pieces=self._pieces)
+
+    @property
+    def share(self) -> float:
+        """Share of a minibatch's samples that is a part of it."""
+        return 1 / self._parts
+
+    @property
+    def _parts(self) -> int:
+        return max(self._pieces, self._beside)
 
     @property
     def most_pieces(self) -> int:

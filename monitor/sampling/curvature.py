@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from phasewatch.monitor.model.weights import Mask
 from phasewatch.monitor.sampling.position import Position
-from phasewatch.monitor.sampling.random_streams import mask_of
+from phasewatch.monitor.sampling.random_streams import groups_of, mask_of
 from phasewatch.monitor.sampling.target import Target
 
 MINIBATCHES = 8
@@ -121,7 +121,7 @@ def _moments(target: Target, masks: Mask) -> tuple[float, float, float]:
 
     The mean gradient of one half of the minibatches is multiplied with each one of the other half, so that their noise
     averages out. Where the minibatches together are the loss, and no more than are looked at, their mean has
-    no noise.
+    no noise. Of others a part will do, whose noise is larger as its samples are fewer.
     """
     count = min(target.minibatches, MINIBATCHES)
     exact = count == 1 or (target.whole and count == target.minibatches)
@@ -139,7 +139,7 @@ def _moments(target: Target, masks: Mask) -> tuple[float, float, float]:
     for number in range(first):
         squares.append(zero.clone())
         with intercepted(target.parameters, masks, see, add=True):
-            target.add_gradient(number)
+            target.add_gradient(number, part=not exact)
     total = sum((square(grad) for grad in gradients(target.parameters, None)), zero)
     if exact:
         slope = float(total) / first**2
@@ -148,11 +148,11 @@ def _moments(target: Target, masks: Mask) -> tuple[float, float, float]:
         squares.append(zero.clone())
         products.append(zero.clone())
         with intercepted(target.parameters, masks, see, add=False):
-            target.add_gradient(number)
+            target.add_gradient(number, part=not exact)
     along = torch.stack(products) / first
     slope = float(along.mean())
     error = math.sqrt(2) * float(along.std()) / math.sqrt(len(along)) if len(along) > 1 else math.inf
-    return slope, error, max(float(torch.stack(squares).mean()) - slope, 0.0)
+    return slope, error, target.share * max(float(torch.stack(squares).mean()) - slope, 0.0)
 
 
 def _largest_curvature(
@@ -167,25 +167,29 @@ def _largest_curvature(
     parameters, minibatches = target.parameters, min(ALTERNATING, target.minibatches)
     size = sum(weight.numel() for weight in position.weights)
     _start_direction(parameters, masks, size, generator)
-    curvatures, reach = [0.0], 1e-3 * (1 + _norm(position.weights) / math.sqrt(size))
+    curvatures, reach = [0.0], 1e-3 * (1 + norm(position.weights) / math.sqrt(size))
     for iteration in range(ITERATIONS):
         number = iteration % minibatches
-        length = _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        length = norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if not math.isfinite(length):
             return math.nan
         if length == 0:
             break
         with torch.no_grad():
-            for k, grad in enumerate(gradients(parameters, None)):
-                origin = position.origin(k)
-                position.put([k], [origin + grad.to(origin.dtype) * (reach / length)])
+            grads = list(gradients(parameters, None))
+            for group in groups_of(parameters):
+                origin = [position.origin(k) for k in group]
+                along = [grads[k].to(weight.dtype) for k, weight in zip(group, origin, strict=True)]
+                position.put(group, torch._foreach_add(origin, along, alpha=reach / length))  # pyright: ignore[reportPrivateImportUsage]
         clear_gradients(parameters)
-        target.add_gradient(number)
+        target.add_gradient(number, part=True)
         with torch.no_grad():
-            for k, weight in enumerate(position.weights):
-                position.put([k], [2 * position.origin(k) - weight])
-        target.add_gradient(number, -1.0)
-        product = _norm(list(gradients(parameters, masks))) / (2 * reach)
+            for group in groups_of(parameters):
+                across = torch._foreach_mul([position.origin(k) for k in group], 2)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_sub_(across, [position.weights[k] for k in group])  # pyright: ignore[reportPrivateImportUsage]
+                position.put(group, across)
+        target.add_gradient(number, -1.0, part=True)
+        product = norm(list(gradients(parameters, masks))) / (2 * reach)
         if not math.isfinite(product):
             return math.nan
         curvatures.append(product or curvatures[-1])
@@ -196,7 +200,7 @@ def _largest_curvature(
 
 def _start_direction(parameters: Sequence[Tensor], masks: Mask, size: int, generator: Generator) -> None:
     """Turn the gradients that are held into their direction plus a random one of about the same length."""
-    length = _norm(list(gradients(parameters, masks))) or 1.0
+    length = norm(list(gradients(parameters, masks))) or 1.0
     for number, grad in enumerate(gradients(parameters, None)):
         noise, mask = torch.empty_like(grad).normal_(generator=generator), mask_of(masks, number)
         grad.div_(length).add_(noise if mask is None else noise.mul_(mask), alpha=size**-0.5)
@@ -212,5 +216,7 @@ def reach_of(curvature: float, *, nbeta: float, gamma: float) -> float:
     return max(nbeta * curvature + gamma, 1e-12) ** -0.5
 
 
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([square(tensor) for tensor in tensors]).sum().sqrt())
+def norm(tensors: Sequence[Tensor]) -> float:
+    """The Euclidean length of several tensors as one vector."""
+    lengths = torch._foreach_norm(list(tensors))  # pyright: ignore[reportPrivateImportUsage]
+    return float(torch.linalg.vector_norm(torch.stack(list(lengths)), dtype=torch.float64))

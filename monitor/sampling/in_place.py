@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
-from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, reach_of, square
+from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, norm, reach_of, square
 from phasewatch.monitor.sampling.random_streams import ChainNoise, groups_of, mask_of, unflattened
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
@@ -153,12 +153,11 @@ class _Chain:
 
         The first step is then taken anew, until ε holds κ where it leads.
         """
-        self._measure_curvature(step)
+        loss = self._measure_curvature(loss, step)
         for _ in range(ROUNDS_TO_KAPPA if self._hold_kappa() and step == 0 else 0):
             self._begin()
             clear_gradients(self._target.parameters)
-            loss = self._target.add_gradient(self._order[step])
-            self._measure_curvature(step)
+            loss = self._measure_curvature(self._target.add_gradient(self._order[step]), step)
             self._hold_kappa()
         return loss
 
@@ -168,8 +167,26 @@ class _Chain:
             self._eps = min(before, kappa / (self._sampler.nbeta * self._curvature + self._sampler.localization))
         return self._eps < before
 
-    def _measure_curvature(self, step: int) -> None:
-        """‖H·g‖/‖g‖, g the gradient, which lies along the steepest direction where steps are too long."""
+    def _measure_curvature(self, loss: Tensor, step: int) -> Tensor:
+        """‖H·g‖/‖g‖, g the gradient, which lies along the steepest direction where steps are too long.
+
+        Where there's no room for a pass beside a gradient, g is that of a part of the minibatch.
+
+        Returns:
+            The loss, whose gradient the parameters hold.
+        """
+        number, whole = self._order[step], self._target.share == 1
+        if not whole:
+            clear_gradients(self._target.parameters)
+            self._target.add_gradient(number, part=True)
+        self._turn(number)
+        if whole:
+            return loss
+        clear_gradients(self._target.parameters)
+        return self._target.add_gradient(number)
+
+    def _turn(self, number: int) -> None:
+        """Compare the gradient that is held with the one a little further along it."""
         masks, parameters = self._start.masks, self._target.parameters
         scale = {"nbeta": self._sampler.nbeta, "gamma": self._sampler.localization}
         reach, length = reach_of(self._curvature, **scale), self._length()
@@ -182,30 +199,33 @@ class _Chain:
 
         self._move(reach / length)
         with intercepted(parameters, masks, see, add=False):
-            self._target.add_gradient(self._order[step])
+            self._target.add_gradient(number, part=True)
         self._move(-reach / length)
         curvature = math.sqrt(float(torch.stack(turned).sum())) / reach if turned else 0.0
         if math.isfinite(curvature):
             self._curvature = max(self._curvature, curvature)
 
     def _length(self) -> float:
-        grads = gradients(self._target.parameters, self._start.masks)
-        return float(torch.stack([square(grad) for grad in grads]).sum().sqrt())
+        return norm(list(gradients(self._target.parameters, self._start.masks)))
 
     @torch.no_grad()
     def _move(self, distance: float) -> None:
         """Move the weights along the gradient."""
-        for k, grad in enumerate(gradients(self._target.parameters, None)):
-            weight = self._weights[k]
-            self._position.put([k], [weight.add(grad.to(weight.dtype), alpha=distance)])
+        grads = list(gradients(self._target.parameters, None))
+        for group in self._groups:
+            weights = [self._weights[k] for k in group]
+            along = [grads[k].to(weight.dtype) for k, weight in zip(group, weights, strict=True)]
+            self._position.put(group, torch._foreach_add(weights, along, alpha=distance))  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def _products(self) -> Tensor:
         """‖∇L‖², ‖w − w*‖² and ∇L·(w − w*), shape (3,)."""
         total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
-        for k, grad in enumerate(gradients(self._target.parameters, self._start.masks)):
-            grad, away = grad.to(self._weights[k].dtype), self._weights[k] - self._position.origin(k)
-            total += torch.stack([square(grad), square(away), torch.dot(away.flatten(), grad.flatten()).double()])
+        grads = list(gradients(self._target.parameters, self._start.masks))
+        for group in self._groups:
+            away = _flat([self._weights[k] for k in group]) - _flat([self._position.origin(k) for k in group])
+            grad = _flat([grads[k] for k in group]).to(away.dtype)
+            total += torch.stack([square(grad), square(away), torch.dot(away, grad).double()])
         return total
 
     def _stream(self) -> ChainNoise:

@@ -55,9 +55,9 @@ def minibatch_orders(seed: int, chains: int, steps: int, minibatches: int, *, wh
     return torch.stack(orders)
 
 
-GROUP = 2**24
-"""Elements up to which neighbouring parameters get their noise in one draw. With fewer, starting kernels costs more than
-drawing; more would take more memory. It decides which numbers a chain gets."""
+GROUP = 2**26
+"""Elements up to which neighbouring parameters get their noise in one draw, and move together on a GPU. With fewer,
+starting kernels takes longer than running them. It decides which numbers a chain gets."""
 
 
 def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
@@ -67,7 +67,7 @@ def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
         weights: one tensor for each parameter.
 
     Example:
-        >>> groups_of([torch.empty(size, device="meta") for size in (3, 2**24, 5, 4)])
+        >>> groups_of([torch.empty(size, device="meta") for size in (3, 2**26, 5, 4)])
         [[0], [1], [2, 3]]
     """
     groups: list[list[int]] = []

@@ -53,8 +53,19 @@ class Target(Protocol):
         """The loss on a minibatch at the parameters' values, a scalar without a gradient."""
         ...
 
-    def add_gradient(self, number: int, scale: float = 1.0) -> Tensor:
-        """Add `scale` times the gradient on a minibatch to each parameter's `grad`; returns the loss, a scalar."""
+    @property
+    def share(self) -> float:
+        """Share of a minibatch's samples that is a part of it, 1 where there's room for a pass beside a gradient."""
+        ...
+
+    def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
+        """Add `scale` times the gradient on a minibatch to each parameter's `grad`; returns the loss, a scalar.
+
+        Args:
+            number: of the minibatch.
+            scale: of the gradient.
+            part: whether to take only a part of its samples.
+        """
         ...
 
     def prepare(self, rows: int) -> None:
@@ -107,14 +118,19 @@ class Guarded:
         self.rows = target.rows
         self.anchor: Weights = []
 
-    def add_gradient(self, number: int, scale: float = 1.0) -> Tensor:
+    @property
+    def share(self) -> float:
+        """As the target's."""
+        return self._target.share
+
+    def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
         """As the target's.
 
         Raises:
             Refused: for an error that doesn't come up at the anchor.
         """
         try:
-            return self._target.add_gradient(number, scale)
+            return self._target.add_gradient(number, scale, part=part)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -1,5 +1,6 @@
 """How chains can be run, from the fastest way to the one that takes the least memory."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -69,10 +70,10 @@ def needed(target: Target, way: Way) -> int:
 
 
 def free(target: Target) -> int:
-    """Bytes that are free on the GPU, or that torch holds for later."""
+    """Bytes that are free on a GPU, or that torch holds for later; on a CPU, no limit is known."""
     device = target.parameters[0].device
     if device.type != "cuda":
-        return 0
+        return sys.maxsize
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
 
@@ -80,7 +81,8 @@ def free(target: Target) -> int:
 def hint(target: Target) -> str:
     """The end of a sentence that says that memory ran out: what would make it fit."""
     *_, leanest = _in_place(target)
-    if not (least := needed(target, leanest)):
+    least = needed(target, leanest)
+    if not least or not target.parameters[0].is_cuda:
         return ". Lower the batch_size, or give Probe(device=...) with more."
     split = "" if target.most_pieces > 1 else ", whose loss isn't the mean over its samples, so that it can't be split"
     there = free(target) / 2**30

@@ -323,7 +323,7 @@ def test_chains_in_place_hold_no_more_than_an_anchor_a_gradient_and_a_velocity(m
             with torch.no_grad():
                 return sum(parameter.square().sum() for parameter in self.parameters) / 2
 
-        def add_gradient(self, number, scale=1.0):
+        def add_gradient(self, number, scale=1.0, *, part=False):
             value = sum(parameter.square().sum() for parameter in self.parameters) / 2
             (scale * value).backward()
             return value.detach()
@@ -355,7 +355,7 @@ def test_parameters_of_any_shape_are_sampled(vectorised):
             with torch.no_grad():
                 return self.at(self._flat(self.parameters), torch.tensor(number))
 
-        def add_gradient(self, number, scale=1.0):
+        def add_gradient(self, number, scale=1.0, *, part=False):
             value = self.at(self._flat(self.parameters), torch.tensor(number))
             (scale * value).backward()
             return value.detach()
@@ -603,7 +603,7 @@ def test_where_there_is_no_memory_for_one_stacked_chain_they_run_in_place():
 
 def test_no_memory_for_one_chain_is_a_sentence():
     class Full(Quadratic):
-        def add_gradient(self, number, scale=1.0):
+        def add_gradient(self, number, scale=1.0, *, part=False):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(PhasewatchError, match=r"no memory for one chain of 2 parameters with Langevin\(batch_size=1\)"):
