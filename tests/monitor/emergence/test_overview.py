@@ -76,7 +76,7 @@ def test_logged_samples_get_their_chain_and_where_it_loses(tmp_path):
     found = overview(samples(tmp_path))
     assert list(found.scores) == ["log_p", "p", "p_among_choices", "brier", "accuracy"]
     assert found.attribution is not None
-    assert "4 steps are too few for a verdict" in str(found)
+    assert "A verdict takes at least 8 steps, and there are 4" in str(found)
 
 
 def test_the_command_prints_it_and_draws_it(tmp_path):
