@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from reversals import falls, false_alarms
 from scipy.special import ndtr
 from verdict_cases import KINDS, case
 
 from phasewatch import PhasewatchError, emergence
-from phasewatch.monitor.emergence.reversal import turned
 
 CHANCE = {"piqa": 0.5, "socialiqa": 1 / 3, "csqa": 0.2}
 """Of tasks with other than four choices."""
@@ -179,12 +179,14 @@ def lambada(folder: Path) -> Iterator[Row]:
     text = f"error {np.mean(errors):.3f} on average, {max(errors):.3f} at worst"
     yield Row("log-likelihood to accuracy, small to larger", text, "<= 0.03, worst <= 0.05")
     found = {m: emergence.reversal(steps, log_p[m]) for m in models}
-    falls = {m: np.max(log_p[m]) - log_p[m][-1] for m in models}
+    depths = {m: np.max(log_p[m]) - log_p[m][-1] for m in models}
     rang = [m for m in models if found[m] is not None]
-    delays = [one.alarm - one.peak for one in found.values() if one is not None]
-    text = f"found {sum(falls[m] > 0.3 for m in rang)} of {sum(f > 0.3 for f in falls.values())}, "
-    text += f"false alarms {sum(falls[m] <= 0.3 for m in rang)} of {sum(f <= 0.3 for f in falls.values())}, "
-    yield Row("reversal", text + f"steps after the peak {delays}", "all, none, median <= 30,000")
+    own = [one.alarm - one.peak for one in found.values() if one is not None]
+    delays = [one.alarm - steps[np.argmax(log_p[m])] for m, one in found.items() if one is not None]
+    text = f"found {sum(depths[m] > 0.3 for m in rang)} of {sum(f > 0.3 for f in depths.values())}, "
+    text += f"false alarms {sum(depths[m] <= 0.3 for m in rang)} of {sum(f <= 0.3 for f in depths.values())}, "
+    text += f"median delay {np.median(own):,.0f} after the turn, {np.median(delays):,.0f} after the highest point"
+    yield Row("reversal", text, "all, none, median <= 30,000")
 
 
 def toy_addition(folder: Path) -> Iterator[Row]:
@@ -276,17 +278,10 @@ def two_choices() -> Iterator[Row]:
     yield Row("two choices, simulated", f"error {error:.3f}; by mean and spread {spread:.3f}", "<= 0.02")
 
 
-def false_alarms(count: int) -> Iterator[Row]:
-    """How often a series that rises by one noise's deviation per doubling reaches the alarm's statistic."""
-    rng = np.random.default_rng(0)
-    steps = np.concatenate([[0], 2.0 ** np.arange(9), [512, 1000, 3000], np.arange(13, 144, 10) * 1000])
-    rise = np.log2((steps + 1) / 1e4).clip(0) - 20 * np.exp(-steps / 2000)
-    largest = [
-        max(turned(steps[:n], score[:n]) for n in range(8, len(steps) + 1))
-        for score in rise + rng.normal(size=(count, len(steps)))
-    ]
-    text = ", ".join(f"{level:g}: {np.mean(np.array(largest) > level):.3f}" for level in (4.5, 6, 8, 10, 12, 16, 30))
-    yield Row("false alarms by statistic", text, "")
+def simulated_reversals(count: int) -> Iterator[Row]:
+    """How soon simulated falls are found, and how often series that don't fall ring: at any time, at their end."""
+    for what, measured in (*falls(count), *false_alarms(count)):
+        yield Row(what, measured, "")
 
 
 def reading(lines: int) -> Iterator[Row]:
@@ -318,7 +313,8 @@ def main() -> None:
     options = parser.parse_args()
     of_data = (ladder, public_models, generative, lambada, toy_addition, jump_in_another)
     parts = [part(options.data) for part in of_data]
-    parts += [two_choices(), verdicts(options.cases), law(options.cases), false_alarms(options.cases), reading(100_000)]
+    parts += [two_choices(), verdicts(options.cases), law(options.cases), reading(100_000)]
+    parts += [simulated_reversals(options.cases // 2)]
     for part in parts:
         try:
             for row in part:

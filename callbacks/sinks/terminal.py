@@ -153,7 +153,7 @@ class TerminalSink:
         """Print one line, and one for each watched log-likelihood that has turned since the last point."""
         tqdm.write(printable(f"→ {item}" if isinstance(item, Transition) else point_line(item), MOST_CHARACTERS))
         if isinstance(item, Point) and self._trajectory is not None:
-            for flag in self._red_flags.among(self._trajectory()):
+            for flag in self._red_flags.among(self._trajectory(), item.step):
                 tqdm.write(printable(flag, MOST_CHARACTERS))
 
     def close(self) -> None:

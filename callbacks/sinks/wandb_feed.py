@@ -54,7 +54,7 @@ class Results:
             self._has_points = True
             self.rows.append(point_row(item))
             if self._trajectory is not None and item.metrics:
-                for flag in self._red_flags.among(self._trajectory()):
+                for flag in self._red_flags.among(self._trajectory(), item.step):
                     self.alerts.append((f"phasewatch: {flag.title}", str(flag)))
             return
         if not item.provisional:

@@ -107,6 +107,10 @@ def forecast(
         return _of_columns(x, sharp, smooth, at, chance)
     targets = np.atleast_1d(check_numbers(call, "at", at))
     axis, u, score, guide, _ = sorted_points(call, x, sharp, smooth, series, targets)
+    if axis.logarithmic and (targets < 0).any():
+        raise PhasewatchError(
+            f"{call}(at=...) has {targets.min():g}, and x is never negative; ask for a place on the same axis."
+        )
     mean, deviation, trust = predict(u, score, guide, axis.position(targets), chance)
     low, high = np.clip(mean - WIDTH * deviation, 0, 1), np.clip(mean + WIDTH * deviation, 0, 1)
     return Forecast(targets, mean, low, high, find_onset(axis, u, score, guide, chance), trust, chance)

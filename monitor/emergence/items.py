@@ -113,10 +113,14 @@ class Items:
     def __str__(self) -> str:
         steps, items, choices = self.log_p.shape
         span = f"{self.axis} {self.x[0]:g} to {self.x[-1]:g}"
-        text = f"{items} items with up to {choices} choices at {steps} places, {span}."
+        text = f"{_count(items, 'item')} with up to {_count(choices, 'choice')} at {_count(steps, 'place')}, {span}."
         if self.left_out:
             text += " Left out: " + "; ".join(f"{count} {reason}" for reason, count in self.left_out.items()) + "."
         return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True, eq=False)

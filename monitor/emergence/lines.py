@@ -5,6 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+_decode = json.JSONDecoder().raw_decode
+
+ROUNDING = 1e-6
+"""A log p may be this far above 0: a probability of 1, rounded."""
+
 
 class LeftOut(Exception):
     """Why a line can't be used, in a few words that a count is put before."""
@@ -44,8 +49,11 @@ def parse_line(text: bytes) -> Line:
         LeftOut: if the line can't be used.
     """
     try:
-        record = json.loads(text.decode())
-    except ValueError as error:
+        content = text.decode().strip("\ufeff \t\r\n")
+        record, end = _decode(content)
+        if end != len(content):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
         raise LeftOut("lines that are not JSON (cut off, or two written into one)") from error
     if not isinstance(record, dict) or "doc_id" not in record:
         raise LeftOut("lines without a doc_id")
@@ -54,7 +62,7 @@ def parse_line(text: bytes) -> Line:
     choices = len(log_p)
     if choices % 2 == 0 and texts is not None and len(texts) == choices and _is_doubled(record, texts):
         choices //= 2  # the second half has no context, for acc_mutual_info
-    log_p, texts = log_p[:choices], None if texts is None else texts[:choices]
+        log_p, texts = log_p[:choices], texts[:choices]
     if texts is not None and len(texts) != choices:
         raise LeftOut("lines with another number of answers than of log probabilities")
     target = 0 if choices == 1 else _target(record.get("target"), texts, choices)
@@ -68,19 +76,28 @@ def parse_line(text: bytes) -> Line:
             correct = float(max(range(choices), key=log_p.__getitem__) == target)
     if target is None and correct == 1:
         target = max(range(choices), key=log_p.__getitem__)
-    lengths = (math.nan,) * choices if texts is None else tuple(float(len(t.encode())) for t in texts)
+    lengths = (math.nan,) * choices if texts is None else tuple(map(_bytes, texts))
     return Line(str(record["doc_id"]), log_p, correct, lengths, target)
 
 
+def _bytes(text: str) -> float:
+    """The length of a text in UTF-8; a half surrogate, which isn't text, counts as three."""
+    return float(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")))
+
+
 def _log_p(record: Mapping[str, Any]) -> tuple[float, ...]:
-    answers = record.get("filtered_resps")
-    if not answers:
-        answers = record.get("resps")
+    answers = record.get("filtered_resps") or record.get("resps")
     if not isinstance(answers, list) or not answers:
         raise LeftOut("lines without answers (resps)")
-    found = tuple(map(_value, [answers] if _is_pair(answers) else answers))
-    if not max(found) <= 1e-6 or min(found) == -math.inf:
-        raise LeftOut("lines with a log probability above 0, of minus infinity, or none")
+    try:
+        found = tuple([float(answer[0]) for answer in answers if type(answer) is list])  # as most files have it
+    except (TypeError, ValueError, IndexError, OverflowError):
+        found = ()
+    if len(found) != len(answers):
+        found = tuple(map(_value, [answers] if _is_pair(answers) else answers))
+    for value in found:
+        if not -math.inf < value <= ROUNDING:
+            raise LeftOut("lines with a log probability above 0, of minus infinity, or none")
     return found
 
 
@@ -90,7 +107,7 @@ def _value(answer: Any) -> float:
         answer = answer[0]
     try:
         return float(answer)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise LeftOut("lines with generated text in place of log probabilities") from error
 
 
@@ -113,28 +130,27 @@ def _metric(record: Mapping[str, Any]) -> float | None:
     metrics = record.get("metrics")
     for place in (record, metrics if isinstance(metrics, dict) else {}):
         for name in ("acc", "exact_match", "acc,none", "exact_match,none"):
-            value = place.get(name)
-            if isinstance(value, str):
-                value = {"true": 1.0, "false": 0.0}.get(value.lower())
-            if isinstance(value, (int, float)) and value in (0, 1):
-                return float(value)
+            if name in place:
+                value = place[name]
+                if isinstance(value, str):
+                    value = {"true": 1.0, "false": 0.0}.get(value.lower())
+                if isinstance(value, (int, float)) and value in (0, 1):
+                    return float(value)
     return None
 
 
 def _target(target: Any, texts: Sequence[str] | None, choices: int) -> int | None:
-    if isinstance(target, str) and target.isdigit() and (texts is None or target not in map(str.strip, texts)):
-        target = int(target)
     if isinstance(target, str):
         stripped = target.strip()
         matches = [] if texts is None else [i for i, text in enumerate(texts) if text.strip() == stripped]
         if len(matches) == 1:
             return matches[0]
         try:
-            target = json.loads(stripped)
-        except ValueError:
+            target = int(stripped) if stripped.isdecimal() else json.loads(stripped)
+        except (ValueError, RecursionError):
             return None
     index: Any = target[0] if isinstance(target, list) and target else target
-    if not isinstance(index, (int, float)) or isinstance(index, bool) or index != int(index):
+    if not isinstance(index, (int, float)) or isinstance(index, bool) or index % 1 != 0:
         return None
     if not 0 <= index < choices:
         raise LeftOut("lines whose right choice is missing")
@@ -151,11 +167,15 @@ def _continuations(arguments: Any) -> list[str] | None:
         found = [argument["arg_1"] if isinstance(argument, dict) else argument[1] for argument in arguments]
     except (KeyError, IndexError, TypeError):
         return None
-    return found if found and all(isinstance(text, str) for text in found) else None
+    for text in found:
+        if not isinstance(text, str):
+            return None
+    return found or None
 
 
 def _is_doubled(record: Mapping[str, Any], texts: Sequence[str]) -> bool:
     half = len(texts) // 2
+    if texts[0] != texts[half] or list(texts[:half]) != list(texts[half:]):
+        return False
     metrics = record.get("metrics")
-    named = "acc_mutual_info" in record or (isinstance(metrics, (dict, list)) and "acc_mutual_info" in metrics)
-    return named and list(texts[:half]) == list(texts[half:])
+    return "acc_mutual_info" in record or (isinstance(metrics, (dict, list)) and "acc_mutual_info" in metrics)

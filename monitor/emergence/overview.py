@@ -9,13 +9,13 @@ import numpy as np
 from phasewatch.monitor.emergence.attribution import Attribution, attribute
 from phasewatch.monitor.emergence.forecast import FEWEST, Forecast, forecast
 from phasewatch.monitor.emergence.items import scores
-from phasewatch.monitor.emergence.reading import read_samples
+from phasewatch.monitor.emergence.reading import holds_items, read_samples
 from phasewatch.monitor.emergence.reversal import Reversal, reversal
 from phasewatch.monitor.emergence.verdict import FEWEST as FEWEST_VERDICT
 from phasewatch.monitor.emergence.verdict import Verdict, verdict
 from phasewatch.monitor.emergence.watching import SCORES, chains, evenly, metric_reversal
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.formatting import integer
+from phasewatch.monitor.formatting import integer, printable
 from phasewatch.monitor.trajectories.coincide import coincide
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions
@@ -76,7 +76,8 @@ def overview(
     """Look at one task's scores in all ways that the data allow.
 
     Args:
-        path: a folder of logged samples (see `read_samples`), a run's folder, or a table with the column step.
+        path: a folder of logged samples or a table of items (see `read_samples`), a run's folder, or a table of scores
+            with the column step.
         task: which of the folder's tasks.
         sharp: the sharp score's column or metric; "accuracy" for samples if not given.
         smooth: the smooth one's; "log_p" for samples if not given.
@@ -90,11 +91,17 @@ def overview(
         PhasewatchError: if it can't be read, or a score is missing.
     """
     path = Path(path)
-    if path.is_dir() and not (path / "points.jsonl").exists():
+    name = f"phasewatch emergence {printable(path)}"
+    if not path.exists():
+        raise PhasewatchError(f"{name}: there is no such folder or file; check the path.")
+    if holds_items(path):
         return _of_samples(path, task, sharp or "accuracy", smooth or "log_p", chance, at)
     if sharp is None or smooth is None:
+        raise PhasewatchError(f"{name}: a run or a table needs --sharp and --smooth, the names of two of its scores.")
+    if chance is None:
         raise PhasewatchError(
-            f"phasewatch emergence {path}: a run or a table needs --sharp and --smooth, the names of two of its scores."
+            f"{name}: --chance isn't given. Pass the sharp score of a guess: 1 / the number of choices, or 0 for exact "
+            "match."
         )
     trajectory = Trajectory.read(path / "points.jsonl" if path.is_dir() else path, signal=sharp)
     known = np.isfinite(trajectory.signal(sharp)) & np.isfinite(trajectory.signal(smooth))
@@ -139,7 +146,7 @@ def _of_samples(
     for name in (sharp, smooth):
         if name not in values:
             raise PhasewatchError(
-                f"phasewatch emergence {folder}: there is no score {name!r}, but {', '.join(values)}."
+                f"phasewatch emergence {printable(folder)}: there is no score {name!r}, but {', '.join(values)}."
             )
     told = attribute(items) if len(items.x) > 2 and not np.asarray(items.correct).all() else None
     chance = chain.chance if chance is None else chance
@@ -161,14 +168,18 @@ def _overview(
     if len(steps) >= FEWEST_VERDICT:
         judged = verdict(steps, values[sharp], values[smooth], chance=chance)
     else:
-        remarks.append(f"{len(steps)} steps are too few for a verdict, which takes {FEWEST_VERDICT}.")
+        remarks.append(f"A verdict takes at least {FEWEST_VERDICT} steps, and there {_are(len(steps))}.")
     if at and len(steps) < FEWEST:
-        raise PhasewatchError(f"--at: a forecast takes {FEWEST} steps, and there are {len(steps)}.")
+        raise PhasewatchError(f"--at: a forecast takes at least {FEWEST} steps, and there {_are(len(steps))}.")
     if at:
         later = forecast(steps, values[sharp], values[smooth], at=list(at), chance=chance)
     rises = values[smooth] if _goes_with(values[smooth], values[sharp]) else -values[smooth]
     turned = reversal(steps, rises) if len(steps) > 1 else None
     return Overview(steps, values, sharp, smooth, judged, later, turned, told, remarks)
+
+
+def _are(count: int) -> str:
+    return f"{'is' if count == 1 else 'are'} {count}"
 
 
 def _goes_with(smooth: np.ndarray, sharp: np.ndarray) -> bool:

@@ -1,24 +1,32 @@
 """Logged samples of many checkpoints, read into arrays."""
 
 import csv
+import io
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from phasewatch.monitor.emergence.items import SUM_SLACK, Items
-from phasewatch.monitor.emergence.lines import LeftOut, Line, parse_line
+from phasewatch.monitor.emergence.lines import ROUNDING, LeftOut, Line, parse_line
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.files import open_regular, read_json, read_text
+from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.strict_json import parse_json
 
 _TIME = r"\d{4}-\d{2}-\d{2}T\d{2}[-:]\d{2}[-:]\d{2}(?:\.\d+)?(?:[+-]\d{2}[-:]\d{2}|Z)?"
 _STEP = re.compile(r"(?:^|[^a-z])(?:global_?)?(?:step|checkpoint|ckpt|iter)s?[-_=]?(\d+)", re.IGNORECASE)
 _TOKENS = re.compile(r"tokens?[-_=]?(\d+(?:\.\d+)?)([KMBT]?)|(\d+(?:\.\d+)?)([KMBT])[-_]?tokens?", re.IGNORECASE)
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+MOST_OF_A_LINE = 2**20
+"""So many bytes of a first line tell what kind of file it is."""
 
 Steps = dict[float, dict[str, Line]]
 
@@ -48,13 +56,30 @@ def read_samples(folder: str | Path, task: str | None = None, *, axis: Literal["
         PhasewatchError: if there is no such file, task or step, or no line can be used.
     """
     path = Path(folder)
-    if path.is_dir():
-        steps, left_out, unit = _of_folder(path, task, axis)
-    elif path.is_file():
-        steps, left_out, unit = _of_file(path, task, axis)
-    else:
+    if not path.exists():
         raise PhasewatchError(f"read_samples({str(folder)!r}): there is no such folder or file.")
+    steps, left_out, unit = (_of_folder if path.is_dir() else _of_file)(path, task, axis)
     return _together(steps, left_out, unit, str(folder), axis)
+
+
+def holds_items(path: Path) -> bool:
+    """Whether a folder or table is for `read_samples`, and neither a run's folder nor a table of whole scores.
+
+    Args:
+        path: a folder or file.
+
+    Returns:
+        Whether it has a line for each item.
+    """
+    if path.is_dir():
+        return not (path / "points.jsonl").exists()
+    with open_regular(path) as file:
+        first = file.readline(MOST_OF_A_LINE).decode(errors="replace").strip("\ufeff \t\r\n")
+    try:
+        names = set(parse_json(first, "the first line")) if path.suffix.lower() == ".jsonl" else set(first.split(","))
+    except (PhasewatchError, TypeError):
+        return False
+    return "doc_id" in names or "item" in {str(name).strip('"') for name in names}
 
 
 def _of_folder(folder: Path, task: str | None, axis: str) -> tuple[Steps, Counter[str], str]:
@@ -97,8 +122,8 @@ def _place(path: Path, time: str, axis: str) -> float | None:
     texts: list[str] = []
     for results in sorted(path.parent.glob(f"*results*{time}*.json" if time else "*results*.json")):
         try:
-            record = json.loads(results.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = read_json(results, allow_nan=True)
+        except PhasewatchError:
             continue
         config = record.get("config") if isinstance(record, dict) else None
         if not isinstance(config, dict):
@@ -127,7 +152,7 @@ def _place(path: Path, time: str, axis: str) -> float | None:
 
 def _lines(path: Path, left_out: Counter[str]) -> dict[str, Line]:
     found: dict[str, Line] = {}
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for text in file:
             if not text.strip():
                 continue
@@ -145,8 +170,8 @@ def _lines(path: Path, left_out: Counter[str]) -> dict[str, Line]:
 
 def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[str], str]:
     left_out: Counter[str] = Counter()
-    with path.open("rb") as file:
-        first = file.readline()
+    with open_regular(path) as file:
+        first = file.readline(MOST_OF_A_LINE)
     if path.suffix.lower() == ".jsonl" and b'"doc_id"' in first:
         at = _place(path, (re.search(_TIME, path.name) or [""])[0], axis)
         if at is None:
@@ -166,10 +191,13 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
             raise PhasewatchError(
                 f"{path} has no column {missing}; it needs {axis}, item and log_p, and has {', '.join(map(str, row))}."
             ) from missing
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             left_out["lines without numbers for the step, the choice or log p"] += 1
             continue
-        if not -math.inf < log_p <= 1e-6:
+        if not math.isfinite(key[0]):
+            left_out["lines without numbers for the step, the choice or log p"] += 1
+            continue
+        if not -math.inf < log_p <= ROUNDING:
             left_out["lines with a log probability above 0, or none"] += 1
             continue
         choices.setdefault(key, {})[choice] = row
@@ -193,26 +221,29 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
 
 
 def _rows(path: Path, left_out: Counter[str]) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            yield from csv.DictReader(file)
-            return
-        for text in file:
-            try:
-                record = json.loads(text)
-            except ValueError:
-                left_out["lines that are not JSON (cut off, or two written into one)"] += 1
-                continue
-            if isinstance(record, dict):
-                yield record
-            else:
-                left_out["lines that are no object of named values"] += 1
+    text = read_text(path)
+    if path.suffix.lower() == ".csv":
+        try:
+            yield from csv.DictReader(io.StringIO(text, newline=""))
+        except csv.Error as error:
+            raise PhasewatchError(f"{printable(path)} can't be read as comma-separated text: {error}.") from error
+        return
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            left_out["lines that are not JSON (cut off, or two written into one)"] += 1
+            continue
+        if isinstance(record, dict):
+            yield record
+        else:
+            left_out["lines that are no object of named values"] += 1
 
 
 def _number(cell: Any) -> float:
     try:
         return float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
@@ -223,26 +254,34 @@ def _together(steps: Steps, left_out: Counter[str], unit: str, name: str, axis: 
     anywhere = set().union(*(steps[at] for at in places)) if places else set()
     if missing := len(anywhere - everywhere):
         left_out["items without a usable line at every step"] += missing
-    kept, targets = [], []
-    for item in sorted(everywhere, key=lambda item: (len(item), item)):
-        own = [steps[at][item] for at in places]
-        known = {line.target for line in own} - {None}
-        if len({len(line.log_p) for line in own}) > 1:
-            left_out["items with a choice missing at some step"] += 1
-        elif len(known) != 1:
-            left_out["items whose right choice " + ("changes between steps" if known else "no step tells")] += 1
-        else:
-            kept.append(own)
-            targets.append(known.pop())
-    if not kept:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are no lines"
-        raise PhasewatchError(f"read_samples({name!r}): nothing can be used: {reasons}.")
-    most = max(len(own[0].log_p) for own in kept)
+    names = sorted(everywhere, key=lambda item: (len(item), item))
+    lines = [[steps[at][item] for item in names] for at in places]
+    choices = np.array([[len(line.log_p) for line in own] for own in lines], dtype=int)
+    targets = np.array([[-1 if line.target is None else line.target for line in own] for own in lines], dtype=int)
+    if not names:
+        raise _nothing(name, left_out)
+    target = targets.max(axis=0)
+    whole = (choices == choices[0]).all(axis=0)
+    told = whole & (target >= 0)
+    agreed = told & ((targets == target) | (targets < 0)).all(axis=0)
+    for fewer, more, reason in (
+        (whole, np.ones_like(whole), "items with a choice missing at some step"),
+        (told, whole, "items whose right choice no step tells"),
+        (agreed, told, "items whose right choice changes between steps"),
+    ):
+        if lost := int((more & ~fewer).sum()):
+            left_out[reason] += lost
+    if not agreed.any():
+        raise _nothing(name, left_out)
+    kept = np.flatnonzero(agreed)
+    there = np.arange(choices[0, kept].max()) < choices[0, kept, None]  # (item, choice)
 
-    def padded(values: tuple[float, ...]) -> tuple[float, ...]:
-        return values + (math.nan,) * (most - len(values))
+    def padded(values: Iterable[tuple[float, ...]]) -> np.ndarray:
+        array = np.full(there.shape, math.nan)
+        array[there] = np.fromiter(chain.from_iterable(values), dtype=float)
+        return array
 
-    log_p = np.array([[padded(own[i].log_p) for own in kept] for i in range(len(places))])
+    log_p = np.array([padded(own[i].log_p for i in kept) for own in lines])
     fits = (np.nansum(np.exp(log_p), axis=2) <= 1 + SUM_SLACK).all(axis=0)
     if excess := int((~fits).sum()):
         left_out["items whose choices' probabilities sum to more than 1"] += excess
@@ -251,10 +290,15 @@ def _together(steps: Steps, left_out: Counter[str], unit: str, name: str, axis: 
     return Items(
         x=np.array(places, dtype=float),
         log_p=np.minimum(log_p[:, fits], 0.0),
-        correct=np.array([[own[i].correct for own in kept] for i in range(len(places))])[:, fits],
-        tokens=np.array([padded(own[0].lengths) for own in kept])[fits],
-        target=np.array(targets, dtype=int)[fits],
+        correct=np.array([[own[i].correct for i in kept] for own in lines])[:, fits],
+        tokens=padded(lines[0][i].lengths for i in kept)[fits],
+        target=target[kept][fits],
         unit=unit,
         axis=axis,
         left_out=dict(left_out),
     )
+
+
+def _nothing(name: str, left_out: Mapping[str, int]) -> PhasewatchError:
+    reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are no lines"
+    return PhasewatchError(f"read_samples({name!r}): nothing can be used: {reasons}.")

@@ -6,29 +6,40 @@ from typing import Any
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from phasewatch.monitor.emergence.checks import check_axis, check_numbers
+from phasewatch.monitor.emergence.checks import Axis, check_axis, check_numbers
 
-FEWEST = 8
+FEWEST = 12
 """No alarm before this many points: the noise isn't known yet."""
 
-THRESHOLD = 4.5
-"""The alarm rings when a rise and a fall explain the points better than a rise alone by this much: the difference of
-the sums of squares in units of the noise's variance. A lower one rings sooner and more often for nothing
-(`_FALSE_ALARMS`). Chosen so that it rings within 30,000 of 143,000 steps after a peak that the noise doesn't hide."""
+THRESHOLD = (0.15, 0.74)
+"""Intercept and slope of the alarm's threshold in the logarithm of the number of points near the top: more points have
+more chances to look like a fall. Chosen so that a flat series of white noise, of 16 to 40 points, rings at some time
+once in four or five times, and a rising one once in ten; it has rung at its end once in twenty or less."""
+
+FEWEST_NEAR = 10
+"""Fewer points near the top count as this many: three points that fall by chance in a steep rise aren't a reversal."""
+
+CLIP = 2.0
+"""A difference between two points counts as at most this many standard deviations of the noise, so that no spike rings
+alone. Of 0.7 to 4 and none at all, this one was soonest at an equal rate of false alarms."""
 
 RISEN = 5.0
-"""A score can turn only once it has risen by this many standard deviations of the noise; before, it has no peak."""
+"""A score can turn only once it has risen by this many standard deviations of the noise; before, it has no peak. Points
+within as many of the top are near it."""
 
-RECENT = 12
-"""The noise is that of the last so many points: early in training a score moves more from point to point."""
+LEAST_RECENT = 8
+"""The noise is that of the points near the top, of so many at least: early in training a score moves more from point to
+point."""
 
-REACH = 30
-"""A peak is looked for among the last so many points."""
+SPIKE = 3.0
+"""A second difference counts in the noise's variance as at most this many times the median's variance."""
 
-_FALSE_ALARMS = ((4.5, 0.29), (6.0, 0.15), (8.0, 0.09), (10.0, 0.05), (12.0, 0.045), (16.0, 0.04), (30.0, 0.02))
-"""The largest statistic of a series, and the share of series that never fall and reach it by chance, of those that rise
-by one standard deviation of the white noise per doubling. Flat ones reach it about twice as often.
-By simulation, experiments/bench_emergence.py."""
+REACH = 256
+"""A fall is looked for among the last so many points."""
+
+_FALSE_ALARMS = ((1.0, 0.25), (1.1, 0.14), (1.2, 0.07), (1.3, 0.045), (1.5, 0.02), (1.7, 0.004))
+"""The largest statistic of a series, and the share of flat series of white noise, of 16 to 40 points, that reach it by
+chance at any of their points. Simulated; experiments/reversals.py has other shapes, noises and axes."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +68,11 @@ class Reversal:
 def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     """Whether a watched score has turned after its rise, judged at each point by those up to it.
 
-    The points are fitted by a curve that never falls, and by one that rises to a peak and then falls (isotonic
-    regression, both by least squares). The alarm rings at the first point at which the second is better by more than
-    noise would make it; the noise is the scatter of points around the line between their neighbours. It is taken back,
-    and can ring again, if later points are explained by a rise alone.
+    Of the last k points, for each k from 3 on, all pairs are compared, as in the test of Mann (1945) and Kendall: the
+    sum of how far the earlier lies above the later, in standard deviations of the noise and clipped, is large in a
+    fall. The alarm rings at the first point at which it is larger than noise would make it; the noise is the scatter of
+    points around the line between their neighbours. It is taken back, and can ring again, if later points are explained
+    without a fall.
 
     Args:
         x: steps, tokens or compute, shape (point,), rising; or a falling loss.
@@ -83,10 +95,11 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     """
     values, _ = check_axis("reversal", x, least=2)
     score = check_numbers("reversal", "log_likelihood", log_likelihood, shape=(len(values),))
+    u = Axis.of(values, falling=bool(values[-1] < values[0])).position(values)
     alarm, largest = None, 0.0
     for points in range(len(score), FEWEST - 1, -1):  # from the end, as an alarm that was taken back doesn't count
-        statistic = turned(values[:points], score[:points])
-        if statistic <= THRESHOLD:
+        statistic = turned(u[:points], score[:points])
+        if statistic <= 1:
             break
         alarm, largest = points - 1, max(largest, statistic)
     if alarm is None:
@@ -97,37 +110,55 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     return Reversal(float(values[peak]), float(fitted[peak] - fitted[-1]), float(values[alarm]), chance)
 
 
-def turned(x: np.ndarray, score: np.ndarray) -> float:
-    """How much better a rise and a fall explain the points than a rise alone, in the noise's variance.
+def turned(u: np.ndarray, score: np.ndarray) -> float:
+    """How surely the last points fall.
 
     Args:
-        x: shape (point,), rising or falling.
+        u: positions, shape (point,), increasing.
         score: shape (point,).
 
     Returns:
-        The statistic; 0 if the last points are the highest, or the score hasn't risen yet.
+        The largest sum over the pairs of the last points, in units of the alarm's threshold, which is 1; 0 if the score
+        hasn't risen yet.
     """
-    rise = isotonic_regression(score).x
-    rising = float(np.sum((score - rise) ** 2))
-    if rising == 0:
+    level = isotonic_regression(score).x
+    noise, near = 0.0, max(LEAST_RECENT, len(score) // 4)
+    for _ in range(2):  # the noise of the points near the top, which are those that are near by their noise
+        noise = max(_noise(u, score, near), 1e-6 * float(np.ptp(score)))
+        near = int((level > level[-1] - RISEN * noise).sum())
+    if noise == 0 or near == len(score):
         return 0.0
-    share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
+    last = score[-REACH:] / noise
+    above = np.triu(np.clip(last[:, None] - last, -CLIP, CLIP))  # of the earlier point above the later one
+    sums = above.sum(axis=1)[::-1].cumsum()
+    k = np.arange(3, len(last) + 1)
+    return float((sums[k - 1] / np.sqrt(k * (k**2 - 1) / 3)).max()) / (
+        THRESHOLD[0] + THRESHOLD[1] * np.log(max(near, FEWEST_NEAR))
+    )
+
+
+def _noise(u: np.ndarray, score: np.ndarray, last: int) -> float:
+    """The standard deviation of the last points around the line between their neighbours; a spike counts little."""
+    share = (u[1:-1] - u[:-2]) / (u[2:] - u[:-2])
     off = score[1:-1] - (1 - share) * score[:-2] - share * score[2:]
-    squares = (off**2 / (1 + share**2 + (1 - share) ** 2))[-RECENT:]
-    variance = float(np.median(squares)) / 0.455  # the median of a squared normal value
-    if rise[-1] - rise[0] < RISEN * variance**0.5:
-        return 0.0
-    _, fitted = _rise_and_fall(score)
-    return (rising - float(np.sum((score - fitted) ** 2))) / max(variance, 1e-300)
+    squares = (off**2 / (1 + share**2 + (1 - share) ** 2))[-max(LEAST_RECENT, last) :]
+    typical = float(np.median(squares)) / 0.455  # the median of a squared normal value
+    return float(np.sqrt(np.mean(np.minimum(squares, SPIKE * typical))))
 
 
 def _rise_and_fall(score: np.ndarray) -> tuple[int, np.ndarray]:
-    """The peak's index and the best curve that rises up to it and falls behind it."""
-    best, peak, curve = np.inf, len(score) - 1, isotonic_regression(score).x
-    best = float(np.sum((score - curve) ** 2))
-    for last in range(max(len(score) - 1 - REACH, 0), len(score) - 1):
-        up, down = isotonic_regression(score[: last + 1]).x, isotonic_regression(score[last + 1 :], increasing=False).x
-        off = float(np.sum((score[: last + 1] - up) ** 2) + np.sum((score[last + 1 :] - down) ** 2))
-        if off < best and up[-1] >= down[0]:
-            best, peak, curve = off, last, np.concatenate([up, down])
-    return peak, curve
+    """The peak's index and the best curve that rises up to it and falls behind it, of the medians of three points."""
+    ends = score[[0, -1]]
+    middle = np.median(np.lib.stride_tricks.sliding_window_view(score, 3), axis=1)
+    score = np.concatenate([ends[:1], middle, ends[1:]])
+    curve = isotonic_regression(score).x
+    best, first, last = float(np.sum((score - curve) ** 2)), len(score) - 1, len(score) - 1
+    for top in range(max(len(score) - 1 - REACH, 0), len(score) - 1):
+        up, down = isotonic_regression(score[: top + 1]).x, isotonic_regression(score[top + 1 :], increasing=False).x
+        off = float(np.sum((score[: top + 1] - up) ** 2) + np.sum((score[top + 1 :] - down) ** 2))
+        if up[-1] < down[0] or off > best * (1 + 1e-9):
+            continue
+        if off < best * (1 - 1e-9):
+            best, first, curve = off, top, np.concatenate([up, down])
+        last = top
+    return (first + last + 1) // 2, curve  # of equal ones the middle

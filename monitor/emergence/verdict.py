@@ -44,7 +44,8 @@ class Verdict:
     Attributes:
         kind: "metric", "model", "unseen by the smooth score" or "none".
         probability: that the kind is right. Of 400 simulated cases held back 96 % were right, and 99 % of those with
-            a probability of 0.9 or more (experiments/verdict_cases.py).
+            a probability of 0.9 or more (experiments/verdict_cases.py); of 300 cases of other forms, with 8 to 300
+            points, 94 % and 98 %.
         probabilities: of each kind.
         sharp_jump: the largest share of the sharp score's change within a tenth of the axis.
         smooth_jump: the same of the smooth score.
@@ -70,7 +71,8 @@ def verdict(x: Any, sharp: Any, smooth: Any, *, chance: float | None = None) -> 
     for transitions in each. How sudden each is, how much faster than a straight line its steepest transition goes,
     whether the smooth one moves where the sharp one does, how steep the link has to be (a conjunction of tokens or a
     threshold over items has a limited steepness) and how well it fits: these numbers are weighed as they best tell
-    simulated cases apart whose kind is known by construction. It takes about 0.3 s.
+    simulated cases apart whose kind is known by construction. It takes about 0.3 s for 40 points, 1 s for
+    300.
 
     Args:
         x: a step, tokens, compute or a loss, shape (point,), rising or falling throughout.
@@ -91,8 +93,7 @@ def verdict(x: Any, sharp: Any, smooth: Any, *, chance: float | None = None) -> 
     >>> verdict(step, np.exp(10 * log_p), log_p, chance=0.0).kind  # ten tokens, all right
     'metric'
     >>> jump = 1 / (1 + np.exp(-(np.linspace(0, 1, 40) - 0.5) / 0.01))
-    >>> noisy = log_p - 0.02 * np.random.default_rng(0).random(40)
-    >>> verdict(step, 0.8 * jump, noisy, chance=0.0).kind  # a format, learned at once
+    >>> verdict(step, jump, log_p, chance=0.0).kind  # a format, learned at once
     'unseen by the smooth score'
     """
     call = "verdict"

@@ -40,20 +40,24 @@ class RedFlag:
 
 
 class NewRedFlags:
-    """Tells of each metric once that it has turned, as a run goes on."""
+    """Tells of each metric once that it has turned, as a run goes on and after it was resumed."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._told: set[str] | None = None
 
-    def among(self, trajectory: Trajectory) -> list[RedFlag]:
-        """The red flags of metrics that had none at an earlier call.
+    def among(self, trajectory: Trajectory, newest: int) -> list[RedFlag]:
+        """The red flags of metrics that had none at an earlier call, nor before the first call's newest point.
 
         Args:
             trajectory: the points so far.
+            newest: the step of the point that is new. Those before the first newest one are of an earlier session.
 
         Returns:
             One for each such metric.
         """
+        if self._told is None:
+            earlier = trajectory[: int(np.searchsorted(trajectory.steps, newest))]
+            self._told = {flag.metric for flag in red_flags(earlier)}
         flags = red_flags(trajectory, leave_out=self._told)
         self._told.update(flag.metric for flag in flags)
         return flags

@@ -122,3 +122,9 @@ def test_bad_input_is_a_sentence():
         ask(chance=1.5)
     with pytest.raises(PhasewatchError, match="leaves 2 points up to the cut"):
         emergence.retrodict(COMPUTE, sharp, smooth, cut=COMPUTE[1], chance=0.25)
+
+
+def test_a_negative_place_on_an_axis_of_steps_is_a_sentence():
+    step = np.geomspace(100, 10_000, 12)
+    with pytest.raises(PhasewatchError, match="has -5, and x is never negative"):
+        emergence.forecast(step, np.linspace(0.3, 0.6, 12), at=[-5], chance=0.25)

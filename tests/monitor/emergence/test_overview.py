@@ -76,7 +76,7 @@ def test_logged_samples_get_their_chain_and_where_it_loses(tmp_path):
     found = overview(samples(tmp_path))
     assert list(found.scores) == ["log_p", "p", "p_among_choices", "brier", "accuracy"]
     assert found.attribution is not None
-    assert "4 steps are too few for a verdict" in str(found)
+    assert "A verdict takes at least 8 steps, and there are 4" in str(found)
 
 
 def test_the_command_prints_it_and_draws_it(tmp_path):
@@ -98,3 +98,18 @@ def test_bad_calls_are_sentences(tmp_path):
         overview(file, sharp="f1", smooth="log_p", chance=0.25)
     with pytest.raises(PhasewatchError, match="there is no score 'f1', but log_p"):
         overview(samples(tmp_path), sharp="f1")
+
+
+def test_a_table_of_items_needs_no_names_of_scores_and_a_table_of_scores_needs_chance(tmp_path):
+    table = tmp_path / "items.csv"
+    rows = [
+        f"{step},{item},{choice},{-1 - choice},{1 - choice}" for step in (1, 2) for item in "ab" for choice in (0, 1)
+    ]
+    table.write_text("step,item,choice,log_p,right\n" + "\n".join(rows) + "\n")
+    assert list(overview(table).scores) == ["log_p", "p", "p_among_choices", "brier", "accuracy"]
+    whole = tmp_path / "scores.csv"
+    whole.write_text("step,acc,log_p\n1,0.3,-2\n2,0.4,-1\n")
+    with pytest.raises(PhasewatchError, match="--chance isn't given"):
+        overview(whole, sharp="acc", smooth="log_p")
+    with pytest.raises(PhasewatchError, match="there is no such folder or file"):
+        overview(tmp_path / "nothing")

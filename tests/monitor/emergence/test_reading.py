@@ -170,3 +170,22 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path):
     folder_of(tmp_path, task="boolq")
     with pytest.raises(PhasewatchError, match="holds the tasks arc, boolq; name one"):
         emergence.read_samples(folder)
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "1e400", "1" + 400 * "0"])
+def test_numbers_that_are_no_log_p_are_counted_wherever_they_stand(tmp_path, bad):
+    change = {"filtered_resps": [["-1.0", "False"], "BAD"]}
+    folder = folder_of(tmp_path, lambda record: record | change if record["doc_id"] == 0 else record)
+    for path in folder.glob("samples*"):
+        path.write_text(path.read_text().replace('"BAD"', f"[{bad}, false]"))
+    items = emergence.read_samples(tmp_path, "arc")
+    assert items.log_p.shape == (2, 2, 2)
+    assert sum(items.left_out.values()) == 2
+
+
+def test_a_line_that_nests_without_end_is_counted(tmp_path):
+    folder = folder_of(tmp_path)
+    for path in folder.glob("samples*"):
+        path.write_text(path.read_text() + 100_000 * "[" + "\n")
+    items = emergence.read_samples(tmp_path, "arc")
+    assert items.left_out == {"lines that are not JSON (cut off, or two written into one)": 2}

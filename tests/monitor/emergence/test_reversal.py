@@ -45,3 +45,29 @@ def test_bad_input_is_a_sentence():
         emergence.reversal(STEP, np.where(STEP == 5000, np.nan, 0.0))
     with pytest.raises(PhasewatchError, match="has 1 point, and this takes at least 2"):
         emergence.reversal([1], [0.0])
+
+
+def test_a_spike_rings_no_alarm():
+    for seed in range(20):
+        score = rising(seed)
+        score[20] += 1.0
+        score[-1] -= 1.0
+        assert emergence.reversal(STEP, score) is None
+
+
+def test_a_slow_rise_in_noise_rarely_rings_at_any_time():
+    rng = np.random.default_rng(0)
+    rise = np.log2(STEP / 5000) - 100 * np.exp(-np.arange(30))
+    rang = [
+        max(turned(np.log(STEP[:points]), score[:points]) for points in range(12, 31)) > 1
+        for score in rise + rng.normal(size=(60, 30))
+    ]
+    assert np.mean(rang) <= 0.3
+
+
+def test_a_fall_without_noise_rings_at_its_third_point_and_a_flat_end_does_not():
+    rise = np.minimum(np.arange(30.0), 20)
+    assert emergence.reversal(STEP, rise) is None
+    found = emergence.reversal(STEP, rise - np.maximum(np.arange(30) - 20, 0))
+    assert found.peak == STEP[20]
+    assert STEP[22] <= found.alarm <= STEP[24]

@@ -37,6 +37,13 @@ def test_cases_that_are_certain_are_told_apart(name):
     assert np.mean([one.probabilities[kind] for one in found]) > 0.7
 
 
+def test_a_step_beside_an_exact_line_is_unseen_by_it():
+    for width, centre in ((0.003, 0.3), (0.003, 0.7), (0.01, 0.5)):
+        found = emergence.verdict(STEP, expit((Z - centre) / width), -4 * (1 - Z) - 0.01, chance=0.0)
+        assert found.kind == "unseen by the smooth score"
+        assert found.probability > 0.9
+
+
 def test_probabilities_add_up_and_the_kind_has_the_largest():
     found = emergence.verdict(STEP, drawn(Z**3, 0), smooth(-4 + 3 * Z, 0), chance=0.0)
     assert sum(found.probabilities.values()) == pytest.approx(1)

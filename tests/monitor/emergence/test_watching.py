@@ -49,9 +49,19 @@ def test_points_without_the_metric_are_passed_over():
 
 def test_a_run_that_goes_on_is_flagged_once_and_as_soon_as_the_whole_says():
     run, news = a_run(watch_turns=turning(), watch_up=rising()), NewRedFlags()
-    told = [(points, flag.metric) for points in range(1, 41) for flag in news.among(run[:points])]
+    told = [(points, flag.metric) for points in range(1, 41) for flag in news.among(run[:points], STEP[points - 1])]
     assert [metric for _, metric in told] == ["watch_turns"]
     assert STEP[told[0][0] - 1] == red_flags(run)[0].reversal.alarm
+
+
+def test_a_resumed_run_is_not_flagged_again():
+    run = a_run(watch_turns=turning())
+    rang = int(np.flatnonzero(red_flags(run)[0].reversal.alarm == STEP)[0]) + 1
+    resumed = NewRedFlags()
+    assert [flag for points in range(rang + 1, 41) for flag in resumed.among(run[:points], STEP[points - 1])] == []
+    resumed_before = NewRedFlags()
+    assert len(resumed_before.among(run[:rang], STEP[rang - 1])) == 1  # the new point itself rings
+    assert NewRedFlags().among(run[:1], STEP[0]) == []
 
 
 def test_a_long_run_is_looked_at_in_places(monkeypatch):
