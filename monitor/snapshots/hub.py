@@ -157,6 +157,8 @@ def _shapes(repo: str, commit: str, files: list[str]) -> dict[str, tuple[int, ..
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
         header = _api().parse_safetensors_file_metadata(repo, file, revision=commit)
+        if any(tensor.dtype.startswith("C") for tensor in header.tensors.values()):
+            return None  # a complex tensor has one dimension more where it is sampled
         found |= {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
     return found or None
 

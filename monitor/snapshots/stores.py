@@ -168,7 +168,10 @@ class FilesystemStore(Tree):
             length = int.from_bytes(filesystem.cat_file(own, 0, 8), "little")
             text = filesystem.cat_file(own, 8, 8 + min(length, MOST_JSON_BYTES)).decode()
             header = parse_json(text, f"The header of {file}")
-            found |= {name: tuple(one["shape"]) for name, one in header.items() if name != "__metadata__"}
+            header.pop("__metadata__", None)
+            if any(one["dtype"].startswith("C") for one in header.values()):
+                return None  # a complex tensor has one dimension more where it is sampled
+            found |= {name: tuple(one["shape"]) for name, one in header.items()}
         return found or None
 
 

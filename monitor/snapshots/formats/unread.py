@@ -30,6 +30,10 @@ def reason_unread(path: Path) -> str:
     """
     if path.is_dir():
         return _reason_of_folder(path)
+    return _reason_of_file(path)
+
+
+def _reason_of_file(path: Path) -> str:
     name = path.name.lower()
     return next(
         (
@@ -46,6 +50,8 @@ def _reason_of_folder(path: Path) -> str:
         return "is a checkpoint of Orbax (JAX), which isn't read; convert it to safetensors"
     if (path / "keras_metadata.pb").is_file() or (path / "saved_model.pb").is_file():
         return "is a checkpoint of TensorFlow, which isn't read; save the weights of a torch model"
+    if next(path.glob("*/.zarray"), None):
+        return "is a checkpoint of Megatron in zarr, which isn't read; save with --dist-ckpt-format torch_dist"
     if next(path.glob("*.distcp"), None) or next(path.glob("*/*.distcp"), None):
         return "holds parts of a torch.distributed.checkpoint and no .metadata, so saving it was cut off; delete it"
     if ranks := sorted(path.glob("model/rank*.pt")):
@@ -57,4 +63,5 @@ def _reason_of_folder(path: Path) -> str:
     if parts:
         found = len(parts)
         return f"holds {found} model-parallel parts of Megatron; merge them with Megatron's tools/checkpoint/convert.py"
-    return ""
+    files = ((file.name, _reason_of_file(file)) for file in sorted(path.iterdir()))
+    return next((f"holds {name}, which {reason}" for name, reason in files if reason), "")
