@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.snapshots.steps import Step, stage_in_name, step_in_name
+from phasewatch.monitor.snapshots.steps import Step, stage_in_name
 
 SETTLE = "give step=lambda path: ... in Python, which returns the step of each path, or None to leave it out"
 
@@ -16,6 +16,11 @@ class Shown(Protocol):
     @property
     def shown(self) -> str:
         """The name."""
+        ...
+
+    @property
+    def named(self) -> bool:
+        """Whether the name carries a step."""
         ...
 
     @property
@@ -32,6 +37,7 @@ class Named(NamedTuple):
 
     shown: str
     step: Step
+    named: bool = True
 
 
 def without_epochs(found: list[_Shown]) -> tuple[list[_Shown], list[str]]:
@@ -60,8 +66,8 @@ def without_nameless(found: list[_Shown]) -> tuple[list[_Shown], list[str]]:
     Returns:
         The others, and the names that were left out.
     """
-    named = {f.step for f in found if step_in_name(f.shown) is not None}
-    copies = {id(f): f.shown for f in found if step_in_name(f.shown) is None and f.step in named}
+    named = {f.step for f in found if f.named}
+    copies = {id(f): f.shown for f in found if not f.named and f.step in named}
     return [f for f in found if id(f) not in copies], list(copies.values())
 
 

@@ -90,6 +90,7 @@ class _Found(NamedTuple):
     """A checkpoint with what is known of its step, under the name that is shown."""
 
     shown: str
+    named: bool
     step: Step
     checkpoint: Checkpoint
 
@@ -211,7 +212,7 @@ def _found(
         form, source = next(((f, source) for f in forms if (source := f.claims(entry.path))), (None, None))
         step = _step(form, entry, call, choice.step) if form else None
         if form and source and step is not None:
-            found.append(_Found(shown, step, Checkpoint(int(step), source, form)))
+            found.append(_Found(shown, step_in_name(entry.name) is not None, step, Checkpoint(int(step), source, form)))
         elif reason := _reason(entry, claimed=form is not None, own=choice.step is not None):
             refused = refused or f"{shown} {reason}"
             left_out += [shown] if form or weights_files(entry.path) else []

@@ -159,7 +159,7 @@ def test_a_revision_of_another_shape_is_not_fetched(hub):
 
 @pytest.mark.parametrize("address", ["hf://pythia", "hf://org/../x", "hf://", "hf://a/b@c@d"])
 def test_no_address(hub, address):
-    with pytest.raises(PhasewatchError, match="must be hf://ORG/NAME|gave no answer"):
+    with pytest.raises(PhasewatchError, match=r"must be hf://ORG/NAME|gave no answer"):
         open_series(address)
 
 
