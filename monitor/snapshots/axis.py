@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.snapshots.steps import Step, stage_in_name
+from phasewatch.monitor.snapshots.steps import Step, run_in_name, stage_in_name
 
 SETTLE = "give step=lambda path: ... in Python, which returns the step of each path, or None to leave it out"
 
@@ -88,6 +88,29 @@ def check_units(kept: Sequence[Shown], call: str) -> None:
             f"{call}: {first.shown} counts {first.step.unit} and {second.shown} counts {second.step.unit}, which don't "
             f"belong on one axis; choose by name with revisions=, or {SETTLE}."
         )
+
+
+def check_runs(kept: Sequence[Shown], call: str) -> None:
+    """Refuse a series whose names carry several seeds, folds, runs or trials.
+
+    Args:
+        kept: its checkpoints.
+        call: what the user typed.
+
+    Raises:
+        PhasewatchError: if they do.
+    """
+    runs: dict[str, dict[str, str]] = {}
+    for one in kept:
+        for word, number in run_in_name(one.shown):
+            runs.setdefault(word, {}).setdefault(number, one.shown)
+    for word, shown in runs.items():
+        if len(shown) > 1:
+            first, second = [*shown.values()][:2]
+            raise PhasewatchError(
+                f"{call}: {first} and {second} are of two runs, by their {word}; choose one by name with revisions=, "
+                f"or {SETTLE}."
+            )
 
 
 def check_stages(kept: Sequence[Shown], call: str) -> None:

@@ -14,6 +14,7 @@ from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.snapshots.axis import (
     SETTLE,
     Named,
+    check_runs,
     check_stages,
     check_units,
     pattern,
@@ -146,6 +147,7 @@ def of_revisions(names: Iterable[str], where: Path, call: str, choice: Choice) -
         raise PhasewatchError(f"{call}: step= gave no branch a step; it has {some([*names])}.")
     if choice.step is None:
         check_units(kept, call)
+        check_runs(kept, call)
         check_stages(kept, call)
     for one, other in pairwise(kept):
         if one.step == other.step:
@@ -196,6 +198,7 @@ def scan(
         raise PhasewatchError(_nothing_found(folder, call, names, refused))
     if choice.step is None:
         check_units(kept, call)
+        check_runs(kept, call)
         check_stages(kept, call)
     return [f.checkpoint for f in kept], sorted(left_out)
 

@@ -45,6 +45,8 @@ _NOT_A_STEP = re.compile(
 _GLUED = r"(?<![a-z])(?:checkpoint|chkpt|ckpt|cp|model|weights?|snapshot|save|state)"
 _STAGE = re.compile(rf"{_LETTER_BEFORE}(stage|phase|ingredient|cycle|epoch|ep?)[-_=. ]?(\d+)(?![a-z\d]|\.\d)", re.I)
 
+_RUN = re.compile(rf"{_LETTER_BEFORE}(seed|fold|run|trial|split)[-_=. ]?(\d+)(?![a-z\d]|\.\d)", re.I)
+
 
 class Step(int):
     """A step, and what is known of it.
@@ -107,6 +109,19 @@ def stage_in_name(stem: str) -> tuple[int, ...]:
         ((2, 1), ())
     """
     return tuple(int(number) for _, number in _STAGE.findall(stem) if len(number) < 19)
+
+
+def run_in_name(stem: str) -> tuple[tuple[str, str], ...]:
+    """The seed, fold, run, trial or split that a name carries.
+
+    Args:
+        stem: such as `model_seed3_step1000`.
+
+    Example:
+        >>> run_in_name("model_seed3_step1000")
+        (('seed', '3'),)
+    """
+    return tuple((word.lower(), number) for word, number in _RUN.findall(stem))
 
 
 def _step_at_a_word(stem: str, words: dict[str, str]) -> Step | None:

@@ -41,6 +41,12 @@ def files(folder, *names, **inside):
         (("ckpt_1.pt", "ckpt_2.pt"), {"epoch": (1, 2), "global_step": (30, 60)}, ""),
         (("step1.pt", "step2.pt"), {"epoch": (1, 2)}, ""),
         (
+            ("seed1_step5.pt", "seed2_step6.pt"),
+            {},
+            r"seed1_step5\.pt and seed2_step6\.pt are of two runs, by their seed",
+        ),
+        (("fold-1_step5.pt", "fold-1_step6.pt"), {}, ""),
+        (
             ("rank0_step5.pt", "rank1_step5.pt"),
             {},
             r"rank0_step5\.pt and rank1_step5\.pt are both of step 5 and differ",

@@ -146,6 +146,28 @@ def test_a_probe_of_another_model_is_refused_before_anything_is_fetched(hub):
     assert [point.step for point in pw.replay("hf://org/pythia", probe)] == [1, 2]
 
 
+def test_the_command_line_takes_the_same(hub, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from phasewatch.cli import app
+
+    for step in (1, 2):
+        push(hub, f"step{step}", step)
+    push(hub, "other-step3", 3)
+    (tmp_path / "hub_probe.py").write_text(
+        "import torch, phasewatch as pw\n"
+        "sampler = pw.SGLD(step_size=1e-5, chains=2, draws=5, burn_in=2, batch_size=16)\n"
+        "def loss(model, x):\n    return model(x).square().mean()\n"
+        "probe = pw.Probe(lambda: torch.nn.Linear(40, 40), loss, torch.randn(64, 40), sampler=sampler)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = ["replay", "hf://org/pythia", "--probe", "hub_probe.py:probe", "--revisions", "step*", "--keep"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert [p.step for p in pw.Trajectory.read(tmp_path / "org--pythia-replay" / "points.jsonl")] == [1, 2]
+    assert (tmp_path / "cache" / "models--org--pythia" / "refs" / "step2").exists()
+
+
 def test_a_revision_of_another_shape_is_not_fetched(hub):
     push(hub, "step1", 1)
     hub.push("org/pythia", "step2", {"model.safetensors": save(weights(2, width=50))})
