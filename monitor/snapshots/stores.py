@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from phasewatch.monitor.errors import PhasewatchError, in_words, requires
+from phasewatch.monitor.errors import PhasewatchError, in_words, missing_package, requires
 from phasewatch.monitor.files import MOST_JSON_BYTES, arriving, inside
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.snapshots.formats.base import stem_of
@@ -232,8 +232,12 @@ def _said(call: str, at: str) -> Iterator[None]:
             yield
     except (PhasewatchError, MemoryError):
         raise
-    except ImportError as error:  # fsspec's own sentence names the package
-        raise PhasewatchError(f"{call} needs a package that isn't installed: {in_words(error)}") from error
+    except ImportError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise missing_package(error.__cause__, call) from error
+        raise PhasewatchError(
+            f"{call} needs a package that isn't installed ({in_words(error)}); install it."
+        ) from error
     except Exception as error:
         raise PhasewatchError(f"{call}: {printable(at)} can't be read ({in_words(error)}); check it.") from error
 

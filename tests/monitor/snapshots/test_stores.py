@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import checkpoint_layouts as made
@@ -76,9 +77,13 @@ def test_a_folder_of_any_filesystem(checkpoints):
         memory.rm("/bucket", recursive=True)
 
 
+@pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_a_filesystem_that_is_not_installed():
-    with pytest.raises(PhasewatchError, match=r"open_series\('s3://bucket/run'\) needs .*(s3fs|pip install)"):
+    words = r"open_series\('s3://bucket/run'\) needs the package s3fs, .*pip install 'phasewatch\[s3\]'"
+    with pytest.raises(PhasewatchError, match=words):
         open_series("s3://bucket/run")
+    with pytest.raises(PhasewatchError, match=r"open_series\('nothing://bucket'\): .* can't be read \(ValueError"):
+        open_series("nothing://bucket")
 
 
 def test_other_shapes_are_seen_before_anything_is_fetched(tmp_path, monkeypatch):
