@@ -73,7 +73,8 @@ class DeepSpeedFolder:
             )
         if source.name == _MODULE and self.key != FP32:
             return TorchFile(self.key).load(source, within)
-        return _merged(source, within)
+        with reading(source):
+            return _merged(source, within)
 
 
 def _states(folder: Path) -> Path | None:
@@ -108,7 +109,7 @@ def _universal(zero: Path, within: Path | None) -> dict[str, Tensor]:
 def _merged(source: Path, within: Path | None) -> dict[str, Tensor]:
     """The weights in float32, from the optimizer's partitions of all ranks."""
     files = sorted(source.parent.glob("*_optim_states.pt"), key=_natural)
-    with reading(source), SavedFile(source, within) as saved:
+    with SavedFile(source, within) as saved:
         states: dict[str, Any] = saved.content
         module = states.get("module") or {}
         buffers = saved.read({name: module[name] for name in states.get("buffer_names") or () if name in module})
@@ -128,12 +129,11 @@ def _merged(source: Path, within: Path | None) -> dict[str, Tensor]:
             flat.append([*saved.read({str(i): part for i, part in enumerate(parts)}).values()])
     if not flat:
         raise PhasewatchError(f"{source.parent} holds no *_optim_states.pt, which have the weights; copy them too.")
-    with reading(source):
-        tensors = (_of_zero_3 if stage == 3 else _of_zero_2)(groups, flat)
-        tensors |= buffers | _frozen(source, states, within, stage, len(files))
-        for alias, name in dict(states.get("shared_params") or {}).items():
-            if name in tensors:
-                tensors[alias] = tensors[name].clone()
+    tensors = (_of_zero_3 if stage == 3 else _of_zero_2)(groups, flat)
+    tensors |= buffers | _frozen(source, states, within, stage, len(files))
+    for alias, name in dict(states.get("shared_params") or {}).items():
+        if name in tensors:
+            tensors[alias] = tensors[name].clone()
     return some_tensors(tensors, source)
 
 

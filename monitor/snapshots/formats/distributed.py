@@ -127,7 +127,7 @@ class DistributedFolder:
             content = _content(source, within)
             wanted = state_dict(content, source, self.key, Pieces)
             _check_sizes(wanted, source)
-        found = {name: tensor.empty() for name, tensor in wanted.items()}
+            found = {name: tensor.empty() for name, tensor in wanted.items()}
         placed = sorted(
             ((place, name, piece) for name, tensor in wanted.items() for piece, place in tensor.pieces.items()),
             key=lambda one: one[0],
