@@ -13,6 +13,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import phasewatch as pw
+from phasewatch.monitor.probing.probe import measure_whole
 
 SHAPES = {  # layers, width, heads of Pythia (Biderman et al. 2023)
     "70M": (6, 512, 8),
@@ -31,6 +33,8 @@ SHAPES = {  # layers, width, heads of Pythia (Biderman et al. 2023)
 }
 VOCABULARY, LENGTH, BATCH = 50_304, 512, 8
 CHAINS, STEPS = 4, 150
+HELD: list[int] = []
+"""Bytes of the GPU that are held to have less of it."""
 
 
 def make_model(name: str, device: str) -> nn.Module:
@@ -81,7 +85,7 @@ class Peak:
         if self._cuda:
             torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self._began
-        self.bytes = torch.cuda.max_memory_allocated() if self._cuda else 0
+        self.bytes = torch.cuda.max_memory_allocated() - sum(HELD) if self._cuda else 0
 
 
 def raw_pass(model: nn.Module, batch: Tensor, device: str) -> None:
@@ -142,14 +146,14 @@ def measure(name: str, device: str, *, compare: bool, steps: int) -> None:
     probe = pw.Probe(
         partial(make_model, name, device), loss, tokens, eval_batch=batch, sampler=sampler, autocast=torch.bfloat16
     )
-    probe(snapshot)
+    measure_whole(probe, snapshot, replace(sampler, draws=4, burn_in=0))  # the step's kernels are compiled
     with Peak(device) as whole:
         point = probe(snapshot)
     ratio = whole.seconds / (CHAINS * steps) / raw_seconds
     print(
         f"  phasewatch: {ratio:.3f} passes a step, {whole.bytes / 2**30:.1f} GiB, "
         f"{(whole.bytes - raw.bytes) / weights:.2f} sets beyond the raw pass; "
-        f"{'stacked' if probe.subject.loss.vectorised else 'in place'}; {point.llc.health.name} {point.llc.value:.3g}",
+        f"{point.llc.health.name} {point.llc.value:.3g}\n  {probe.path}",
         flush=True,
     )
 
@@ -159,9 +163,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["160M", "410M", "1.4B", "2.8B"])
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--within", type=float, metavar="GB", help="hold the GPU's other memory")
     parser.add_argument("--no-compare", action="store_true", help="leave devinterp's optimizer out")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    held = None
+    if arguments.within:
+        held = torch.empty(int(torch.cuda.mem_get_info()[0] - 1e9 * arguments.within), dtype=torch.uint8, device=device)
+        HELD.append(held.nbytes)
     for name in arguments.models:
         measure(name, device, compare=not arguments.no_compare, steps=arguments.steps)
 

@@ -103,6 +103,7 @@ def checks_of(
     gamma: float,
     kept: float,
     burn_in: int,
+    draws: int,
     step_bias: bool,
     slope: float,
     slope_error: float,
@@ -117,6 +118,7 @@ def checks_of(
         gamma: γ.
         kept: a, the share of the velocity that a chain keeps.
         burn_in: steps before the draws.
+        draws: steps that count.
         step_bias: whether the sampler has an error of the step size on a quadratic, as SGLD has.
         slope: ‖∇L‖² at the snapshot, without noise.
         slope_error: its standard error.
@@ -141,7 +143,7 @@ def checks_of(
         step_size=float(eps.mean()),
         curvature=curvature,
         kappa=kappa,
-        unsettled=_unsettled(rate, burn_in, record.losses.shape[1]),
+        unsettled=_unsettled(rate, burn_in, draws),
         descent=nbeta * slope / steepness if steepness else math.inf,
         descent_error=nbeta * slope_error / steepness if steepness else math.nan,
         drop=-nbeta * float(record.along_slope.mean()) / 2 if alone else math.nan,

@@ -1,9 +1,11 @@
 """A copy of the user's model to measure with, so that the one in training is never run, switched or hooked into."""
 
 import copy
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -81,7 +83,11 @@ def own_copy(model: nn.Module) -> nn.Module:
     return copy_of(model).module
 
 
-def copy_of(model: nn.Module) -> Copied:
+LARGE = 2**28
+"""Parameters from which a model that was built for a probe alone isn't copied, as that takes as much memory again."""
+
+
+def copy_of(model: nn.Module, *, built: bool = False) -> Copied:
     """Copy a module without gradients and without the user's hooks.
 
     Tensors that a forward pass left on the module are detached. Functions that its objects hold, such as a patched
@@ -92,6 +98,7 @@ def copy_of(model: nn.Module) -> Copied:
 
     Args:
         model: any module.
+        built: whether it was built for the probe; a large one that nothing else refers to is then taken as it is.
 
     Returns:
         The copy.
@@ -100,6 +107,11 @@ def copy_of(model: nn.Module) -> Copied:
         PhasewatchError: if the module can't be copied.
     """
     model = unwrap(model)
+    large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
+    return _prepared(model if built and large and not _is_referred_to(model) else _copied(model))
+
+
+def _copied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -116,6 +128,21 @@ def copy_of(model: nn.Module) -> Copied:
             f"Probe(model={type(model).__name__}(...)) can't copy the model ({error}). "
             "Give the function that builds it instead: Probe(make_model, ...)."
         ) from error
+    return copied
+
+
+def _is_referred_to(model: nn.Module) -> bool:
+    """Whether anything but the model itself and functions that run holds it, a part of it, or a parameter."""
+    modules, parameters = list(model.modules()), list(model.parameters())
+    own = {id(modules), id(parameters)}
+    for module in modules:
+        own |= {id(vars(module)), id(module._modules), id(module._parameters)}
+    referrers = gc.get_referrers(*modules, *parameters)
+    return any(id(found) not in own and not isinstance(found, FrameType) for found in referrers)
+
+
+def _prepared(copied: nn.Module) -> Copied:
+    """A module of our own as it is measured."""
     for parameter in copied.parameters():
         parameter.grad = None
     hooks, rounded = [], False

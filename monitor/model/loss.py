@@ -1,5 +1,6 @@
 """A model's loss on kept minibatches, as chains sample it: in place, or at many sets of weights at once."""
 
+import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeAlias
@@ -11,6 +12,7 @@ from phasewatch.monitor.errors import warn
 from phasewatch.monitor.model.attention_masks import AS_GIVEN, MaskForm, forms_for
 from phasewatch.monitor.model.minibatches import Batches
 from phasewatch.monitor.model.outputs import scalar_of
+from phasewatch.monitor.model.pieces import in_pieces, is_a_mean, pieces_beside, samples_in
 from phasewatch.monitor.model.vectorised import VectorisedLoss
 from phasewatch.monitor.model.weights import SampledModel, Weights
 
@@ -20,9 +22,17 @@ Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 LARGEST_VECTORISED_ROW = 8 * 2**20
 """On a CPU, chains that take more than this many bytes each run one after another: they then stay in its caches."""
 
-LARGEST_SHARE_OF_A_GPU = 1 / 32
-"""On a GPU, chains that take more than this share of its memory each run one after another: at 160 million parameters
-four stacked ones took 37 GiB, and 6 GiB one after another (experiments/bench_large.py)."""
+SHARE_OF_A_GPU = 0.5
+"""On a GPU, chains are only tried together where two of them take less than this share of its free memory."""
+
+WORTH_ITS_MEMORY = 0.8
+"""On a GPU, rows are taken together where that takes less than this share of their time one after another."""
+
+TRANSIENT = 1.2
+"""Memory of a pass over that of the activations that it keeps: language models' logits and their gradient."""
+
+TIMED = 3
+"""Passes of each path that are timed on a GPU, after one that isn't; the fastest counts."""
 
 AS_NEAR = 1.5
 """A mixed-precision gradient may be this many times as far from full precision as another one is (0.8 to 1.3 seen)."""
@@ -41,6 +51,9 @@ class ModelLoss:
         at_rows: the loss at many sets of weights at once.
         mask_forms: how attention masks may be given to it.
         vectorised: whether chains use that.
+        path: in a sentence, whether chains run together and why.
+        way: in a sentence, how the last chains ran.
+        activations: bytes that a pass over a minibatch keeps for its backward pass, on a GPU.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -56,6 +69,10 @@ class ModelLoss:
         self.vectorised = False
         self.at_rows = VectorisedLoss(model, loss)
         self.mask_forms: list[MaskForm] = []
+        self.path = ""
+        self.way = ""
+        self.activations = 0
+        self._splits = False
         self._warned: set[str] = set()
 
     def on(self, batches: Batches) -> "LossOnBatches":
@@ -67,28 +84,55 @@ class ModelLoss:
         torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
         return scalar_of(self.loss(self.model.module, batch))
 
-    def add_gradient(self, batch: Any, scale: float = 1.0) -> Tensor:
-        """Add `scale` times the gradient to each parameter's `grad`, by one backward pass.
+    def add_gradient(self, batch: Any, scale: float = 1.0, *, pieces: int = 1) -> Tensor:
+        """Add `scale` times the gradient to each parameter's `grad`, by one backward pass for each piece.
+
+        Args:
+            batch: a minibatch.
+            scale: of the gradient.
+            pieces: in which the minibatch is taken; more than 1 only where `splits` says that it can be.
 
         Returns:
             The loss, a scalar without a gradient.
         """
-        value = self.value(batch)
-        (value if scale == 1.0 else scale * value).backward()
-        return value.detach()
+        total = []
+        for share, piece in in_pieces(batch, pieces):
+            value = self.value(piece)
+            (value if scale * share == 1.0 else scale * share * value).backward()
+            total.append(share * value.detach())
+        return total[0] if pieces == 1 else torch.stack(total).sum()
+
+    @torch.no_grad()
+    def splits(self, batches: Sequence[Any]) -> bool:
+        """Whether the loss of a minibatch is the mean of those of its samples, tried once.
+
+        Args:
+            batches: some minibatches.
+        """
+        if not self._splits and min(map(samples_in, batches)) > 1:
+            try:
+                pieces = [[(s, self.value(piece)) for s, piece in in_pieces(batch, 2)] for batch in batches]
+                self._splits = is_a_mean([self.value(batch) for batch in batches], pieces, self._tolerance / 10)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # a loss that needs a minibatch of one size, say
+                self._splits = False
+        return self._splits
 
     def choose_path(self, batches: Batches) -> None:
         """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
 
-        Nothing is said of rows that are too large for a CPU's caches, or for several of them to share a GPU's memory:
-        those run one after another without a trial.
+        Nothing is said of rows that are too large for a CPU's caches, or for two of them to share a GPU's memory: those
+        run one after another without a trial. On a GPU, the faster path is taken.
 
         Args:
             batches: two or more minibatches.
         """
+        self.path = "Chains run one after another in the model's own parameters: "
         if batches.stacked is None:
             batches = Batches([batches[0]] * len(batches))
-        if self._is_large(batches[0]):
+        if too_large := self._too_large(batches[0]):
+            self.path += too_large
             return
         own, weights = self.model.weights(), self._nearby(len(batches))
         expected = self._one_by_one(weights, batches)
@@ -112,8 +156,9 @@ class ModelLoss:
             elif form is AS_GIVEN:
                 reason = "its vectorised loss differs from its plain one"
         if self.mask_forms:
-            self.vectorised = True
+            self.vectorised = self._is_faster(batches.changed(self.mask_forms[0]))
             return
+        self.path += f"{type(self.model.module).__name__} can't be vectorised ({reason})."
         self._warn_once(
             f"The chains run one after another, which is slower: {type(self.model.module).__name__} "
             f"can't be vectorised ({reason}).",
@@ -164,15 +209,35 @@ class ModelLoss:
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda _: torch.empty(0)):
             self.value(batch)
+        for parameter in self.model.module.parameters():
+            kept.pop(parameter.untyped_storage().data_ptr(), None)
         saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        self.activations = saved
         return 2 * saved + 6 * self.model.size * self.model.dtype.itemsize
 
-    def _is_large(self, batch: Any) -> bool:
-        """Whether rows are better run one after another, by what one takes."""
+    def _too_large(self, batch: Any) -> str:
+        """Why rows are run one after another without a trial, by what one takes; empty if they needn't be."""
         row = self.bytes_of_a_row(batch)
         if self.model.device.type != "cuda":
-            return row >= LARGEST_VECTORISED_ROW
-        return row > LARGEST_SHARE_OF_A_GPU * torch.cuda.mem_get_info(self.model.device)[1]
+            return f"one takes {row / 2**20:.0f} MiB, more than caches hold." if row >= LARGEST_VECTORISED_ROW else ""
+        free = torch.cuda.mem_get_info(self.model.device)[0]
+        if 2 * row <= SHARE_OF_A_GPU * free:
+            return ""
+        return f"together two take {2 * row / 2**30:.1f} GiB, and the GPU has {free / 2**30:.1f} GiB left."
+
+    def _is_faster(self, batches: Batches) -> bool:
+        """Whether rows take less time together than one after another; on a CPU, rows of this size do."""
+        rows, weights = len(batches), self._nearby(len(batches))
+        if self.model.device.type != "cuda":
+            self.path = "Chains run together."
+            return True
+        together = _seconds(lambda: self.at_rows.rows_and_gradients(weights, batches))
+        alone = rows * _seconds(lambda: self.add_gradient(batches[0]))
+        self.model.module.zero_grad(set_to_none=True)
+        times = f"{rows} steps take {1000 * together:.1f} ms together and {1000 * alone:.1f} ms one after another."
+        faster = together < WORTH_ITS_MEMORY * alone
+        self.path = f"Chains run together: {times}" if faster else self.path + times
+        return faster
 
     @property
     def _tolerance(self) -> float:
@@ -259,6 +324,11 @@ class LossOnBatches:
         self._for_rows = batches.changed(forms[0]) if forms and loss.vectorised else batches
         self.parameters = loss.model.parameters
         self.minibatches = len(batches)
+        self._pieces = 1
+        self._beside = 1
+        if loss.model.device.type == "cuda" and not loss.vectorised and loss.splits(self._first):
+            held = sum(parameter.numel() * parameter.itemsize for parameter in loss.model.parameters)
+            self._beside = pieces_beside(held, loss.activations, samples_in(batches[0]))
         self.whole = batches.whole
         self.vectorised = loss.vectorised and bool(forms)
 
@@ -269,11 +339,35 @@ class LossOnBatches:
     def loss(self, number: int) -> Tensor:
         """The loss on a minibatch at the parameters' values, a scalar without a gradient."""
         with torch.no_grad():
-            return self._loss.value(self._batches[number])
+            pieces = (
+                in_pieces(self._batches[number], self._pieces) if self._pieces > 1 else [(1.0, self._batches[number])]
+            )
+            return torch.stack([share * self._loss.value(piece) for share, piece in pieces]).sum()
 
     def add_gradient(self, number: int, scale: float = 1.0) -> Tensor:
         """Add `scale` times the gradient on a minibatch to each parameter's `grad`; returns the loss, a scalar."""
-        return self._loss.add_gradient(self._batches[number], scale)
+        held = any(parameter.grad is not None for parameter in self.parameters)
+        pieces = max(self._pieces, self._beside) if held else self._pieces
+        return self._loss.add_gradient(self._batches[number], scale, pieces=pieces)
+
+    @property
+    def most_pieces(self) -> int:
+        """Into how many pieces a minibatch can be split; 1 where its loss isn't the mean over its samples."""
+        return samples_in(self._batches[0]) if self._loss.splits(self._first) else 1
+
+    def settle(self, pieces: int, way: str) -> None:
+        """Take each minibatch in so many pieces from now on; `way` says how chains run, for the record."""
+        self._pieces = pieces
+        self._loss.way = way
+
+    def bytes_of_a_pass(self, pieces: int) -> int:
+        """Memory that a pass takes beside the weights, on a GPU; 0 where that isn't known."""
+        gradient = sum(parameter.numel() * parameter.itemsize for parameter in self.parameters)
+        return max(int(TRANSIENT * self._loss.activations) // pieces, gradient) if self._loss.activations else 0
+
+    @property
+    def _first(self) -> list[Any]:
+        return [self._batches[number] for number in range(min(2, self.minibatches))]
 
     def prepare(self, rows: int) -> None:
         """Compile for this many rows, where that helps."""
@@ -310,6 +404,18 @@ def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
     taken.autocast = dtype  # pyright: ignore[reportAttributeAccessIssue]
     taken.in_full_precision = loss  # pyright: ignore[reportAttributeAccessIssue]
     return taken
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    """The time of an action on the GPU, the least of some."""
+    times = []
+    for _ in range(1 + TIMED):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        action()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 def _first_line(error: Exception) -> str:

@@ -104,9 +104,9 @@ class SampledModel:
         """The type that chains are kept in: float64 if a parameter has it, else float32, also for half precision."""
         return torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
 
-    def weights(self) -> Weights:
-        """A copy of the sampled parameters, in `dtype`."""
-        return [parameter.detach().to(self.dtype, copy=True) for parameter in self.parameters]
+    def weights(self, device: torch.device | None = None) -> Weights:
+        """A copy of the sampled parameters, in `dtype`, on a device or where they are."""
+        return [p.detach().to(device or p.device, self.dtype, copy=True) for p in self.parameters]
 
     def hold(self, names: Collection[str]) -> None:
         """Sample these parameters no longer."""

@@ -248,7 +248,8 @@ def _compare_with_the_original(
 def _once_more(
     loss: ModelLoss, batch: Any, model: nn.Module | None, first: Collection[int], name: str
 ) -> tuple[Tensor, Reading]:
-    """The loss and its gradient again; both passes' gradients are averaged."""
+    """The loss and its gradient again, in place of the first one."""
+    loss.model.module.zero_grad(set_to_none=True)
     reading = Reading(model)
     again = reading.of(lambda: loss.value(batch))
     if reading.found:
@@ -271,9 +272,6 @@ def _once_more(
             "made from the weights is kept between calls, by functools.cache or in an attribute, so the loss wouldn't "
             "move with them. Compute it anew in each call, at least in evaluation mode."
         )
-    for parameter in loss.model.parameters:
-        if parameter.grad is not None:
-            parameter.grad.div_(2)
     return again.detach(), reading
 
 

@@ -134,6 +134,11 @@ class Probe:
         return {"sampler": self.sampler.as_json(), "metrics": sorted(self.metrics), **self.subject.settings}
 
     @property
+    def path(self) -> str:
+        """How its chains run, and why; once a snapshot has been measured, in which way memory let them."""
+        return f"{self.subject.loss.path} {self.subject.loss.way}".strip()
+
+    @property
     def together(self) -> int:
         """How many snapshots `measure` best takes at once: as many as fit in memory on a GPU, and one on a CPU."""
         if self.subject.model.device.type != "cuda" or not self.subject.loss.vectorised:
@@ -196,7 +201,7 @@ class Probe:
                         {name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()}
                     )
                 model.load(snapshot)
-                anchors.append(model.weights())
+                anchors.append(model.weights(subject.anchors_on))
         of_parts = _estimates(subject, anchors, self.sampler, self.seed, subject.parts)
         return [
             Point(snapshot.step, loss, found.pop(WHOLE), scores, found)
@@ -262,7 +267,7 @@ def measure_whole(probe: Probe, snapshot: Snapshot, sampler: Sampler) -> Point:
         subject.model.load(snapshot)
         with torch.no_grad():
             loss = float(subject.loss.value(subject.eval_batch))
-        anchor = subject.model.weights()
+        anchor = subject.model.weights(subject.anchors_on)
     (found,) = _estimates(subject, [anchor], sampler, probe.seed, [WHOLE])
     return Point(snapshot.step, loss, found[WHOLE])
 

@@ -105,9 +105,9 @@ class _Line:
         self._full = getattr(loss.loss, "in_full_precision", None)
         self.parameters = [parameter for parameter in loss.model.parameters if parameter.grad is not None]
         self._names = [n for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if p.grad is not None]
-        self._own = [parameter.detach().clone() for parameter in self.parameters]
+        self._own = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]  # room for large models
         exact = min(parameter.dtype.itemsize for parameter in self.parameters) > 2
-        exact &= self._own[0].device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
+        exact &= self.parameters[0].device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
         coarse = rough and self._full is None
         double = all(parameter.dtype is torch.float64 for parameter in self.parameters)
         self._rounding = 1e-15 if double else 1e-2 if coarse or not exact else 1e-6

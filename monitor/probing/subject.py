@@ -121,6 +121,11 @@ class Subject:
         return self.loss.model
 
     @property
+    def anchors_on(self) -> torch.device:
+        """Where the weights of snapshots are best kept: chains in place copy them to a GPU if there's room."""
+        return self.model.device if self.loss.vectorised else torch.device("cpu")
+
+    @property
     def samples(self) -> int | None:
         """How many samples the data has; None where a function draws them."""
         return self._source.size if isinstance(self._source, HeldData) else None
@@ -189,8 +194,9 @@ class Subject:
         """Copy the model and make its loss; what was copied, and the masks of the parts."""
         arguments = self._arguments
         model, loss = arguments.model, arguments.loss
-        own = unwrap(model if isinstance(model, nn.Module) else _built(model))
-        copied = copy_of(own)
+        built = not isinstance(model, nn.Module)
+        own = unwrap(_built(model) if built else model)
+        copied = copy_of(own, built=built)
         mine, lazy = copied.module, _is_lazy(own)
         if lazy:
             self._materialise(mine)
@@ -207,7 +213,7 @@ class Subject:
             loss = under_autocast(loss, device_type, arguments.autocast)
         only = set(masks[WHOLE]) if WHOLE in masks else None
         self.loss = ModelLoss(SampledModel(mine, arguments.device, only, held=held, renamed=renamed, order=order), loss)
-        return Given(None if lazy else own, copied, renamed, copied.rounded or bool(low)), masks
+        return Given(None if lazy or own is mine else own, copied, renamed, copied.rounded or bool(low)), masks
 
     def _materialise(self, model: nn.Module) -> None:
         """Have lazy layers take their shapes from a minibatch."""

@@ -15,11 +15,13 @@ from phasewatch.monitor.model.weights import Mask, Weights
 from phasewatch.monitor.sampling import curvature
 from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, look_around
 from phasewatch.monitor.sampling.in_place import run_in_place
+from phasewatch.monitor.sampling.position import AnchorOnDevice, Position
 from phasewatch.monitor.sampling.random_streams import ChainNoise, Stream, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.stacked import run_stacked
-from phasewatch.monitor.sampling.start import LOOKS, Start
+from phasewatch.monitor.sampling.start import LOOKS, Schedule, Start
 from phasewatch.monitor.sampling.target import Guarded, Refused, Target
+from phasewatch.monitor.sampling.ways import Way, hint, ways
 
 WORTH_COMPILING = 2000
 """Compile the vectorised loss only for at least this many steps of all chains that run together, since compiling takes
@@ -31,7 +33,8 @@ class Chains:
     """What the chains around a snapshot saw after the burn-in; NaN throughout if a loss was not finite.
 
     Attributes:
-        losses: minibatch losses L_m(w), shape (chain, draw), float64.
+        losses: minibatch losses L_m(w) at the draws that are compared with the snapshot (all of them, unless the model
+            is large), shape (chain, draw), float64.
         reference: L_m(w*) on the same minibatches, shape (chain, draw), float64.
         checks: what else there is to judge them by.
     """
@@ -55,7 +58,7 @@ def gradients_of_a_point(sampler: Sampler, minibatches: int) -> int:
         minibatches: how many are kept; L(w*) is taken on each, and counts as a third.
     """
     around = min(minibatches, curvature.MINIBATCHES)
-    around += 2 * curvature.ITERATIONS * min(minibatches, curvature.AVERAGED)
+    around += 2 * curvature.ITERATIONS
     looks = len(range(0, sampler.draws, -(-sampler.draws // LOOKS)))
     return sampler.chains * (sampler.burn_in + sampler.draws + looks) + around + math.ceil(minibatches / 3)
 
@@ -88,28 +91,28 @@ def run_chains(
         come back to.
 
     Raises:
-        PhasewatchError: if memory runs out with one chain at a time.
+        PhasewatchError: if memory runs out with one chain at a time, and a few samples of its minibatch.
     """
     sampler = sampler.resolved()
     run = _Run(target, sampler, seed)
     wanted = len(anchors) * sampler.chains if rows is None else rows
     of_anchor = [masks[i % len(masks)] for i in range(len(anchors))]
-    while True:
+    for way in ways(target, wanted):
         try:
-            return run.around(anchors, of_anchor, wanted)
+            return run.around(anchors, of_anchor, way)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            if wanted == 0 or not target.vectorised:
-                size = sum(weight.numel() for weight in anchors[0])
-                raise PhasewatchError(
-                    f"There is no memory for one chain of {size} parameters with "
-                    f"{type(sampler).__name__}(batch_size={sampler.batch_size}). Lower the batch_size, or give "
-                    "Probe(device=...) with more."
-                ) from error
-        wanted //= 2
-        if anchors[0][0].is_cuda:
+            last = error.with_traceback(None)  # whose frames hold what the chains took
+        for parameter in target.parameters:
+            parameter.grad = None
+        if target.parameters[0].is_cuda:
             torch.cuda.empty_cache()
+    size = sum(weight.numel() for weight in anchors[0])
+    raise PhasewatchError(
+        f"There is no memory for one chain of {size} parameters with "
+        f"{type(sampler).__name__}(batch_size={sampler.batch_size}){hint(target)}"
+    ) from last
 
 
 class _Run:
@@ -117,14 +120,19 @@ class _Run:
 
     def __init__(self, target: Target, sampler: Sampler, seed: int) -> None:
         self._target = Guarded(target)
+        self._position: type[Position] = AnchorOnDevice
         self._sampler = sampler
         self._seed = seed
         steps = sampler.burn_in + sampler.draws
-        self._orders = minibatch_orders(seed, sampler.chains, steps, target.minibatches, whole=target.whole)
+        orders = minibatch_orders(seed, sampler.chains, steps, target.minibatches, whole=target.whole)
+        size = sum(parameter.numel() for parameter in target.parameters)
+        self._schedule = Schedule(sampler, orders, target.minibatches, size)
 
-    def around(self, anchors: Sequence[Weights], masks: Sequence[Mask], rows: int) -> list[Chains]:
+    def around(self, anchors: Sequence[Weights], masks: Sequence[Mask], way: Way) -> list[Chains]:
         """Whole anchors at a time if they fit, else some chains of one at a time; with 0 rows, all in place."""
-        stacked = self._target.vectorised and rows > 0
+        rows, stacked = way.rows, way.rows > 0
+        self._position = way.position
+        self._target.settle(way.pieces, str(way))
         found: list[Chains] = []
         last: Weights | None = None
         reference = np.empty(0)
@@ -144,24 +152,28 @@ class _Run:
         return found
 
     def _reference(self, anchor: Weights, rows: int) -> np.ndarray:
-        """L_m(w*) on each minibatch, by the path that the chains take, so that rounding is the same."""
-        count = self._target.minibatches
+        """L_m(w*) on each minibatch that is needed, by the path that the chains take, so that rounding is the same."""
+        needed = list(self._schedule.references)
         if rows:
-            numbers = torch.arange(count, device=anchor[0].device).split(rows)
+            numbers = torch.tensor(needed, device=anchor[0].device).split(rows)
             losses = torch.cat([self._target.rows(anchor, some) for some in numbers])
         else:
             self._target.set(anchor)
-            losses = torch.stack([self._target.loss(number) for number in range(count)])
-        return losses.double().cpu().numpy()
+            losses = torch.stack([self._target.loss(number) for number in needed])
+        reference = np.full(self._target.minibatches, np.nan)
+        reference[needed] = losses.double().cpu().numpy()
+        return reference
 
     def _start(self, anchor: Weights, masks: Mask, reference: np.ndarray, *, stacked: bool) -> Start | None:
         """What is known of an anchor; None where there is nothing that chains could walk on."""
         sampler = self._sampler
-        generator = Generator(anchor[0].device).manual_seed(chain_seed(self._seed, 0, Stream.SURVEY))
+        device = self._target.parameters[0].device
+        generator = Generator(device).manual_seed(chain_seed(self._seed, 0, Stream.SURVEY))
+        position = self._position(self._target.parameters, anchor)
         scale = {"nbeta": sampler.nbeta, "gamma": sampler.localization}
         self._target.anchor = anchor
         try:
-            around = look_around(self._target, anchor, masks, **scale, generator=generator)
+            around = look_around(self._target, position, masks, **scale, generator=generator)
         except Refused:
             return None
         if not math.isfinite(around.curvature):
@@ -170,7 +182,7 @@ class _Run:
         eps = sampler.step_size if sampler.target_kappa is None else sampler.target_kappa / stiffness
         assert eps is not None
         gradient = self._gradient(anchor, masks) if stacked and self._target.minibatches == 1 else None
-        return Start(anchor, masks, reference, around, eps, gradient)
+        return Start(anchor, position, masks, reference, around, eps, gradient)
 
     def _gradient(self, anchor: Weights, masks: Mask) -> Weights:
         """∇L(w*) on the only minibatch."""
@@ -193,7 +205,7 @@ class _Run:
             noises = [ChainNoise(self._seed, chain, device) for chain in chains.tolist()]
             self._target.anchor = starts[0].anchor
             try:
-                found = run_stacked(self._target, starts, self._sampler, self._orders[chains], noises)
+                found = run_stacked(self._target, starts, self._sampler, self._schedule, chains.tolist(), noises)
             except Refused:
                 if len(starts) > 1:
                     return [self._stacked([start], rows)[0] for start in starts]
@@ -207,7 +219,7 @@ class _Run:
     def _in_place(self, start: Start) -> ChainRecord | None:
         self._target.anchor = start.anchor
         try:
-            return run_in_place(self._target, start, self._sampler, self._orders, self._seed)
+            return run_in_place(self._target, start, self._sampler, self._schedule, self._seed)
         except Refused:
             return None
 
@@ -219,6 +231,7 @@ class _Run:
             gamma=sampler.localization,
             kept=sampler.velocity_kept or 0.0,
             burn_in=sampler.burn_in,
+            draws=sampler.draws,
             step_bias=sampler.has_step_bias,
             slope=start.around.slope,
             slope_error=start.around.slope_error,

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from phasewatch.monitor.model.weights import Mask, Weights
+from phasewatch.monitor.model.weights import Mask
+from phasewatch.monitor.sampling.position import Position
 from phasewatch.monitor.sampling.random_streams import mask_of
 from phasewatch.monitor.sampling.target import Target
 
-MINIBATCHES = 16
+MINIBATCHES = 8
 """Most minibatches whose gradients tell slope and noise. Each costs a gradient; both errors fall with their root."""
 
 ITERATIONS = 8
-"""Steps of the power iteration, of two gradients a minibatch each. After 8 of them the largest curvature is 6 to 7 %
+"""Steps of the power iteration, of two gradients each. After 8 of them the largest curvature is 6 to 7 %
 too low where a spectrum goes on evenly below it, and less where it stands apart (tests/monitor/sampling)."""
 
-AVERAGED = 2
-"""Minibatches whose mean loss the power iteration looks at."""
+ALTERNATING = 2
+"""Minibatches that the power iteration takes in turn, so that none of them alone sets its direction."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class Surroundings:
 
 
 def look_around(
-    target: Target, anchor: Weights, masks: Mask, *, nbeta: float, gamma: float, generator: Generator
+    target: Target, position: Position, masks: Mask, *, nbeta: float, gamma: float, generator: Generator
 ) -> Surroundings:
-    """Look around a snapshot. It costs 48 gradients at most, and leaves the parameters at the snapshot.
+    """Look around a snapshot. It costs 24 gradients at most, and leaves the parameters at the snapshot.
 
     Args:
         target: the loss.
-        anchor: w*.
+        position: of the parameters, with w*.
         masks: which weights are sampled.
         nbeta: nβ.
         gamma: γ; with nβ it sets the distance over which curvature is measured, that of the chains.
@@ -60,12 +61,12 @@ def look_around(
     Returns:
         What there is to see.
     """
-    target.set(anchor)
+    position.reset()
     slope, slope_error, noise = _moments(target, masks)
     if not math.isfinite(slope):
         return Surroundings(math.nan, slope, slope_error, noise)
-    curvature = _largest_curvature(target, anchor, masks, nbeta=nbeta, gamma=gamma, generator=generator)
-    target.set(anchor)
+    curvature = _largest_curvature(target, position, masks, nbeta=nbeta, gamma=gamma, generator=generator)
+    position.reset()
     return Surroundings(curvature, slope, slope_error, noise)
 
 
@@ -155,7 +156,7 @@ def _moments(target: Target, masks: Mask) -> tuple[float, float, float]:
 
 
 def _largest_curvature(
-    target: Target, anchor: Weights, masks: Mask, *, nbeta: float, gamma: float, generator: Generator
+    target: Target, position: Position, masks: Mask, *, nbeta: float, gamma: float, generator: Generator
 ) -> float:
     """The largest absolute curvature by power iteration on central differences of gradients.
 
@@ -163,34 +164,34 @@ def _largest_curvature(
     (∇L(w* + r·v) − ∇L(w* − r·v)) / 2r. The differences are taken over r = 1/√(nβ·h + γ), as far as chains go in that
     direction, so that kinks and higher orders count as much as they will for the chains.
     """
-    parameters, minibatches = target.parameters, range(min(AVERAGED, target.minibatches))
-    size = sum(weight.numel() for weight in anchor)
+    parameters, minibatches = target.parameters, min(ALTERNATING, target.minibatches)
+    size = sum(weight.numel() for weight in position.weights)
     _start_direction(parameters, masks, size, generator)
-    curvature, reach = 0.0, 1e-3 * (1 + _norm(anchor) / math.sqrt(size))
-    for _ in range(ITERATIONS):
+    curvatures, reach = [0.0], 1e-3 * (1 + _norm(position.weights) / math.sqrt(size))
+    for iteration in range(ITERATIONS):
+        number = iteration % minibatches
         length = _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if not math.isfinite(length):
             return math.nan
         if length == 0:
             break
         with torch.no_grad():
-            for parameter, weight, grad in zip(parameters, anchor, gradients(parameters, None), strict=True):
-                parameter.copy_(weight + grad.to(weight.dtype) * (reach / length))
+            for k, grad in enumerate(gradients(parameters, None)):
+                origin = position.origin(k)
+                position.put([k], [origin + grad.to(origin.dtype) * (reach / length)])
         clear_gradients(parameters)
-        for number in minibatches:
-            target.add_gradient(number)
+        target.add_gradient(number)
         with torch.no_grad():
-            for parameter, weight in zip(parameters, anchor, strict=True):
-                parameter.copy_(2 * weight - parameter)
-        for number in minibatches:
-            target.add_gradient(number, -1.0)
-        product = _norm(list(gradients(parameters, masks))) / (2 * reach * len(minibatches))
+            for k, weight in enumerate(position.weights):
+                position.put([k], [2 * position.origin(k) - weight])
+        target.add_gradient(number, -1.0)
+        product = _norm(list(gradients(parameters, masks))) / (2 * reach)
         if not math.isfinite(product):
             return math.nan
-        curvature = product or curvature
-        reach = reach_of(curvature, nbeta=nbeta, gamma=gamma)
+        curvatures.append(product or curvatures[-1])
+        reach = reach_of(curvatures[-1], nbeta=nbeta, gamma=gamma)
     clear_gradients(parameters)
-    return curvature
+    return max(curvatures[-minibatches:])
 
 
 def _start_direction(parameters: Sequence[Tensor], masks: Mask, size: int, generator: Generator) -> None:

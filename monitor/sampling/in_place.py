@@ -14,24 +14,20 @@ from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
 from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, reach_of, square
-from phasewatch.monitor.sampling.random_streams import ChainNoise, mask_of
+from phasewatch.monitor.sampling.random_streams import ChainNoise, groups_of, mask_of, unflattened
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
 from phasewatch.monitor.sampling.target import Target
 
-SMALL = 2**22
-"""On a GPU, parameters of fewer elements than this are moved together, up to as many elements, so that starting kernels
-doesn't cost more than running them. Chosen by the bytes to move and the time of a start, not by a measurement."""
 
-
-def run_in_place(target: Target, start: Start, sampler: Sampler, orders: Tensor, seed: int) -> ChainRecord | None:
+def run_in_place(target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int) -> ChainRecord | None:
     """Run the chains of an anchor to their end, one after another, and leave the parameters at the anchor.
 
     Args:
         target: the loss.
         start: the anchor, with what is known of it.
         sampler: the settings, resolved.
-        orders: the minibatch of each chain at each step, shape (chain, step), on the CPU.
+        schedule: of the chains.
         seed: of the noise.
 
     Returns:
@@ -39,47 +35,41 @@ def run_in_place(target: Target, start: Start, sampler: Sampler, orders: Tensor,
     """
     records = []
     try:
-        for chain, order in enumerate(orders.tolist()):
-            record = _Chain(target, start, sampler, order, seed, chain).run()
+        for chain in range(sampler.chains):
+            record = _Chain(target, start, sampler, schedule, seed, chain).run()
             if record is None:
                 return None
             records.append(record)
     finally:
         clear_gradients(target.parameters)
-        target.set(start.anchor)
+        start.position.reset()
     return ChainRecord.together(records)
 
 
 class _Chain:
-    """One chain on its way.
-
-    The weights are the target's parameters themselves, unless those are of half precision: then the chain's own are
-    kept in the anchor's precision beside them, since a step is smaller than what half precision can hold.
-    """
+    """One chain on its way."""
 
     def __init__(
-        self, target: Target, start: Start, sampler: Sampler, order: Sequence[int], seed: int, chain: int
+        self, target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int, chain: int
     ) -> None:
         self._target = target
         self._start = start
         self._sampler = sampler
-        self._order = order
+        self._schedule = schedule
+        self._order: list[int] = schedule.orders[chain].tolist()
         self._seed = seed
         self._number = chain
         self._eps = start.step_size
         self._curvature = start.around.curvature
-        self._weights = [
-            parameter.data if parameter.dtype == weight.dtype else weight.clone()
-            for parameter, weight in zip(target.parameters, start.anchor, strict=True)
-        ]
-        self._groups = _groups(self._weights)
-        self._step = _compiled_step(sampler) if self._weights[0].is_cuda else sampler.step
+        self._position = start.position
+        self._weights = start.position.weights
+        self._groups = groups_of(self._weights)
         kept = sampler.velocity_kept
         self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
 
     def run(self) -> ChainRecord | None:
         """Run it to its end; None if a loss isn't finite."""
-        sampler, schedule = self._sampler, Schedule(self._sampler)
+        sampler, schedule = self._sampler, self._schedule
         losses, products = [], []
         self._begin()
         for step in range(sampler.burn_in + sampler.draws):
@@ -89,13 +79,13 @@ class _Chain:
                 loss = self._look(loss, step)
             if step % 16 == 0 and not math.isfinite(loss):
                 return None
-            if step >= sampler.burn_in:
+            if step in schedule.compared:
                 losses.append(loss.double())
             if step in schedule.products:
                 products.append(self._products())
             self._advance()
         drawn = torch.stack(losses).cpu().numpy()
-        reference = self._start.reference[np.array(self._order[sampler.burn_in :])]
+        reference = self._start.reference[[self._order[step] for step in schedule.compared]]
         if not (np.isfinite(drawn).all() and np.isfinite(reference).all()):
             return None
         squares, away, work = torch.stack(products).mean(0).cpu().numpy()
@@ -107,12 +97,12 @@ class _Chain:
         """Put the chain where it first asks for a gradient."""
         self._noise = self._stream()
         self._last_noise = self._stream() if self._sampler.velocity_kept == 0 else None
-        for k, (weight, anchor) in enumerate(zip(self._weights, self._start.anchor, strict=True)):
-            noise = self._noise.like(weight, mask_of(self._start.masks, k))
-            weight.copy_(self._sampler.start(anchor, noise, self._eps))
-            if self._velocity is not None:
-                self._velocity[k].copy_(noise)
-        self._publish()
+        for group in self._groups:
+            weights = [self._weights[k] for k in group]
+            for k, noise in zip(group, unflattened(self._drawn(self._noise, group), weights), strict=True):
+                self._position.put([k], [self._sampler.start(self._position.origin(k), noise, self._eps)])
+                if self._velocity is not None:
+                    self._velocity[k].copy_(noise)
 
     @torch.no_grad()
     def _advance(self) -> None:
@@ -120,29 +110,42 @@ class _Chain:
         grads = list(gradients(self._target.parameters, self._start.masks))
         for group in self._groups:
             self._advance_group(group, [grads[k] for k in group])
-        self._publish()
 
     def _advance_group(self, group: Sequence[int], grads: Sequence[Tensor]) -> None:
-        weights = [self._weights[k] for k in group]
-        noise, velocity = self._drawn(self._noise, group), None
+        noise, last = self._drawn(self._noise, group), None
+        if self._last_noise is not None:  # drawn again, which takes less memory than to keep it
+            last = self._drawn(self._last_noise, group)
+        if noise.is_cuda:
+            self._advance_together(group, grads, noise, last)
+            return
+        sizes = [self._weights[k].numel() for k in group]
+        lasts = [None] * len(group) if last is None else last.split(sizes)
+        for k, grad, *drawn in zip(group, grads, noise.split(sizes), lasts, strict=True):
+            self._advance_together([k], [grad], *drawn)
+
+    def _advance_together(
+        self, group: Sequence[int], grads: Sequence[Tensor], noise: Tensor, velocity: Tensor | None
+    ) -> None:
+        """Move some parameters as one vector."""
         if self._velocity is not None:
             velocity = _flat([self._velocity[k] for k in group])
-        elif self._last_noise is not None:  # drawn again, which takes less memory than to keep it
-            velocity = self._drawn(self._last_noise, group)
-        anchor, grad = _flat([self._start.anchor[k] for k in group]), _flat(grads).to(noise.dtype)
-        eps = torch.tensor(self._eps, dtype=torch.float64)
-        after, velocity = self._step(_flat(weights), velocity, anchor, grad, noise, eps)
-        _unflatten_into(after, weights)
+        anchor, grad = _flat([self._position.origin(k) for k in group]), _flat(grads).to(noise.dtype)
+        weights, eps = [self._weights[k] for k in group], torch.tensor(self._eps, dtype=torch.float64)
+        step = _compiled_step() if noise.is_cuda else _step
+        after, velocity = step(self._sampler, _flat(weights), velocity, anchor, grad, noise, eps)
+        self._position.put(group, unflattened(after, weights))
         if self._velocity is not None and velocity is not None:
-            _unflatten_into(velocity, [self._velocity[k] for k in group])
+            kept = [self._velocity[k] for k in group]
+            torch._foreach_copy_(kept, unflattened(velocity, kept))  # pyright: ignore[reportPrivateImportUsage]
 
     def _drawn(self, stream: ChainNoise, group: Sequence[int]) -> Tensor:
-        """The noise of a group of parameters as one vector, drawn a parameter at a time."""
+        """The noise of a group of parameters as one vector, 0 where the masks are False."""
         weights = [self._weights[k] for k in group]
-        flat = weights[0].new_empty(sum(weight.numel() for weight in weights))
-        for k, piece in zip(group, flat.split([weight.numel() for weight in weights]), strict=True):
-            mask = mask_of(self._start.masks, k)
-            stream.into(piece.view(self._weights[k].shape), mask)
+        flat = stream.into(weights[0].new_empty(sum(weight.numel() for weight in weights)))
+        if self._start.masks is not None:
+            for k, piece in zip(group, unflattened(flat, weights), strict=True):
+                if (mask := mask_of(self._start.masks, k)) is not None:
+                    piece.mul_(mask)
         return flat
 
     def _look(self, loss: Tensor, step: int) -> Tensor:
@@ -192,40 +195,21 @@ class _Chain:
     @torch.no_grad()
     def _move(self, distance: float) -> None:
         """Move the weights along the gradient."""
-        for weight, grad in zip(self._weights, gradients(self._target.parameters, None), strict=True):
-            weight.add_(grad.to(weight.dtype), alpha=distance)
-        self._publish()
+        for k, grad in enumerate(gradients(self._target.parameters, None)):
+            weight = self._weights[k]
+            self._position.put([k], [weight.add(grad.to(weight.dtype), alpha=distance)])
 
     @torch.no_grad()
     def _products(self) -> Tensor:
         """‖∇L‖², ‖w − w*‖² and ∇L·(w − w*), shape (3,)."""
         total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
         for k, grad in enumerate(gradients(self._target.parameters, self._start.masks)):
-            grad, away = grad.to(self._weights[k].dtype), self._weights[k] - self._start.anchor[k]
+            grad, away = grad.to(self._weights[k].dtype), self._weights[k] - self._position.origin(k)
             total += torch.stack([square(grad), square(away), torch.dot(away.flatten(), grad.flatten()).double()])
         return total
 
-    def _publish(self) -> None:
-        """Write the chain's own weights into parameters of half precision."""
-        for parameter, weight in zip(self._target.parameters, self._weights, strict=True):
-            if parameter.dtype != weight.dtype:
-                parameter.data.copy_(weight)
-
     def _stream(self) -> ChainNoise:
         return ChainNoise(self._seed, self._number, self._weights[0].device)
-
-
-def _groups(weights: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of the parameters that are moved together: on a CPU each alone."""
-    groups: list[list[int]] = []
-    room = 0
-    for k, weight in enumerate(weights):
-        if weight.numel() > room or not weight.is_cuda:
-            groups.append([])
-            room = SMALL
-        groups[-1].append(k)
-        room -= weight.numel()
-    return groups
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -233,14 +217,16 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def _unflatten_into(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    pieces = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-        list(tensors), [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)]
-    )
+def _step(
+    sampler: Sampler, w: Tensor, velocity: Tensor | None, anchor: Tensor, grad: Tensor, noise: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    return sampler.step(w, velocity, anchor, grad, noise, eps)
 
 
 @functools.cache
-def _compiled_step(sampler: Sampler) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The sampler's step as one kernel for vectors of any length, in place of a dozen that each read and write them."""
-    return torch.compile(sampler.step, dynamic=True)
+def _compiled_step() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """A sampler's step as one kernel, in place of a dozen that each read and write its vectors.
+
+    It is compiled once for each kind of sampler, for vectors of any length and settings of any value.
+    """
+    return torch.compile(_step, dynamic=True)

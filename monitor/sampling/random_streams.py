@@ -1,13 +1,14 @@
 """The random streams of the chains, by seed and chain alone: which minibatch each step takes, and its noise."""
 
 import enum
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from phasewatch.monitor.model.minibatches import order_of_minibatches
-from phasewatch.monitor.model.weights import Mask
+from phasewatch.monitor.model.weights import Mask, Weights
 
 
 class Stream(enum.IntEnum):
@@ -54,10 +55,36 @@ def minibatch_orders(seed: int, chains: int, steps: int, minibatches: int, *, wh
     return torch.stack(orders)
 
 
-class ChainNoise:
-    """The standard normal noise of one chain, drawn parameter after parameter, step after step.
+GROUP = 2**24
+"""Elements up to which neighbouring parameters get their noise in one draw. With fewer, starting kernels costs more than
+drawing; more would take more memory. It decides which numbers a chain gets."""
 
-    So it is the same however many chains run together, and never more than one parameter's is held.
+
+def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
+    """The numbers of the parameters that get their noise together.
+
+    Args:
+        weights: one tensor for each parameter.
+
+    Example:
+        >>> groups_of([torch.empty(size, device="meta") for size in (3, 2**24, 5, 4)])
+        [[0], [1], [2, 3]]
+    """
+    groups: list[list[int]] = []
+    room = -1
+    for k, weight in enumerate(weights):
+        if weight.numel() > room:
+            groups.append([])
+            room = GROUP
+        groups[-1].append(k)
+        room -= weight.numel()
+    return groups
+
+
+class ChainNoise:
+    """The standard normal noise of one chain, drawn a group of parameters after another, step after step.
+
+    So it is the same however many chains run together, and never more than one group's is held.
 
     Args:
         seed: of the chains.
@@ -68,14 +95,24 @@ class ChainNoise:
     def __init__(self, seed: int, chain: int, device: torch.device) -> None:
         self._generator = Generator(device).manual_seed(chain_seed(seed, chain, Stream.NOISE))
 
-    def like(self, weight: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The next parameter's noise, 0 where the mask is False."""
-        return self.into(torch.empty_like(weight), mask)
+    def into(self, flat: Tensor) -> Tensor:
+        """The next group's noise, written into a vector of all its elements."""
+        return flat.normal_(generator=self._generator)
 
-    def into(self, out: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The same, written into a tensor."""
-        out.normal_(generator=self._generator)
-        return out if mask is None else out.mul_(mask)
+    def of(self, weights: Sequence[Tensor]) -> Weights:
+        """The noise of a whole step, in the parameters' shapes."""
+        drawn: Weights = []
+        for group in groups_of(weights):
+            some = [weights[k] for k in group]
+            flat = self.into(some[0].new_empty(sum(weight.numel() for weight in some)))
+            drawn += unflattened(flat, some)
+        return drawn
+
+
+def unflattened(flat: Tensor, like: Sequence[Tensor]) -> Weights:
+    """Views of a vector, one after another, in the shapes of tensors."""
+    pieces = flat.split([tensor.numel() for tensor in like], dim=-1)
+    return [piece.view(*flat.shape[:-1], *tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def mask_of(masks: Mask, parameter: int) -> Tensor | None:

@@ -9,14 +9,19 @@ from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
 from phasewatch.monitor.model.weights import Weights
-from phasewatch.monitor.sampling.random_streams import ChainNoise
+from phasewatch.monitor.sampling.random_streams import ChainNoise, groups_of, unflattened
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
 from phasewatch.monitor.sampling.target import Target
 
 
 def run_stacked(
-    target: Target, starts: Sequence[Start], sampler: Sampler, orders: Tensor, noises: Sequence[ChainNoise]
+    target: Target,
+    starts: Sequence[Start],
+    sampler: Sampler,
+    schedule: Schedule,
+    chains: Sequence[int],
+    noises: Sequence[ChainNoise],
 ) -> list[ChainRecord | None]:
     """Run some of the chains of some anchors to their end, together.
 
@@ -24,19 +29,19 @@ def run_stacked(
         target: the loss.
         starts: the anchors, with what is known of them.
         sampler: the settings, resolved.
-        orders: the minibatch of each chain at each step, shape (chain, step), on the CPU.
+        schedule: of all chains.
+        chains: the numbers of these chains.
         noises: of each of these chains.
 
     Returns:
         The record of each anchor's chains; None for those that diverged.
     """
-    walk = _Stacked(target, starts, sampler, orders, noises)
-    schedule, draws = Schedule(sampler), []
+    walk, draws = _Stacked(target, starts, sampler, schedule, chains, noises), []
     for step in range(sampler.burn_in + sampler.draws):
-        losses = walk.advance(step, schedule)
+        losses = walk.advance(step)
         if step % 16 == 0 and not losses.isfinite().all(1).any():
             return [None for _ in starts]
-        if step >= sampler.burn_in:
+        if step in schedule.compared:
             draws.append(losses)
     return walk.records(torch.stack(draws, dim=-1).double().cpu().numpy())
 
@@ -45,16 +50,23 @@ class _Stacked:
     """Chains on their way; each tensor has leading axes (anchor, chain)."""
 
     def __init__(
-        self, target: Target, starts: Sequence[Start], sampler: Sampler, orders: Tensor, noises: Sequence[ChainNoise]
+        self,
+        target: Target,
+        starts: Sequence[Start],
+        sampler: Sampler,
+        schedule: Schedule,
+        chains: Sequence[int],
+        noises: Sequence[ChainNoise],
     ) -> None:
         self._target = target
         self._starts = starts
         self._sampler = sampler
-        self._orders = orders
+        self._schedule = schedule
+        self._orders = schedule.orders[list(chains)]
         self._noises = noises
         self._anchors = _stacked([start.anchor for start in starts])
         device = self._anchors[0].device
-        self._which = orders.to(device)
+        self._which = self._orders.to(device)
         self._masks = self._stacked_masks()
         each = torch.ones(1, len(noises), dtype=self._anchors[0].dtype, device=device)
         self._eps = each.new_tensor([start.step_size for start in starts]).unsqueeze(1) * each
@@ -65,14 +77,14 @@ class _Stacked:
         self._w: Weights = []
         self._velocity: list[Tensor | None] = []
 
-    def advance(self, step: int, schedule: Schedule) -> Tensor:
+    def advance(self, step: int) -> Tensor:
         """Take a step, and return the loss of this draw, shape (anchor, chain)."""
         if step == 0:
             self._begin(self._draw())
         losses, grads = self._evaluate(self._w, step)
-        if step in schedule.looks:
+        if step in self._schedule.looks:
             losses, grads = self._look(losses, grads, step)
-        if step in schedule.products:
+        if step in self._schedule.products:
             self._multiply(grads)
         noise = self._draw()
         for k, grad in enumerate(grads):
@@ -83,7 +95,7 @@ class _Stacked:
 
     def records(self, losses: np.ndarray) -> list[ChainRecord | None]:
         """What is left of each anchor's chains, with these losses of shape (anchor, chain, draw)."""
-        drawn = self._orders[:, self._sampler.burn_in :].numpy()
+        drawn = self._orders[:, list(self._schedule.compared)].numpy()
         products = torch.stack(self._products, 1).cpu().numpy()
         eps, curvature = (each.double().cpu().numpy() for each in (self._eps, self._curvature))
         found: list[ChainRecord | None] = []
@@ -111,14 +123,14 @@ class _Stacked:
 
     def _draw(self) -> Weights:
         """Noise for the weights that move, the same around each anchor; each of shape (1 or anchor, chain, ...)."""
-        drawn = []
-        for k, anchor in enumerate(self._anchors):
-            noise = anchor.new_empty(1, len(self._noises), *anchor.shape[2:])
+        drawn: Weights = []
+        for group in groups_of([anchor[0, 0] for anchor in self._anchors]):
+            some = [self._anchors[k][0, 0] for k in group]
+            noise = some[0].new_empty(1, len(self._noises), sum(weight.numel() for weight in some))
             for chain, stream in zip(noise[0], self._noises, strict=True):
                 stream.into(chain)
-            mask = self._masks[k]
-            drawn.append(noise if mask is None else noise * mask)
-        return drawn
+            drawn += unflattened(noise, some)
+        return [noise if mask is None else noise * mask for noise, mask in zip(drawn, self._masks, strict=True)]
 
     def _evaluate(self, at: Weights, step: int) -> tuple[Tensor, Weights]:
         """Losses of shape (anchor, chain), and masked gradients."""

@@ -28,6 +28,19 @@ class Target(Protocol):
         ...
 
     @property
+    def most_pieces(self) -> int:
+        """Into how many pieces a minibatch can be split."""
+        ...
+
+    def settle(self, pieces: int, way: str) -> None:
+        """Take each minibatch in so many pieces from now on; `way` says how chains run, for the record."""
+        ...
+
+    def bytes_of_a_pass(self, pieces: int) -> int:
+        """Memory that a pass in pieces takes beside the weights; 0 where that isn't known."""
+        ...
+
+    @property
     def vectorised(self) -> bool:
         """Whether `rows` and `rows_and_gradients` can be used."""
         ...
@@ -89,6 +102,7 @@ class Guarded:
         self.vectorised = target.vectorised
         self.set = target.set
         self.loss = target.loss
+        self.settle = target.settle
         self.prepare = target.prepare
         self.rows = target.rows
         self.anchor: Weights = []

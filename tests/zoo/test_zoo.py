@@ -90,7 +90,7 @@ def plain_chain(case, chain):
     anchor = [p.detach().clone() for p in trained]
     losses = []
     for step in range(-1, SAMPLER.burn_in + SAMPLER.draws):
-        noise = [stream.like(in_real_parts(p.detach())) for p in trained]
+        noise = stream.of([in_real_parts(p.detach()) for p in trained])
         if step < 0:  # what a chain with momentum starts with
             continue
         model.zero_grad()

@@ -99,7 +99,7 @@ def test_chains_are_the_obvious_loop():
         noise = ChainNoise(11, c, CPU)
 
         def drawn(noise=noise) -> Tensor:
-            return torch.cat([noise.like(START[:1]), noise.like(START[1:])])
+            return torch.cat(noise.of([START[:1], START[1:]]))
 
         drawn()  # that of a start, which SGLD has none for
         w = START.clone()
@@ -272,7 +272,7 @@ def test_an_expert_that_a_minibatch_leaves_out_is_still_pulled_and_shaken():
         noise = ChainNoise(0, c, CPU)
 
         def drawn(noise=noise) -> Tensor:
-            return torch.cat([noise.like(start[k : k + 1]) for k in range(3)])
+            return torch.cat(noise.of([start[k : k + 1] for k in range(3)]))
 
         drawn()
         w = start.clone()

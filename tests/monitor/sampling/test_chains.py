@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.sampling import random_streams
 from phasewatch.monitor.sampling.chains import Chains, run_chains
 from phasewatch.monitor.sampling.random_streams import ChainNoise, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
@@ -242,7 +243,7 @@ def test_chains_are_the_obvious_loop(momentum, vectorised):
     chains = run(target, sampler, seed=11)
     for c, order in enumerate(orders(sampler, 11, target)):
         stream = ChainNoise(11, c, torch.device("cpu"))
-        z = torch.stack([torch.cat([stream.like(piece) for piece in target.pieces(anchor)]) for _ in range(28)])
+        z = torch.stack([torch.cat(stream.of(target.pieces(anchor))) for _ in range(28)])
         p = z[0]
         w = anchor.clone() if momentum is None else anchor + 0.1 / 2 * p
         for step in range(27):
@@ -310,7 +311,7 @@ class Memory(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("momentum", "sets"), [(None, 0), (0, 0), (0.5, 1)])
-def test_chains_in_place_hold_no_more_than_an_anchor_a_gradient_and_a_velocity(momentum, sets):
+def test_chains_in_place_hold_no_more_than_an_anchor_a_gradient_and_a_velocity(monkeypatch, momentum, sets):
     """In sets of weights: parameters, anchor and gradient, which operations return, and what a backward pass takes."""
     size, pieces = 2**16, 16
 
@@ -330,6 +331,7 @@ def test_chains_in_place_hold_no_more_than_an_anchor_a_gradient_and_a_velocity(m
     target = Many(torch.ones(size), torch.zeros(size), shifts=shifts(20), vectorised=False)
     anchor = target.pieces(target.centre)
     sampler = sampler_of(momentum, 1e-3, 1.0, 1.0, chains=2, draws=4, burn_in=0, batch_size=None)
+    monkeypatch.setattr(random_streams, "GROUP", size // pieces)
     with Memory() as memory:
         run_chains(target, [anchor], sampler, 0)
     assert memory.peak / (4 * size) < 3 + sets + 0.7  # and a few single parameters, of a sixteenth each
