@@ -1,5 +1,6 @@
 """Series of checkpoints in order of step, wherever they lie: in a folder, an archive, a hub, a repository."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -186,17 +187,16 @@ def open_series(
     """
     call = f"open_series({str(path)!r})"
     choice = Choice(key, step, revisions)
-    protocol, separated, rest = str(path).partition("://")
+    address = re.sub(r"^(\w\w+):/(?!/)", r"\1://", str(path)) if isinstance(path, Path) else path  # it lost a slash
+    protocol, separated, rest = address.partition("://")
     try:
         if separated and protocol == "hf":
             found = open_hub(rest, call, choice, keep=keep)
             return (
-                _of_folder(found, call, choice)
-                if isinstance(found, Path)
-                else _elsewhere(found, str(path), call, choice)
+                _of_folder(found, call, choice) if isinstance(found, Path) else _elsewhere(found, address, call, choice)
             )
         if separated and protocol != "file":
-            return _elsewhere(open_store(protocol, str(path), call), str(path), call, choice)
+            return _elsewhere(open_store(protocol, address, call), address, call, choice)
         folder = Path(rest if separated else path)
         if not folder.exists():
             raise PhasewatchError(f"{call}: there is no such folder; give the folder that holds the checkpoints.")

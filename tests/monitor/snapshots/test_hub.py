@@ -61,6 +61,7 @@ def test_branches_are_checkpoints_and_only_their_weights_are_fetched(hub, tmp_pa
     assert hub.fetched() == [f"/org/pythia/resolve/{commit}/model.safetensors"]
     assert not (tmp_path / "cache").exists()
     assert open_series("hf://org/pythia", revisions="step?").steps == (0,)
+    assert open_series(Path("hf://org/pythia")).steps == (0, 512, 1000)
 
 
 def test_what_is_kept_is_opened_again_without_the_hub(hub, tmp_path, monkeypatch):
