@@ -131,10 +131,13 @@ def real_number(
 
 EXTRAS = {
     "devinterp": "devinterp",
+    "gcsfs": "gs",
+    "huggingface_hub": "hub",
     "jinja2": "report",
     "markupsafe": "report",
     "matplotlib": "report",
     "PIL": "wandb",
+    "s3fs": "s3",
     "tokenizers": "toys",
     "transformer_lens": "toys",
     "wandb": "wandb",

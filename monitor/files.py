@@ -5,8 +5,9 @@ import io
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import reduce
 from operator import or_
 from pathlib import Path, PureWindowsPath
@@ -44,6 +45,23 @@ _KINDS = {
 }
 
 
+_ARRIVE: ContextVar[Callable[[str], None] | None] = ContextVar("arrive", default=None)
+
+
+@contextmanager
+def arriving(arrive: Callable[[str], None]) -> Iterator[None]:
+    """Where files lie elsewhere: inside, each file is announced before it is opened, so that it can be fetched.
+
+    Args:
+        arrive: is told the path of a file, without links.
+    """
+    token = _ARRIVE.set(arrive)
+    try:
+        yield
+    finally:
+        _ARRIVE.reset(token)
+
+
 def open_regular(path: str | Path, *, within: str | Path | None = None, most_bytes: int | None = None) -> BinaryIO:
     """Open a regular file to read, and nothing else: no pipe that never ends, no device, no folder.
 
@@ -68,6 +86,8 @@ def open_regular(path: str | Path, *, within: str | Path | None = None, most_byt
         root = None if within is None else os.path.realpath(_possible(within), strict=True)
         if root is not None and not _lies_in(real, root):
             raise _outside(name, within)
+        if arrive := _ARRIVE.get():
+            arrive(real)
         _check_kind(os.lstat(real), name, "read")  # before as well, since opening alone can make a device act
         file = os.fdopen(_open_below(real, root), "rb")
     except OSError as error:

@@ -18,7 +18,7 @@ from tiny_run import Told, a_snapshot, lines, loss, make_data, make_model, make_
 import phasewatch as pw
 from phasewatch.monitor.sampling import settings, steps
 from phasewatch.monitor.sampling.chains import run_chains
-from phasewatch.monitor.snapshots import series
+from phasewatch.monitor.snapshots import scan
 from phasewatch.monitor.snapshots.formats import FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +135,7 @@ def saved_snapshots(path, at):
 
 
 def test_the_format_of_the_recipe_reads_a_series(tmp_path, monkeypatch):
-    monkeypatch.setattr(series, "FORMATS", (*FORMATS, module("checkpoint format").NumpyFile()))
+    monkeypatch.setattr(scan, "FORMATS", (*FORMATS, module("checkpoint format").NumpyFile()))
     for step in (100, 20):
         weights = {name: tensor.numpy() for name, tensor in a_snapshot(step, seed=step).tensors.items()}
         np.savez(tmp_path / f"step{step}.npz", **weights)

@@ -48,6 +48,12 @@ print(len(list(pw.replay("runs/first", probe))), monitor.trajectory.steps.tolist
     assert (tmp_path / "runs/first/transitions.json").exists()
 
 
+def test_a_hub_names_its_extra(tmp_path):
+    done = run("import phasewatch as pw; pw.open_series('hf://org/name')", cwd=tmp_path)
+    assert "open_series('hf://org/name') needs the package huggingface_hub, which isn't installed." in done.stderr
+    assert "pip install 'phasewatch[hub]'" in done.stderr
+
+
 def test_transitions_of_a_table_need_nothing_more(tmp_path):
     done = run(COMMAND, "transitions", ROOT / "tests/data/published/lr_seed1.csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -152,6 +152,19 @@ class SampledModel:
         Raises:
             PhasewatchError: if a tensor is missing or has another shape.
         """
+        for name, tensor in self.fitting(snapshot).items():
+            self._tensors[name].copy_(tensor)
+        self.module.eval()
+
+    def fitting(self, snapshot: Snapshot) -> dict[str, Tensor]:
+        """A snapshot's tensors by the model's own names; those on the `meta` device tell whether others would fit.
+
+        Args:
+            snapshot: of this model or one built like it.
+
+        Raises:
+            PhasewatchError: if a tensor is missing or has another shape.
+        """
         match = self._match(snapshot)
         if match.left_out:
             self._tell_once(f"{match.left_out[0]} of the snapshots is not in the probe's model and is left out.")
@@ -165,9 +178,7 @@ class SampledModel:
                     f"In the snapshot of step {snapshot.step}, {name} has shape {tuple(tensor.shape)} where the "
                     f"probe's model has {tuple(own.shape)}. Build the probe with the model that was saved."
                 )
-        for name, tensor in found.items():
-            self._tensors[name].copy_(tensor)
-        self.module.eval()
+        return found
 
     def _match(self, snapshot: Snapshot) -> NameMatch:
         """Names of the snapshot; what training leaves as it is may be missing, and is then the probe's own."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn, whole_number
@@ -13,8 +14,8 @@ from phasewatch.monitor.runs.processes import Processes, packed
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.snapshots.averaging import AveragedSnapshots
-from phasewatch.monitor.snapshots.series import open_series
-from phasewatch.monitor.snapshots.snapshot import Snapshots
+from phasewatch.monitor.snapshots.series import FetchedSeries, open_series
+from phasewatch.monitor.snapshots.snapshot import Snapshot, Snapshots
 from phasewatch.monitor.trajectories.trajectory import Point
 
 OnError = Callable[[str], None]
@@ -68,6 +69,7 @@ def replay(
     """
     workers = whole_number("replay(workers=...)", workers, least=1)
     snapshots = open_series(series) if isinstance(series, str | Path) else series
+    _refuse_another_model(snapshots, probe)
     if on is not None:
         if workers > 1:
             raise PhasewatchError(f"replay(workers={workers}, on=...) says twice where to measure. Give one of them.")
@@ -76,6 +78,19 @@ def replay(
         executor = InProcess(probe, snapshots) if workers == 1 else Processes(packed(probe, snapshots), workers=workers)
     folder = None if run is None else _opened(run, probe, snapshots)
     return _replayed(snapshots, executor, folder, sinks, progress, on_error)
+
+
+def _refuse_another_model(snapshots: Snapshots, probe: Probe) -> None:
+    """Compare the probe's model with the shapes of a series that lies elsewhere, before gigabytes of it are fetched.
+
+    Raises:
+        PhasewatchError: if a tensor is missing or has another shape.
+    """
+    if not isinstance(snapshots, FetchedSeries) or (shapes := snapshots.shapes(snapshots.steps[0])) is None:
+        return
+    described = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    with probe.subject.measuring():
+        probe.subject.model.fitting(Snapshot(snapshots.steps[0], described))
 
 
 def _opened(run: str | Path, probe: Probe, snapshots: Snapshots) -> RunFolder:

@@ -4,7 +4,7 @@ Readers keep the names that a file has. A snapshot and a model differ in what wa
 part of it, when its weights were saved.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -12,7 +12,15 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from phasewatch.monitor.errors import PhasewatchError
 
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "modules_to_save")
+_ADAPTER = "default"
+"""The name that PEFT gives an adapter unless told otherwise; it is in a model's names and not in its files'."""
+
+_RENAMED_BY_PEFT = {
+    "prompt_embeddings": "prompt_encoder.embedding.weight",
+    "lora_magnitude_vector": "lora_magnitude_vector.weight",
+}
+"""Ends of names in files of PEFT, and what a model calls them."""
 
 
 class NameMatch(NamedTuple):
@@ -123,14 +131,22 @@ def constants_of(model: nn.Module) -> set[str]:
 def strip_wrappers(name: str) -> str:
     """A tensor's name without the parts that wrappers of modules insert, wherever they stand.
 
-    The name that PEFT gives an adapter unless told otherwise is left out as well, since its files leave it out.
+    The names of PEFT's adapters are left out as well, since its files leave them out: "default" anywhere but in front,
+    and whatever stands behind `lora_A` and its like.
 
     Args:
         name: such as `blocks.0._orig_mod.weight`.
     """
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    adapter = [i for i, part in enumerate(parts) if part == "default" and i and parts[i - 1].startswith("lora_")]
-    return ".".join(part for i, part in enumerate(parts) if i not in adapter)
+    kept = [part for i, part in enumerate(parts) if not (i and (part == _ADAPTER or _is_adapter(parts, i)))]
+    if (last := _RENAMED_BY_PEFT.get(kept[-1] if kept else "")) is not None:
+        kept[-1:] = last.split(".")
+    return ".".join(kept)
+
+
+def _is_adapter(parts: Sequence[str], i: int) -> bool:
+    """Whether a part of a name is an adapter's: `mine` of `q.lora_A.mine.weight`."""
+    return parts[i - 1].startswith("lora_") and parts[i] not in ("weight", "bias")
 
 
 def _bare(saved: Iterable[str]) -> dict[str, str]:

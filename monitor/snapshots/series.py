@@ -1,35 +1,24 @@
-"""Series of checkpoints: which of the things in a folder are checkpoints, of which steps, and who reads them."""
+"""Series of checkpoints in order of step, wherever they lie: in a folder, an archive, a hub, a repository."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.files import inside, read_text
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
-from phasewatch.monitor.snapshots.formats import FORMATS, Entry, Format
+from phasewatch.monitor.snapshots.formats import Entry
 from phasewatch.monitor.snapshots.formats.base import stem_of
-from phasewatch.monitor.snapshots.formats.hugging_face import TRAINER_STATE, WEIGHTS, weights_files
-from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
-from phasewatch.monitor.snapshots.steps import step_in_name
+from phasewatch.monitor.snapshots.git_branches import branches_of, is_repository
+from phasewatch.monitor.snapshots.hub import open_hub
+from phasewatch.monitor.snapshots.scan import Checkpoint, Choice, StepOf, chosen, of_revisions, reason_for, scan
+from phasewatch.monitor.snapshots.snapshot import Snapshot
+from phasewatch.monitor.snapshots.stores import Revisions, Store, archive_protocol, borrowed, open_store
 
 MOST_BYTES_OF_REF = 1000
 """A branch in a hub's cache holds the 40 characters of a revision; a larger file is refused."""
-
-
-class Checkpoint(NamedTuple):
-    """One checkpoint of a series.
-
-    Attributes:
-        step: its training step.
-        source: the file that is read.
-        format: what reads it.
-    """
-
-    step: int
-    source: Path
-    format: Format
 
 
 @dataclass(frozen=True)
@@ -91,23 +80,99 @@ class Series:
         return self.checkpoints[steps.index(step)]
 
 
-def open_series(path: str | Path) -> Series | SnapshotFolder:
+@dataclass(frozen=True)
+class FetchedSeries(Series):
+    """A series that lies elsewhere: the files of a checkpoint are fetched when it is loaded, and deleted afterwards.
+
+    Attributes:
+        store: where it lies.
+        key: of the state dict to read; None for the model's own.
+    """
+
+    store: Store = field(kw_only=True)
+    key: str | None = None
+
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]] | None:
+        """The shapes of a checkpoint's tensors, from a few kilobytes of it; None where that can't be.
+
+        Args:
+            step: one of `steps`.
+
+        Raises:
+            PhasewatchError: if there is no such step, or it can't be reached.
+        """
+        if self.key is not None:
+            return None
+        found = _shapes(self.store, self._name(step))
+        return None if found is None else dict(found)
+
+    def load(self, step: int) -> Snapshot:
+        """Fetch the files of `step`, read its weights, and delete the files.
+
+        Raises:
+            PhasewatchError: if there is no such step, it can't be fetched or read, or its tensors have other shapes
+                than those of the first step, which is seen before its weights are fetched.
+        """
+        name = self._name(step)
+        first, own = self.shapes(self.steps[0]), self.shapes(step)
+        if first is not None and own is not None and own != first:
+            odd = min(key for key in own.keys() | first.keys() if own.get(key) != first.get(key))
+            raise PhasewatchError(
+                f"{name} of {self.store} isn't fetched: {odd} has the shape {own.get(odd)} there and {first.get(odd)} "
+                f"at step {self.steps[0]}. Choose one model's checkpoints with revisions=."
+            )
+        with borrowed(self.store, [name]) as root:
+            path = root / name
+            entry = Entry(stem_of(path), path, root)
+            form, source = next(((f, s) for f in chosen(self.key) if (s := f.claims(path))), (None, None))
+            if form is None or source is None:
+                raise PhasewatchError(f"{name} of {self.store} {reason_for(entry) or 'holds no checkpoint'}.")
+            try:
+                return Snapshot(int(step), form.load(source, root))
+            except PhasewatchError as error:
+                raise PhasewatchError(str(error).replace(f"{root}/", f"{self.store}: ")) from error
+
+    def _name(self, step: int) -> str:
+        return str(self._checkpoint(step).source.relative_to(self.path))
+
+
+@lru_cache(maxsize=256)
+def _shapes(store: Store, name: str) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
+    found = store.shapes(name)
+    return None if found is None else tuple(found.items())
+
+
+def open_series(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    step: StepOf | None = None,
+    revisions: str | None = None,
+    keep: bool = False,
+) -> Series | SnapshotFolder:
     """The checkpoints of a folder, in order of step. Reads no weights, except those of two checkpoints of one step.
 
-    A folder of checkpoints holds files of state dicts (.safetensors, .pt, .pth, .bin, .ckpt), or folders with one such
-    file each, as Hugging Face's Trainer leaves them. In the cache of a model hub, the checkpoints are the branches
-    (`models--ORG--NAME/refs`). A checkpoint's step is the `global_step` in its trainer_state.json or in the file; or
-    else in its name (see `steps.step_in_name`); or else an integer `step`, `iteration`, `iter_num` or `step_count` in
-    the file.
+    A folder of checkpoints holds files of state dicts (.safetensors, .pt, .pth, .bin, .ckpt, .tar), or folders with one
+    checkpoint each: of Hugging Face's Trainer, torch.distributed.checkpoint, DeepSpeed, Megatron, and others that the
+    manual lists. In the cache of a model hub, and in a git repository, the checkpoints are the branches. A
+    checkpoint's step is what it says itself (`global_step` and others, `trainer_state.json`), or else what its name
+    says (see `steps.step_in_name`).
 
     Args:
-        path: the folder of a phasewatch run, or of checkpoints.
+        path: the folder of a phasewatch run, or of checkpoints; a .zip or .tar of one; `hf://ORG/NAME`, whose
+            branches or folders are the checkpoints (the only path that uses the network, with `s3://` and `gs://`).
+        key: which state dict of a checkpoint to read, such as "ema": its key, dotted, or the last part or a word of
+            it, or a prefix of its names. The model's own if not given.
+        step: a function from the path of a checkpoint to its step, or None to leave it out, where names mislead.
+        revisions: a pattern of the names to use, such as "stage1-*": of branches, or of files and folders.
+        keep: keep what is fetched from a hub in its cache; it is deleted after it was read if not.
 
     Returns:
         A run's own `SnapshotFolder`, or the series of the checkpoints.
 
     Raises:
-        PhasewatchError: if there is no such folder, it holds no checkpoints, or two of one step differ.
+        PhasewatchError: if there is no such folder, it holds no checkpoints, two of one step differ, steps are counted
+            in two units, or start again.
 
     Example:
         >>> import pathlib, tempfile, torch
@@ -117,19 +182,63 @@ def open_series(path: str | Path) -> Series | SnapshotFolder:
         >>> series = open_series(folder)
         >>> series.steps, sorted(series.load(100).tensors)
         ((20, 100), ['bias', 'weight'])
+        >>> open_series(folder, step=lambda path: 1000 * int(path.stem.split("_")[1]), revisions="*_20").steps
+        (20000,)
     """
-    folder = Path(path)
     call = f"open_series({str(path)!r})"
+    choice = Choice(key, step, revisions)
+    address = re.sub(r"^(\w\w+):/(?!/)", r"\1://", str(path)) if isinstance(path, Path) else path  # it lost a slash
+    protocol, separated, rest = address.partition("://")
     try:
+        if separated and protocol == "hf":
+            found = open_hub(rest, call, choice, keep=keep)
+            return (
+                _of_folder(found, call, choice) if isinstance(found, Path) else _elsewhere(found, address, call, choice)
+            )
+        if separated and protocol != "file":
+            return _elsewhere(open_store(protocol, address, call), address, call, choice)
+        folder = Path(rest if separated else path)
         if not folder.exists():
             raise PhasewatchError(f"{call}: there is no such folder; give the folder that holds the checkpoints.")
-        if not folder.is_dir():
-            raise PhasewatchError(f"{call}: this is a file; give the folder that holds it and the other checkpoints.")
-        return _of_a_run(folder, call) or _scan(folder, call)
+        if folder.is_dir():
+            return _of_folder(folder, call, choice)
+        if archive := archive_protocol(folder):
+            return _elsewhere(open_store(archive, str(folder), call), str(folder), call, choice)
+        raise PhasewatchError(f"{call}: this is a file; give the folder that holds it and the other checkpoints.")
     except OSError as error:
         raise PhasewatchError(
-            f"{call}: {error.filename or folder} can't be read ({error.strerror}); check its permissions."
+            f"{call}: {error.filename or path} can't be read ({error.strerror}); check its permissions."
         ) from error
+
+
+def _of_folder(folder: Path, call: str, choice: Choice) -> Series | SnapshotFolder:
+    if run := _of_a_run(folder, call):
+        if choice != Choice():
+            raise PhasewatchError(f"{call} is a run's own folder, whose steps are known; leave out all but the path.")
+        return run
+    branches = branches_of(folder, choice) if is_repository(folder) else None
+    if branches and choice.names is not None:
+        return _elsewhere(branches, str(folder), call, choice)
+    try:
+        checkpoints, left_out = scan(_entries(folder), folder, _root(folder), call, choice)
+    except PhasewatchError:
+        if branches:
+            return _elsewhere(branches, str(folder), call, choice)
+        raise
+    return Series(folder, tuple(checkpoints), tuple(left_out))
+
+
+def _elsewhere(store: Store, path: str, call: str, choice: Choice) -> FetchedSeries:
+    """The series of a store: by names alone if they are revisions, else by what can be told from small files."""
+    where = Path(path)
+    if isinstance(store, Revisions):
+        found, left_out = of_revisions(store.names(), where, call, choice)
+    else:
+        with borrowed(store, store.names(), opening=True) as root:
+            entries = [Entry(stem_of(file), file, root) for file in sorted(root.iterdir())]
+            found, left_out = scan(entries, where, root, call, choice)
+            found = [c._replace(source=where / c.source.relative_to(root).parts[0]) for c in found]
+    return FetchedSeries(where, tuple(found), tuple(left_out), store=store, key=choice.key)
 
 
 def _of_a_run(folder: Path, call: str) -> SnapshotFolder | None:
@@ -159,80 +268,3 @@ def _root(folder: Path) -> Path:
     whole = folder.resolve()
     caches = (above for above in (whole, *whole.parents) if above.name.startswith("models--"))
     return next((cache for cache in caches if (cache / "blobs").is_dir()), folder)
-
-
-def _scan(folder: Path, call: str) -> Series:
-    """The series of a folder, `call` being what the user typed.
-
-    Raises:
-        PhasewatchError: if the folder holds no checkpoints, or two of one step differ.
-    """
-    entries = _entries(folder)
-    named: dict[int, list[tuple[str, Checkpoint]]] = {}
-    unnamed: dict[int, list[tuple[str, Checkpoint]]] = {}
-    left_out: list[str] = []
-    refused = ""
-    for entry in entries:
-        shown = entry.path.name if stem_of(entry.path) == entry.name else entry.name
-        form, source = next(((f, source) for f in FORMATS if (source := f.claims(entry.path))), (None, None))
-        step = form.step(entry) if form else None
-        if form and source and step is not None:
-            found = unnamed if step_in_name(entry.name) is None else named
-            found.setdefault(step, []).append((shown, Checkpoint(step, source, form)))
-        elif reason := _reason(entry, claimed=form is not None):
-            refused = refused or f"{shown} {reason}"
-            left_out += [shown] if form or weights_files(entry.path) else []
-    left_out += [name for step in named.keys() & unnamed.keys() for name, _ in unnamed.pop(step)]
-    checkpoints: list[Checkpoint] = []
-    for _, same in sorted((named | unnamed).items()):
-        kept, *copies = same
-        checkpoints.append(kept[1])
-        for copy in copies:
-            if not _are_equal(kept[1], copy[1], _root(folder)):
-                raise PhasewatchError(
-                    f"{call}: {kept[0]} and {copy[0]} are both of step {kept[1].step} and differ; "
-                    f"move one of them out of {folder}."
-                )
-            left_out.append(copy[0])
-    if not checkpoints:
-        raise PhasewatchError(_nothing_found(folder, call, [entry.path.name for entry in entries], refused))
-    return Series(folder, tuple(checkpoints), tuple(sorted(left_out)))
-
-
-def _are_equal(a: Checkpoint, b: Checkpoint, within: Path) -> bool:
-    """Whether two checkpoints of one step hold the same weights, as the last one's copy does."""
-    try:
-        weights = [Snapshot(c.step, c.format.load(c.source, within)) for c in (a, b)]
-    except (PhasewatchError, MemoryError):
-        return False
-    return same_weights(*weights)
-
-
-def _reason(entry: Entry, *, claimed: bool) -> str:
-    """Why an entry that looks like a checkpoint is none that can be read; nothing if it doesn't look like one."""
-    if claimed:
-        return "carries no step, neither in its name nor in its metadata"
-    if not entry.path.is_dir():
-        return ""
-    if next(entry.path.glob(".metadata"), None) or next(entry.path.glob("*/.metadata"), None):
-        return (
-            "is a torch.distributed.checkpoint folder, which isn't read; write each one into a file with "
-            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-        )
-    if len(files := weights_files(entry.path)) > 1:
-        return f"holds {files[0].name} and {files[1].name}, and it isn't clear which one to read"
-    below = next((sub for sub in sorted(entry.path.glob("*/")) if weights_files(sub)), None)
-    return f"holds no checkpoint itself; {below.relative_to(entry.path.parent)} does" if below else ""
-
-
-def _nothing_found(folder: Path, call: str, names: list[str], refused: str) -> str:
-    if any(name in WEIGHTS or name == TRAINER_STATE for name in names):
-        return f"{call}: {folder} is one checkpoint, not a series; give the folder that holds it and the others."
-    if refused:
-        return f"{call} found no checkpoint that can be read: {refused}."
-    there = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return (
-        f"{call} looked in {folder} for .safetensors, .pt, .pth, .bin, .ckpt files, or folders with one such file, "
-        f"that carry a step (step1000.pt, checkpoint-500/), and found {there or 'nothing'}; give the folder that holds "
-        "the checkpoints."
-    )

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from phasewatch.monitor.runs.sink import Sink
     from phasewatch.monitor.trajectories.trajectory import Trajectory
 
+SERIES = "A run's folder, any folder or archive of checkpoints, or hf://ORG/NAME."
+Revisions = Annotated[
+    str | None, typer.Option(help="A pattern of the branches, files or folders to use, such as 'stage1-*'.")
+]
+Key = Annotated[str | None, typer.Option(help="Which state dict of a checkpoint to read, such as ema.")]
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -77,7 +83,7 @@ def demo(
 
 @app.command()
 def calibrate(
-    series: Annotated[Path, typer.Argument(help="A run's folder, or any folder of checkpoints.")],
+    series: Annotated[str, typer.Argument(help=SERIES)],
     probe: Annotated[str, typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one.")],
     steps: Annotated[
         list[int] | None,
@@ -86,13 +92,15 @@ def calibrate(
     budget: Annotated[int, typer.Option(min=1, help="Gradient evaluations, of a chain and step each.")] = 20_000,
     error: Annotated[float, typer.Option(help="Standard error to aim for, as a share of the last estimate.")] = 0.03,
     plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
+    revisions: Revisions = None,
+    key: Key = None,
 ) -> None:
     """Choose the sampler's settings for a series of checkpoints, and say why."""
     from phasewatch.monitor.probing.calibrate import calibrate as calibrate_series
     from phasewatch.monitor.probing.calibration import Calibration
     from phasewatch.monitor.snapshots.series import open_series
 
-    opened = open_series(series)
+    opened = open_series(series, revisions=revisions, key=key)
     loaded = load_probe(probe)
     chosen = steps or sorted({opened.steps[i] for i in (0, len(opened) // 2, -1)})
 
@@ -110,13 +118,16 @@ def calibrate(
 
 @app.command()
 def replay(
-    series: Annotated[Path, typer.Argument(help="A run's folder, or any folder of checkpoints.")],
+    series: Annotated[str, typer.Argument(help=SERIES)],
     probe: Annotated[str, typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one.")],
     run: Annotated[
         Path | None, typer.Option(help="Where the points are kept; SERIES-replay, beside the series, if not given.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one checkpoint each at a time.")] = 1,
     wandb: Annotated[bool, typer.Option(help="Also write a W&B run.")] = False,
+    revisions: Revisions = None,
+    key: Key = None,
+    keep: Annotated[bool, typer.Option(help="Keep what is fetched from a hub in its cache.")] = False,
 ) -> None:
     """Measure a saved series of checkpoints; what is measured already is not measured again."""
     _import_matplotlib()
@@ -124,7 +135,7 @@ def replay(
     from phasewatch.monitor.snapshots.series import open_series
     from phasewatch.monitor.trajectories.trajectory import Trajectory
 
-    opened = open_series(series)
+    opened = open_series(series, revisions=revisions, key=key, keep=keep)
     loaded = load_probe(probe)
     run = run or _default_run(series)
     sinks: list[Sink] = []
@@ -133,7 +144,7 @@ def replay(
 
         sinks.append(WandbSink(own_run=True, name=run.name))
     if opened.left_out:
-        _tell(f"Left out, since their names carry no step: {', '.join(map(printable, opened.left_out))}")
+        _tell(f"Left out, since they carry no step or are copies: {', '.join(map(printable, opened.left_out))}")
     _tell(f"{len(opened)} checkpoints of {series}, measured into {run}/")
     failures: list[str] = []
     file = run / "points.jsonl"
@@ -315,10 +326,11 @@ def _save(figure: "Figure", plot: Path) -> None:
         raise PhasewatchError(f"--plot {plot} can't be written ({error}).") from error
 
 
-def _default_run(series: Path) -> Path:
-    """Beside the series, so that two of one name never share a run."""
-    series = series.resolve() if series.name in {"", ".."} else series
-    return series.with_name(f"{series.name}-replay")
+def _default_run(series: str) -> Path:
+    """Beside the series, so that two of one name never share a run; here if the series lies elsewhere."""
+    path = Path(series.partition("://")[2].replace("/", "--") if "://" in series else series)
+    path = path.resolve() if path.name in {"", ".."} else path
+    return path.with_name(f"{path.name}-replay")
 
 
 def _say(message: Warning | str, category: type[Warning], *where: Any) -> None:

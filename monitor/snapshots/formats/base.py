@@ -11,8 +11,8 @@ from torch import Tensor
 from phasewatch.monitor.errors import PhasewatchError
 
 _TRAINING_STATE = re.compile(
-    r"(?<![a-z])(optim(izer)?s?|(lr_)?sched(uler)?s?|(grad_)?scaler|rng|random_states?|training_args)(?![a-z])"
-    r"|^train(er)?([-_]?state)?$",
+    r"(?<![a-z])(optim(izer)?s?|(lr_)?sched(uler)?s?|(grad_)?scaler|rng|random_states?|training_args|dataloaders?|"
+    r"sampler|custom_checkpoint)(?![a-z])|^(train(er)?([-_]?state)?|opt\d*)$",
     re.I,
 )
 
@@ -39,7 +39,10 @@ class Format(Protocol):
         ...
 
     def step(self, entry: Entry) -> int | None:
-        """The step of an entry of this layout, from its metadata or else its name; None if neither has one."""
+        """The step of an entry of this layout, from its metadata or else its name; None if neither has one.
+
+        A `steps.Step` also tells what it counts.
+        """
         ...
 
     def load(self, source: Path, within: Path | None) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ class SavedFile:
     Args:
         file: its path.
         within: the folder that no link may lead out of; None where the user named the file itself.
+        part: offset and length of what `torch.save` wrote, where it is one of several things in a file.
 
     Attributes:
         content: what was saved, with `StoredTensor` for tensors and `StandIn` for everything foreign.
@@ -45,10 +46,13 @@ class SavedFile:
         PhasewatchError: if it can't be opened, was packed again, or is TorchScript.
     """
 
-    def __init__(self, file: Path, within: Path | None) -> None:
+    def __init__(self, file: Path, within: Path | None, *, part: tuple[int, int] | None = None) -> None:
         self._file = file
-        self._opened = open_regular(file, within=within)
+        self._opened: IO[bytes] = open_regular(file, within=within)
         self._size = os.fstat(self._opened.fileno()).st_size
+        if part is not None:
+            self._opened = io.BufferedReader(_Part(self._opened, *part))
+            self._size = min(part[1], max(self._size - part[0], 0))
         try:
             zipped = self._opened.read(4) == b"PK\x03\x04"
             self._opened.seek(0)
@@ -103,6 +107,37 @@ def _copied(numbers: Tensor, tensor: StoredTensor) -> Tensor:
         raise ValueError("a tensor larger than its storage")
     view = typed.as_strided(tuple(tensor.size), tuple(tensor.stride), tensor.offset)
     return view.clone(memory_format=torch.contiguous_format)
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of an open file, as a file."""
+
+    def __init__(self, opened: IO[bytes], offset: int, length: int) -> None:
+        self._opened, self._offset, self._length = opened, offset, length
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        self._at = max(start + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        n = max(min(len(buffer), self._length - self._at), 0)
+        self._opened.seek(self._offset + self._at)
+        piece = self._opened.read(n)
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()
 
 
 class _ZipRecords:

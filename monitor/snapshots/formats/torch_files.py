@@ -3,45 +3,70 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
 from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
-from phasewatch.monitor.snapshots.formats.base import (
-    Entry,
-    is_training_state,
-    is_weights_file,
-    reading,
-    some_tensors,
-)
+from phasewatch.monitor.snapshots.formats.base import Entry, is_weights_file, reading, some_tensors
+from phasewatch.monitor.snapshots.formats.choosing import state_dict
 from phasewatch.monitor.snapshots.formats.pickled import SavedFile
-from phasewatch.monitor.snapshots.formats.unpickler import StandIn, StoredTensor
-from phasewatch.monitor.snapshots.steps import step_in_name
+from phasewatch.monitor.snapshots.formats.unpickler import StoredTensor
+from phasewatch.monitor.snapshots.steps import Step, step_in_name
 
-_OTHER_STEP_KEYS = ("step", "iteration", "iter_num", "step_count")
-_WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "params")
+_STEP_KEYS = {
+    "global_step": "steps",
+    "global_steps": "steps",
+    "step_count": "steps",
+    "num_updates": "updates",
+    "iter_num": "iterations",
+    "iteration": "iterations",
+    "iter": "iterations",
+    "batch": "batches",
+    "step": "steps",
+}
+"""Where a file keeps its step, and what it counts. Files of litgpt have `iter_num` too, which counts micro-batches."""
+
+_PLAIN = {"iteration", "iter", "batch", "step"}
+"""Keys that may count within an epoch, so that a step at a word of the name goes before them."""
+
+_HOLDERS = (
+    "meta",
+    "state",
+    "timestamp",
+    "Timestamp",
+    "trainer",
+    "trainer_state",
+    "train_state",
+    "extra_state",
+    "progress",
+)
+"""Dicts in which libraries keep the step: mmengine, Composer and others."""
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """`step1000.pt`, or the files of Lightning, Composer, nanoGPT and others. Nothing that is pickled in it is run."""
+    """`step1000.pt`, or the files of Lightning, Composer, nanoGPT and others. Nothing that is pickled in it is run.
 
-    suffixes = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
+    Attributes:
+        key: of the state dict to read; None for the model's own.
+    """
+
+    key: str | None = None
+
+    suffixes = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 
     def claims(self, path: Path) -> Path | None:
         """A file with one of the usual suffixes."""
         return path if is_weights_file(path, self.suffixes) else None
 
-    def step(self, entry: Entry) -> int | None:
-        """The `global_step` in the file, or the step in the name, or another usual key in the file."""
-        content = _top_level(entry)
-        if is_step(content.get("global_step")):
-            return content["global_step"]
-        step = step_in_name(entry.name)
-        if step is not None:
-            return step
-        return next((content[key] for key in _OTHER_STEP_KEYS if is_step(content.get(key))), None)
+    def step(self, entry: Entry) -> Step | None:
+        """The step in the file, or the one in the name."""
+        inside, epoch = _progress(entry)
+        named = step_in_name(entry.name)
+        if named is not None and (not inside or (inside[0] in _PLAIN and named.unit)):
+            return Step(named, named.unit, epoch)
+        return Step(inside[1], _STEP_KEYS[inside[0]], epoch) if inside else None
 
     def load(self, source: Path, within: Path | None) -> dict[str, Tensor]:
         """The tensors of the one state dict in the file.
@@ -50,13 +75,11 @@ class TorchFile:
             PhasewatchError: if the file can't be read, or holds no state dict or several.
         """
         with reading(source), SavedFile(source, within) as saved:
-            state = _state_dict(saved.content, source)
-            wanted = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, StoredTensor)}
-            tensors = saved.read(wanted)
+            tensors = saved.read(state_dict(saved.content, source, self.key))
         return some_tensors(tensors, source)
 
 
-def is_step(value: object) -> bool:
+def is_step(value: object) -> TypeGuard[int]:
     """Whether a value in a file's metadata can be a step.
 
     Args:
@@ -65,64 +88,43 @@ def is_step(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_STEP
 
 
-def _top_level(entry: Entry) -> dict[Any, Any]:
-    """What a file holds beside the weights; nothing if it can't be read, which loading it says."""
+def step_in_file(entry: Entry) -> Step | None:
+    """The step that a file of torch.save keeps; None if it keeps none, or can't be read.
+
+    Args:
+        entry: the file.
+    """
+    inside, epoch = _progress(entry)
+    return Step(inside[1], _STEP_KEYS[inside[0]], epoch) if inside else None
+
+
+def _progress(entry: Entry) -> tuple[tuple[str, int] | None, int | None]:
+    """The key and the step that a file keeps beside its weights, and its epoch."""
     try:
         with reading(entry.path), SavedFile(entry.path, entry.within) as saved:
-            return saved.content if isinstance(saved.content, dict) else {}
-    except (PhasewatchError, MemoryError):
-        return {}
+            holders = list(_holders(saved.content))
+            epochs = (holder["epoch"] for holder in holders if is_step(holder.get("epoch")))
+            return _step(holders, saved), next(epochs, None)
+    except (PhasewatchError, MemoryError):  # which loading it says
+        return None, None
 
 
-def _state_dict(content: Any, file: Path) -> dict[Any, Any]:
-    """The one state dict in what a file holds.
-
-    Raises:
-        PhasewatchError: if there is none, or more than one.
-    """
-    if isinstance(content, StandIn):
-        raise PhasewatchError(
-            f"{file} holds a pickled {content.stands_for}, and phasewatch runs no pickled code; "
-            "save model.state_dict() instead."
-        )
-    if not isinstance(content, dict):
-        kind = "Tensor" if isinstance(content, StoredTensor) else type(content).__name__
-        raise PhasewatchError(f"{file} holds a {kind}, not a state dict; save model.state_dict() there.")
-    found = dict(_state_dicts(content, "", set()))
-    if not found:
-        keys = ", ".join(repr(key) for key in list(content)[:6] if isinstance(key, str | int)) or "nothing"
-        raise PhasewatchError(f"{file} holds a dict without a state dict ({keys}); save model.state_dict() there.")
-    if len(found) > 1:
-        keys = " and ".join(repr(key) if key else "at its top level" for key in found)
-        raise PhasewatchError(
-            f"{file} holds {len(found)} state dicts, {keys}; save the one to measure as {{'state_dict': ...}}."
-        )
-    return next(iter(found.values()))
+def _holders(content: Any, depth: int = 3) -> Iterator[dict[Any, Any]]:
+    if isinstance(content, dict):
+        yield content
+        history = content.get("optimizer_history")  # fairseq's
+        if isinstance(history, list) and history:
+            yield from _holders(history[-1], 0)
+        for key in _HOLDERS if depth else ():
+            yield from _holders(content.get(key), depth - 1)
 
 
-def _state_dicts(content: dict[Any, Any], path: str, seen: set[int]) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Candidates by their dotted key: those under a usual key if there are any, else whatever holds tensors.
-
-    Each dict is visited once, however many others hold it.
-    """
-    if "param_groups" in content or id(content) in seen:  # an optimizer's
-        return
-    seen.add(id(content))
-    inside = {
-        key: value
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, dict) and not key.endswith("_extra_state")
-    }
-
-    def below(key: str) -> Iterator[tuple[str, dict[Any, Any]]]:
-        return _state_dicts(inside[key], f"{path}.{key}" if path else key, seen)
-
-    usual = [found for key in inside if key in _WEIGHTS_KEYS for found in below(key)]
-    if usual:
-        yield from usual
-        return
-    if any(isinstance(key, str) and isinstance(value, StoredTensor) for key, value in content.items()):
-        yield path, content
-    for key in inside:
-        if key not in _WEIGHTS_KEYS and not is_training_state(key):
-            yield from below(key)
+def _step(holders: list[dict[Any, Any]], saved: SavedFile) -> tuple[str, int] | None:
+    for holder in holders:
+        for key in _STEP_KEYS:
+            value = holder.get(key)
+            if isinstance(value, StoredTensor) and list(value.size) in ([], [1]) and not value.dtype.is_floating_point:
+                value = int(saved.read({key: value})[key])
+            if is_step(value) and (key != "batch" or "sample" in holder):  # elsewhere it may be a size
+                return key, value
+    return None

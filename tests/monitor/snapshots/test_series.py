@@ -160,7 +160,7 @@ def test_a_name_without_a_step_is_read_for_one(tmp_path, key):
     save(tmp_path / "first.ckpt", {key: -1, "model": weights(1)})
     save(tmp_path / "model_60.pt", {key: 999, "model": weights(60)})
     series = open_series(tmp_path)
-    assert series.steps == ((70, 999) if key == "global_step" else (60, 70))
+    assert series.steps == (70, 999)
     assert series.left_out == ("best.ckpt", "first.ckpt")
     assert_weights(series.load(70), weights(70))
 
@@ -275,12 +275,6 @@ def test_branches_in_the_cache_of_a_hub(tmp_path):
 
 
 def test_the_reason_why_nothing_is_read(tmp_path):
-    (tmp_path / "dcp" / "step-10").mkdir(parents=True)
-    (tmp_path / "dcp" / "step-10" / ".metadata").write_bytes(b"")
-    with pytest.raises(
-        PhasewatchError, match=r"step-10 is a torch\.distributed\.checkpoint folder, .*dcp_to_torch_save"
-    ):
-        open_series(tmp_path / "dcp")
     for name in ("a.pt", "b.pt"):
         save(tmp_path / "two" / "step20" / name, weights(20))
     with pytest.raises(PhasewatchError, match=r"step20 holds a\.pt and b\.pt, and it isn't clear which one to read"):

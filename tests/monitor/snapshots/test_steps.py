@@ -65,10 +65,46 @@ from phasewatch.monitor.snapshots.steps import step_in_name
         ("model_v3", None),
         ("mp_rank_00_model_states", None),
         ("step" + "9" * 30, None),
+        ("rank0-step100", 100),
+        ("model_1000_rank3", 1000),
+        ("run-20240105_123456-1x8k2m3q", None),
+        ("model_20240105", None),
+        ("2024-01-05T12:30:00_step5", 5),
+        ("ckpt_1700000000", None),
+        ("123e4567-e89b-12d3-a456-426614174000", None),
+        ("model_10_epochs", None),
+        ("100_tokens", None),
+        ("model-batch32-1000", 1000),
+        ("epoch1-batch200", 200),
+        ("rl_model_100000_steps", 100_000),
+        ("ppo_1000000_timesteps", 1_000_000),
+        ("model_it100000", 100_000),
+        ("NAME--val_loss=1.25-step=300-consumed_samples=9600", 300),
+        ("ema_0.9999_010000", 10_000),
+        ("checkpoint_3_1000", 1000),
+        ("dp0_tp1_step7", 7),
+        ("bs32_1000", 1000),
+        ("split_1", None),
+        ("global_step500_universal", 500),
     ],
 )
 def test_step_in_name(stem, step):
     assert step_in_name(stem) == step
+
+
+@pytest.mark.parametrize(
+    ("stem", "unit"),
+    [
+        ("step5", "steps"),
+        ("global_step5", "steps"),
+        ("iter_5", "iterations"),
+        ("ep0-ba5-rank0", "batches"),
+        ("update5", "updates"),
+        ("model_5", ""),
+    ],
+)
+def test_what_a_step_counts(stem, unit):
+    assert step_in_name(stem).unit == unit
 
 
 def test_no_commit_hash_is_a_step():
