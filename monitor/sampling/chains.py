@@ -15,7 +15,7 @@ from phasewatch.monitor.model.weights import Mask, Weights
 from phasewatch.monitor.sampling import curvature
 from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, look_around
 from phasewatch.monitor.sampling.in_place import run_in_place
-from phasewatch.monitor.sampling.position import AnchorOnDevice, Position
+from phasewatch.monitor.sampling.position import AnchorOnDevice, Keep
 from phasewatch.monitor.sampling.random_streams import ChainNoise, Stream, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.stacked import run_stacked
@@ -97,6 +97,7 @@ def run_chains(
     run = _Run(target, sampler, seed)
     wanted = len(anchors) * sampler.chains if rows is None else rows
     of_anchor = [masks[i % len(masks)] for i in range(len(anchors))]
+    last: RuntimeError | None = None
     for way in ways(target, wanted):
         try:
             return run.around(anchors, of_anchor, way)
@@ -120,7 +121,7 @@ class _Run:
 
     def __init__(self, target: Target, sampler: Sampler, seed: int) -> None:
         self._target = Guarded(target)
-        self._position: type[Position] = AnchorOnDevice
+        self._position: Keep = AnchorOnDevice
         self._sampler = sampler
         self._seed = seed
         steps = sampler.burn_in + sampler.draws

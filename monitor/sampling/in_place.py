@@ -120,8 +120,8 @@ class _Chain:
             return
         sizes = [self._weights[k].numel() for k in group]
         lasts = [None] * len(group) if last is None else last.split(sizes)
-        for k, grad, *drawn in zip(group, grads, noise.split(sizes), lasts, strict=True):
-            self._advance_together([k], [grad], *drawn)
+        for k, grad, z, velocity in zip(group, grads, noise.split(sizes), lasts, strict=True):
+            self._advance_together([k], [grad], z, velocity)
 
     def _advance_together(
         self, group: Sequence[int], grads: Sequence[Tensor], noise: Tensor, velocity: Tensor | None

@@ -1,7 +1,7 @@
 """The parameters of a model that chains move in place, and where the anchor's weights are kept meanwhile."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class Position(Protocol):
     def reset(self) -> None:
         """Move all of them to w*."""
         ...
+
+
+Keep: TypeAlias = Callable[[Sequence[Tensor], Weights], Position]
+"""Makes the position of a model's parameters and an anchor."""
 
 
 class AnchorOnDevice:

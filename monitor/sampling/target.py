@@ -114,6 +114,8 @@ class Guarded:
         self.set = target.set
         self.loss = target.loss
         self.settle = target.settle
+        self.most_pieces = target.most_pieces
+        self.bytes_of_a_pass = target.bytes_of_a_pass
         self.prepare = target.prepare
         self.rows = target.rows
         self.anchor: Weights = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from phasewatch.monitor.sampling.position import AnchorOnDevice, AnchorOnHost, DisplacementOnDevice, Position
+from phasewatch.monitor.sampling.position import AnchorOnDevice, AnchorOnHost, DisplacementOnDevice, Keep
 from phasewatch.monitor.sampling.target import Target
 
 
@@ -21,13 +21,13 @@ class Way:
     """
 
     rows: int
-    position: type[Position] = AnchorOnDevice
+    position: Keep = AnchorOnDevice
     pieces: int = 1
 
     def __str__(self) -> str:
         if self.rows:
             return f"{self.rows} chains at a time."
-        kept = {AnchorOnDevice: "with the snapshot's weights", DisplacementOnDevice: "with a bfloat16 displacement"}
+        kept: dict[Keep, str] = {AnchorOnDevice: "with the snapshot's weights", DisplacementOnDevice: "with a bfloat16 displacement"}
         parts = f", minibatches in {self.pieces} parts" if self.pieces > 1 else ""
         return f"One chain at a time, {kept.get(self.position, 'with the snapshot on the host')}{parts}."
 
@@ -65,8 +65,8 @@ def needed(target: Target, way: Way) -> int:
     """Bytes that chains in place are predicted to take beside the weights; 0 where that isn't known."""
     a_pass = target.bytes_of_a_pass(way.pieces)
     sizes = [4 * parameter.numel() for parameter in target.parameters]
-    kept = {AnchorOnDevice: sum(sizes), DisplacementOnDevice: sum(sizes) // 2, AnchorOnHost: 2 * max(sizes)}
-    return a_pass + kept[way.position] if a_pass else 0
+    kept: dict[Keep, int] = {AnchorOnDevice: sum(sizes), DisplacementOnDevice: sum(sizes) // 2}
+    return a_pass + kept.get(way.position, 2 * max(sizes)) if a_pass else 0
 
 
 def free(target: Target) -> int:
