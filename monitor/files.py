@@ -280,6 +280,16 @@ def _is_possible(name: str) -> bool:
         return False
 
 
+def leads_out(path: str | Path, folder: str | Path) -> bool:
+    """Whether a link at a path, or above it, leads out of a folder.
+
+    Args:
+        path: any path.
+        folder: the folder.
+    """
+    return not _lies_in(os.path.realpath(path), os.path.realpath(folder))
+
+
 def _lies_in(real: str, root: str) -> bool:
     """Whether one path without links is another, or lies below it."""
     return Path(real).is_relative_to(root)

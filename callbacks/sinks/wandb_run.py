@@ -1,16 +1,23 @@
 """Which W&B run results are written to, and how it is left usable to the user."""
 
+import atexit
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from phasewatch.monitor.errors import PhasewatchError, requires, warn
+from phasewatch.monitor.runs.sink import CLOSE_SECONDS
 
 if TYPE_CHECKING:
     import wandb
 
 Mode = Literal["online", "offline", "disabled"]
+
+INIT_SECONDS = 20.0
+"""Seconds that W&B may take to open a run of our own before the attempt counts as failed; the next item tries again.
+A slow server answers in 5."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Choice:
         name: its name.
         group: its group.
         mode: "online", "offline" or "disabled".
+        close_seconds: how long W&B may upload a run of our own after it is finished.
 
     Raises:
         PhasewatchError: the arguments contradict each other, or `mode` is unknown.
@@ -35,6 +43,7 @@ class Choice:
     name: str | None = None
     group: str | None = None
     mode: Mode | None = None
+    close_seconds: float = CLOSE_SECONDS
 
     def __post_init__(self) -> None:
         described = [key for key in ("own_run", "project", "name", "group", "mode") if getattr(self, key)]
@@ -79,6 +88,7 @@ class Choice:
         """A run of our own, in the project of the run `beside` it, and what the user should hear about it."""
         import wandb
 
+        end_service_with_process()
         project, name, group, mode, entity = self.project, self.name, self.group, self.mode, None
         if beside is not None:
             project, entity, group = project or beside.project, beside.entity or None, group or beside.group or None
@@ -92,7 +102,9 @@ class Choice:
             group=group,
             mode="offline" if keyless else mode,
             reinit="create_new",
-            settings=wandb.Settings(console="off"),
+            settings=wandb.Settings(
+                console="off", init_timeout=INIT_SECONDS, finish_timeout=max(self.close_seconds, 0.1)
+            ),
         )
         # W&B counts it among the runs that a later wandb.init() returns, or finishes, in place of a new one.
         forget = getattr(getattr(run, "_wl", None), "remove_active_run", None)
@@ -151,3 +163,31 @@ def has_key() -> bool:
         wbauth.authenticate_session(host=settings.base_url, source="phasewatch", prompt=False, update_session=False)
         is not None
     )
+
+
+def end_service_with_process() -> None:
+    """Have W&B's service end with this process at once, if only runs of our own are still open in it.
+
+    W&B waits for it as the process ends, which is minutes where a server doesn't answer. A run of the user's that is
+    open, or a service that was there before, is waited for as the user told W&B to.
+    """
+    try:
+        from wandb.sdk import wandb_setup
+
+        setup = wandb_setup.singleton()
+        if setup._connection is None:
+            connection = setup.ensure_service()
+            atexit.register(_end_service, setup, connection, os.getpid())
+    except (ImportError, AttributeError):
+        return
+
+
+def _end_service(setup: Any, connection: Any, process: int) -> None:
+    if os.getpid() != process or setup.most_recent_active_run is not None or not connection.owns_service:
+        return
+    try:
+        connection._cleanup()  # takes back the exit handler that waits
+        connection._finalizer.close()
+        connection._proc._process.kill()
+    except (AttributeError, OSError):
+        return

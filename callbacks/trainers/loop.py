@@ -9,7 +9,8 @@ from torch import nn
 
 from phasewatch.callbacks.trainers.schedule import Budget, Schedule
 from phasewatch.callbacks.trainers.session import Options, Session
-from phasewatch.monitor.errors import PhasewatchError, in_words, real_number, say, warn
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError, in_words, real_number, say, warn
+from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.sink import Sink
@@ -146,13 +147,15 @@ class PhaseMonitor:
             Whether a snapshot was taken.
         """
         if self._closed:
-            self._warn_once("close", f"monitor({step!r}) came after monitor.close(): nothing is measured any more.")
+            self._warn_once(
+                "close", f"monitor({_shown(step)}) came after monitor.close(): nothing is measured any more."
+            )
             return False
         try:
             return self._observe(_whole(step))
         except Exception as error:
             kind = str(error) if isinstance(error, PhasewatchError) else type(error).__name__
-            self._warn_once(kind, f"monitor({step!r}) failed, and training goes on: {in_words(error)}")
+            self._warn_once(kind, f"monitor({_shown(step)}) failed, and training goes on: {in_words(error)}")
             return False
 
     def __enter__(self) -> Self:
@@ -249,11 +252,18 @@ def _checked(sinks: Sequence[Sink]) -> list[Sink]:
     return sinks
 
 
+def _shown(step: Any) -> str:
+    try:
+        return printable(repr(step), 80)
+    except Exception:  # an integer of 5,000 digits has no repr
+        return f"a {type(step).__name__}"
+
+
 def _whole(step: Any) -> int:
     try:
         number = int(step)
-        if number == step and number >= 0:
+        if number == step and 0 <= number <= LARGEST_STEP:
             return number
     except (TypeError, ValueError, OverflowError):
         pass
-    raise PhasewatchError("a training step is a whole number of at least 0.")
+    raise PhasewatchError(f"a training step is a whole number from 0 to {LARGEST_STEP}.")

@@ -1,9 +1,13 @@
 """One line of logged samples, as any version of lm-evaluation-harness or its relatives writes it."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from phasewatch.monitor.strict_json import parse_json
+
+LEAST_LOG_P = -1e12
+"""A log probability below is none: a text of a gigabyte has about -1e9."""
 
 
 class LeftOut(Exception):
@@ -44,7 +48,7 @@ def parse_line(text: bytes) -> Line:
         LeftOut: if the line can't be used.
     """
     try:
-        record = json.loads(text.decode())
+        record = parse_json(text.decode(), "A line", allow_nan=True)
     except ValueError as error:
         raise LeftOut("lines that are not JSON (cut off, or two written into one)") from error
     if not isinstance(record, dict) or "doc_id" not in record:
@@ -79,7 +83,7 @@ def _log_p(record: Mapping[str, Any]) -> tuple[float, ...]:
     if not isinstance(answers, list) or not answers:
         raise LeftOut("lines without answers (resps)")
     found = tuple(map(_value, [answers] if _is_pair(answers) else answers))
-    if not max(found) <= 1e-6 or min(found) == -math.inf:
+    if not all(LEAST_LOG_P <= log_p <= 1e-6 for log_p in found):
         raise LeftOut("lines with a log probability above 0, of minus infinity, or none")
     return found
 
@@ -130,11 +134,11 @@ def _target(target: Any, texts: Sequence[str] | None, choices: int) -> int | Non
         if len(matches) == 1:
             return matches[0]
         try:
-            target = json.loads(stripped)
+            target = parse_json(stripped, "A target")
         except ValueError:
             return None
     index: Any = target[0] if isinstance(target, list) and target else target
-    if not isinstance(index, (int, float)) or isinstance(index, bool) or index != int(index):
+    if not isinstance(index, (int, float)) or isinstance(index, bool) or not float(index).is_integer():
         return None
     if not 0 <= index < choices:
         raise LeftOut("lines whose right choice is missing")

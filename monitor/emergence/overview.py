@@ -1,5 +1,6 @@
 """All that can be said of a folder of logged samples, a run or a table: scores, verdict, forecast, reversal."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from phasewatch.monitor.emergence.verdict import FEWEST as FEWEST_VERDICT
 from phasewatch.monitor.emergence.verdict import Verdict, verdict
 from phasewatch.monitor.emergence.watching import SCORES, chains, evenly, metric_reversal
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.files import inside
 from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.trajectories.coincide import coincide
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -22,6 +24,9 @@ from phasewatch.monitor.trajectories.transitions import find_transitions
 
 ROWS = 12
 """The table shows at most this many steps, evenly chosen, the first and the last among them."""
+
+LARGEST_SCORE = 1e12
+"""Scores beyond either side are refused: the log p of a text of a gigabyte is about -1e9."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +95,13 @@ def overview(
         PhasewatchError: if it can't be read, or a score is missing.
     """
     path = Path(path)
-    if path.is_dir() and not (path / "points.jsonl").exists():
+    if path.is_dir() and not os.path.lexists(path / "points.jsonl"):
         return _of_samples(path, task, sharp or "accuracy", smooth or "log_p", chance, at)
     if sharp is None or smooth is None:
         raise PhasewatchError(
             f"phasewatch emergence {path}: a run or a table needs --sharp and --smooth, the names of two of its scores."
         )
-    trajectory = Trajectory.read(path / "points.jsonl" if path.is_dir() else path, signal=sharp)
+    trajectory = Trajectory.read(inside(path, "points.jsonl") if path.is_dir() else path, signal=sharp)
     known = np.isfinite(trajectory.signal(sharp)) & np.isfinite(trajectory.signal(smooth))
     values = {name: trajectory.signal(name)[known] for name in (smooth, sharp)}
     remarks = _beside_complexity(trajectory, smooth)
@@ -157,6 +162,9 @@ def _overview(
     remarks: Sequence[str],
 ) -> Overview:
     remarks = list(remarks)
+    for name in (sharp, smooth):
+        if (abs(values[name]) > LARGEST_SCORE).any():
+            raise PhasewatchError(f"The score {name} goes beyond {LARGEST_SCORE:g}, and no score does; correct it.")
     judged = later = None
     if len(steps) >= FEWEST_VERDICT:
         judged = verdict(steps, values[sharp], values[smooth], chance=chance)

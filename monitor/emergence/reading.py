@@ -1,7 +1,7 @@
 """Logged samples of many checkpoints, read into arrays."""
 
 import csv
-import json
+import io
 import math
 import re
 from collections import Counter
@@ -12,8 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from phasewatch.monitor.emergence.items import SUM_SLACK, Items
-from phasewatch.monitor.emergence.lines import LeftOut, Line, parse_line
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.emergence.lines import LEAST_LOG_P, LeftOut, Line, parse_line
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
+from phasewatch.monitor.files import MOST_BYTES, MOST_JSON_BYTES, open_regular, read_json
+from phasewatch.monitor.strict_json import parse_json
 
 _TIME = r"\d{4}-\d{2}-\d{2}T\d{2}[-:]\d{2}[-:]\d{2}(?:\.\d+)?(?:[+-]\d{2}[-:]\d{2}|Z)?"
 _STEP = re.compile(r"(?:^|[^a-z])(?:global_?)?(?:step|checkpoint|ckpt|iter)s?[-_=]?(\d+)", re.IGNORECASE)
@@ -79,7 +81,7 @@ def _of_folder(folder: Path, task: str | None, axis: str) -> tuple[Steps, Counte
     for own, time, path in sorted(found, key=lambda entry: entry[1]):
         if own != task:
             continue
-        at = _place(path, time, axis)
+        at = _place(path, time, axis, folder)
         if at is None:
             raise PhasewatchError(
                 f"{path}: neither results_{time or '<time>'}.json beside it nor its folder's name tells the {axis}. "
@@ -88,17 +90,17 @@ def _of_folder(folder: Path, task: str | None, axis: str) -> tuple[Steps, Counte
             )
         if at in steps:
             left_out["files of a step that was evaluated again"] += 1
-        steps[at] = _lines(path, left_out)
+        steps[at] = _lines(path, left_out, folder)
     return steps, left_out, "bytes"
 
 
-def _place(path: Path, time: str, axis: str) -> float | None:
+def _place(path: Path, time: str, axis: str, within: Path) -> float | None:
     """The step or the tokens of a samples file; None if nothing tells."""
     texts: list[str] = []
     for results in sorted(path.parent.glob(f"*results*{time}*.json" if time else "*results*.json")):
         try:
-            record = json.loads(results.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = read_json(results, within=within, allow_nan=True)
+        except PhasewatchError:
             continue
         config = record.get("config") if isinstance(record, dict) else None
         if not isinstance(config, dict):
@@ -116,19 +118,23 @@ def _place(path: Path, time: str, axis: str) -> float | None:
             match = _TOKENS.search(text)
             if match:
                 number, letter = (match[1], match[2]) if match[1] else (match[3], match[4])
-                return float(number) * _UNITS[letter.upper()]
+                return _bounded(float(number) * _UNITS[letter.upper()])
         elif match := _STEP.search(text):
-            return float(match[1])
+            return _bounded(float(match[1]))
     if axis == "step":
         digits = re.fullmatch(r"\d+", path.parent.name)
-        return float(digits[0]) if digits else None
+        return _bounded(float(digits[0])) if digits else None
     return None
 
 
-def _lines(path: Path, left_out: Counter[str]) -> dict[str, Line]:
+def _bounded(place: float) -> float | None:
+    return place if 0 <= place <= LARGEST_STEP else None
+
+
+def _lines(path: Path, left_out: Counter[str], within: Path | None) -> dict[str, Line]:
     found: dict[str, Line] = {}
-    with path.open("rb") as file:
-        for text in file:
+    with open_regular(path, within=within, most_bytes=MOST_BYTES) as file:
+        while text := file.readline(MOST_JSON_BYTES):
             if not text.strip():
                 continue
             try:
@@ -145,13 +151,13 @@ def _lines(path: Path, left_out: Counter[str]) -> dict[str, Line]:
 
 def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[str], str]:
     left_out: Counter[str] = Counter()
-    with path.open("rb") as file:
-        first = file.readline()
+    with open_regular(path, most_bytes=MOST_BYTES) as file:
+        first = file.readline(MOST_JSON_BYTES)
     if path.suffix.lower() == ".jsonl" and b'"doc_id"' in first:
-        at = _place(path, (re.search(_TIME, path.name) or [""])[0], axis)
+        at = _place(path, (re.search(_TIME, path.name) or [""])[0], axis, path.parent)
         if at is None:
             raise PhasewatchError(f"{path}: neither results beside it nor its folder's name tells the {axis}.")
-        return {at: _lines(path, left_out)}, left_out, "bytes"
+        return {at: _lines(path, left_out, None)}, left_out, "bytes"
     if path.suffix.lower() not in {".csv", ".jsonl"}:
         raise PhasewatchError(f"read_samples({str(path)!r}) reads a folder, a .csv or a .jsonl, not {path.suffix!r}.")
     choices: dict[tuple[float, str], dict[int, Mapping[str, Any]]] = {}
@@ -159,17 +165,20 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
         if task is not None and row.get("task", task) != task:
             continue
         try:
-            key = (float(row[axis]), str(row["item"]))
+            at = _bounded(float(row[axis]))
+            if at is None:
+                raise ValueError("no step")
+            key = (at, str(row["item"]))
             choice = int(row.get("choice") or 0)
             log_p = float(row["log_p"])
         except KeyError as missing:
             raise PhasewatchError(
                 f"{path} has no column {missing}; it needs {axis}, item and log_p, and has {', '.join(map(str, row))}."
             ) from missing
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             left_out["lines without numbers for the step, the choice or log p"] += 1
             continue
-        if not -math.inf < log_p <= 1e-6:
+        if not LEAST_LOG_P <= log_p <= 1e-6:
             left_out["lines with a log probability above 0, or none"] += 1
             continue
         choices.setdefault(key, {})[choice] = row
@@ -182,7 +191,7 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
         right = [i for i, row in enumerate(rows) if _number(row.get("right")) == 1]
         log_p = tuple(min(float(row["log_p"]), 0.0) for row in rows)
         target = 0 if len(rows) == 1 else (right[0] if right else None)
-        given = _number(rows[0].get("correct"))
+        given = _number(rows[0].get("correct"), most=1.0)
         if target is None or (len(rows) == 1 and math.isnan(given)):
             left_out["items that don't tell whether they are right"] += 1
             continue
@@ -193,14 +202,20 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
 
 
 def _rows(path: Path, left_out: Counter[str]) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    opened = open_regular(path, most_bytes=MOST_BYTES)
+    with io.TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="") as file:
         if path.suffix.lower() == ".csv":
-            yield from csv.DictReader(file)
-            return
-        for text in file:
             try:
-                record = json.loads(text)
-            except ValueError:
+                yield from csv.DictReader(file)
+            except csv.Error as error:
+                raise PhasewatchError(f"{path} can't be read as comma-separated text: {error}.") from error
+            return
+        while text := file.readline(MOST_JSON_BYTES):
+            if not text.strip():
+                continue
+            try:
+                record = parse_json(text, "A line", allow_nan=True)
+            except PhasewatchError:
                 left_out["lines that are not JSON (cut off, or two written into one)"] += 1
                 continue
             if isinstance(record, dict):
@@ -209,11 +224,13 @@ def _rows(path: Path, left_out: Counter[str]) -> Iterator[Mapping[str, Any]]:
                 left_out["lines that are no object of named values"] += 1
 
 
-def _number(cell: Any) -> float:
+def _number(cell: Any, most: float = 2.0**53) -> float:
+    """A cell's number from 0 to `most`; NaN where it holds anything else."""
     try:
-        return float(cell)
+        value = float(cell)
     except (TypeError, ValueError):
         return math.nan
+    return value if 0 <= value <= most else math.nan
 
 
 def _together(steps: Steps, left_out: Counter[str], unit: str, name: str, axis: str) -> Items:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.files import inside, read_text
+from phasewatch.monitor.files import inside, leads_out, read_text
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.formats import FORMATS, Entry, Format
 from phasewatch.monitor.snapshots.formats.base import stem_of
@@ -174,6 +174,10 @@ def _scan(folder: Path, call: str) -> Series:
     refused = ""
     for entry in entries:
         shown = entry.path.name if stem_of(entry.path) == entry.name else entry.name
+        if entry.path.is_dir() and leads_out(entry.path, _root(folder)):
+            refused = refused or f"{shown} leads out of the folder; put the files themselves there, not a link to them"
+            left_out.append(shown)
+            continue
         form, source = next(((f, source) for f in FORMATS if (source := f.claims(entry.path))), (None, None))
         step = form.step(entry) if form else None
         if form and source and step is not None:

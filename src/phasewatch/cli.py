@@ -111,15 +111,29 @@ def calibrate(
 @app.command()
 def replay(
     series: Annotated[Path, typer.Argument(help="A run's folder, or any folder of checkpoints.")],
-    probe: Annotated[str, typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one.")],
+    probe: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one; --wandb goes without."),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Where the points are kept; SERIES-replay, beside the series, if not given.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one checkpoint each at a time.")] = 1,
-    wandb: Annotated[bool, typer.Option(help="Also write a W&B run.")] = False,
+    wandb: Annotated[
+        bool, typer.Option(help="Also write a W&B run; without a probe, of what a run's folder holds already.")
+    ] = False,
 ) -> None:
     """Measure a saved series of checkpoints; what is measured already is not measured again."""
     _import_matplotlib()
+    if probe is None:
+        if not wandb:
+            raise PhasewatchError("phasewatch replay SERIES needs --probe FILE.py:NAME, which says how to measure.")
+        from phasewatch.callbacks.sinks.wandb import send_run
+
+        if not send_run(series):
+            raise typer.Exit(2)
+        print(f"The points of {printable(series)} are in W&B.")
+        return
     from phasewatch.monitor.runs.replay import replay as replay_series
     from phasewatch.monitor.snapshots.series import open_series
     from phasewatch.monitor.trajectories.trajectory import Trajectory
