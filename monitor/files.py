@@ -215,7 +215,7 @@ def open_append(path: str | Path) -> BinaryIO:
         The open file, at its end.
 
     Raises:
-        PhasewatchError: if there is a link, or anything else than a regular file.
+        PhasewatchError: if there is a link, anything else than a regular file, or one that has another name as well.
         OSError: if the disk refuses it.
     """
     name = printable(path)
@@ -229,7 +229,10 @@ def open_append(path: str | Path) -> BinaryIO:
             _check_kind(os.lstat(path), name, "written")
         raise
     try:
-        _check_kind(os.fstat(file.fileno()), name, "written")
+        status = os.fstat(file.fileno())
+        _check_kind(status, name, "written")
+        if status.st_nlink > 1:
+            raise PhasewatchError(f"{name} is also a file elsewhere (a hard link), which would change; copy it.")
         if hasattr(os, "O_NONBLOCK"):
             os.set_blocking(file.fileno(), True)
     except BaseException:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phasewatch.callbacks.sinks.wandb_feed import Feed, Results
-from phasewatch.callbacks.sinks.wandb_run import Choice, Mode
+from phasewatch.callbacks.sinks.wandb_run import Choice, Mode, refuse_foreign_settings
 from phasewatch.monitor.errors import PhasewatchError, real_number, requires, warn
 from phasewatch.monitor.files import inside
 from phasewatch.monitor.runs.sink import CLOSE_SECONDS, send
@@ -159,6 +159,7 @@ def send_run(run: Path) -> bool:
     Raises:
         PhasewatchError: if it is none, or W&B isn't installed.
     """
+    refuse_foreign_settings()
     points = Trajectory.read(inside(run, "points.jsonl"))
     sink = WandbSink(own_run=True, name=run.resolve().name, close_seconds=SEND_SECONDS)
     return send(points, find_transitions(points), sink)

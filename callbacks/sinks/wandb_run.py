@@ -5,15 +5,22 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from phasewatch.monitor.errors import PhasewatchError, requires, warn
+from phasewatch.monitor.files import read_text
 from phasewatch.monitor.runs.sink import CLOSE_SECONDS
 
 if TYPE_CHECKING:
     import wandb
 
 Mode = Literal["online", "offline", "disabled"]
+
+HARMLESS = {"project", "entity", "mode", "disabled", "console"}
+"""What a folder's `wandb/settings` may say."""
+
+MOST_SETTINGS_BYTES = 100_000
 
 INIT_SECONDS = 20.0
 """Seconds that W&B may take to open a run of our own before the attempt counts as failed; the next item tries again.
@@ -103,7 +110,7 @@ class Choice:
             mode="offline" if keyless else mode,
             reinit="create_new",
             settings=wandb.Settings(
-                console="off", init_timeout=INIT_SECONDS, finish_timeout=max(self.close_seconds, 0.1)
+                console="off", disable_git=True, init_timeout=INIT_SECONDS, finish_timeout=max(self.close_seconds, 0.1)
             ),
         )
         # W&B counts it among the runs that a later wandb.init() returns, or finishes, in place of a new one.
@@ -116,6 +123,27 @@ class Choice:
         return run, (
             "WandbSink() found no W&B API key, so its run is offline, in "
             f"{directory}; `wandb sync {directory}` uploads it. Run `wandb login` first, or pass mode='offline'."
+        )
+
+
+def refuse_foreign_settings() -> None:
+    """Refuse to go online by the `wandb/settings` of the current folder, for a command that may be started anywhere.
+
+    W&B reads it. In a folder of somebody else's it can name the server that gets the user's key.
+
+    Raises:
+        PhasewatchError: if it is there and says more than a project, an entity and a mode.
+    """
+    if "WANDB_DIR" in os.environ:
+        return
+    file = Path("wandb", "settings")
+    if not os.path.lexists(file):
+        return
+    names = {line.partition("=")[0].strip() for line in read_text(file, most_bytes=MOST_SETTINGS_BYTES).splitlines()}
+    if foreign := sorted(name for name in names if name and name[0] not in "[#;" and name not in HARMLESS):
+        raise PhasewatchError(
+            f"{file} in the current folder sets {foreign[0]} for W&B, and it may be somebody else's; start the command "
+            "in another folder, or say WANDB_DIR=. if it is yours."
         )
 
 

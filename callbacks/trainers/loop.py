@@ -126,6 +126,7 @@ class PhaseMonitor:
         self._taken: set[int] = set()
         self._warned: set[str] = set()
         self._closed = False
+        self._interrupted = False
 
     @property
     def run(self) -> Path:
@@ -164,6 +165,7 @@ class PhaseMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         self.close(measure_rest=error is None)
 
     def close(self, *, measure_rest: bool = True) -> None:
@@ -177,9 +179,11 @@ class PhaseMonitor:
             return
         self._closed = True
         try:
+            if self._interrupted:
+                self._say_how_to_go_on()
             self._finish(measure_rest)
         except KeyboardInterrupt:
-            say(f"stopped; what {self.run} lacks is measured when the run is resumed, or by a replay of it")
+            self._say_how_to_go_on()
             raise
         except Exception as error:
             warn(f"monitor.close() failed, and training goes on: {in_words(error)}")
@@ -227,7 +231,10 @@ class PhaseMonitor:
                 f"PhaseMonitor(at={self._at!r}) was due at steps that the counter jumped over ({some}). A snapshot was "
                 "taken at the next call instead, one for all that lay between two calls."
             )
-        self._session.finish(measure_rest=measure_rest)
+        self._session.finish(measure_rest=measure_rest, report=not self._interrupted)
+
+    def _say_how_to_go_on(self) -> None:
+        say(f"stopped; what {self.run} lacks is measured when the run is resumed, or by a replay of it")
 
     def _warn_once(self, kind: str, message: str) -> None:
         """Warn the first time: what fails at one step of a night fails at a million."""

@@ -110,12 +110,13 @@ class Session:
         self._finish_before_others()
         self._measuring.take(snapshot)
 
-    def finish(self, *, measure_rest: bool, seconds: float | None = None) -> None:
+    def finish(self, *, measure_rest: bool, seconds: float | None = None, report: bool = True) -> None:
         """Measure what waits, close the sinks, and write the report.
 
         Args:
             measure_rest: False leaves what waits unmeasured, and names it.
             seconds: how long to wait for each thread; None for as long as it takes.
+            report: write it, which takes seconds.
         """
         if self._backlog is None:
             if not self.folder.points and not self.folder.snapshots.steps:
@@ -135,7 +136,7 @@ class Session:
         self._executor.close()
         self._recorder.close()
         self._name_what_is_left(measure_rest)
-        if self.folder.points:
+        if report and self.folder.points:
             try:
                 write_report(self.folder.path)
             except PhasewatchError as error:

@@ -15,6 +15,7 @@ import typer
 from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, in_words, missing_package
 from phasewatch.monitor.files import inside, replacing
 from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.runs.signals import ended_by_signals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,8 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.showwarning = _say
         try:
-            app()
+            with ended_by_signals():
+                app()
         except PhasewatchError as error:
             print(f"phasewatch: {error}", file=sys.stderr)
             sys.exit(2)
@@ -144,7 +146,9 @@ def replay(
     sinks: list[Sink] = []
     if wandb:
         from phasewatch.callbacks.sinks.wandb import WandbSink
+        from phasewatch.callbacks.sinks.wandb_run import refuse_foreign_settings
 
+        refuse_foreign_settings()
         sinks.append(WandbSink(own_run=True, name=run.name))
     if opened.left_out:
         _tell(f"Left out, since their names carry no step: {', '.join(map(printable, opened.left_out))}")
@@ -241,6 +245,7 @@ def emergence(
 
     found = overview(path, task=task, sharp=sharp, smooth=smooth, chance=chance, at=at or ())
     if plot:
+        _import_matplotlib()
         from phasewatch.callbacks.figures.emergence import draw_emergence
 
         _save(draw_emergence(found), plot)

@@ -627,3 +627,31 @@ def test_a_run_that_was_measured_is_sent_afterwards(offline: Path) -> None:
     wandb.teardown()
     (folder,) = (path for path in (offline / "WANDB_DIR" / "wandb").iterdir() if path.name.startswith("offline-run"))
     assert [row["phase/step"] for row in rows(records(folder)) if "phase/llc" in row] == [1, 2, 3]
+
+
+def test_the_current_folder_chooses_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from phasewatch.cli import main
+
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nproject = a\nbase_url = http://evil.example\n")
+    Trajectory([a_point(1)]).write(tmp_path / "points.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["phasewatch", "replay", ".", "--wandb"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "wandb/settings in the current folder sets base_url for W&B" in capsys.readouterr().err
+
+
+def test_a_run_of_its_own_asks_no_git_of_the_current_folder(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration of a repository may name commands that git runs."""
+    for command in (["git", "init", "-q", "."], ["git", "config", "core.fsmonitor", f"touch {offline}/PWNED; false"]):
+        subprocess.run(command, cwd=offline, check=True)
+    monkeypatch.chdir(offline)
+    sink = WandbSink(own_run=True)
+    sink.write(a_point(1))
+    sink.close()
+    assert not (offline / "PWNED").exists()
