@@ -107,17 +107,19 @@ class Trouble:
         """Put a disk and a clock in the place of the real ones."""
         save, append, clock = SnapshotFolder.save, run_folder.open_append, time.time
 
-        def saving(folder: SnapshotFolder, snapshot: pw.Snapshot) -> None:
-            time.sleep(self._slow)
-            if self._full:
+        trouble = self
+
+        def saving(self: SnapshotFolder, snapshot: pw.Snapshot) -> None:
+            time.sleep(trouble._slow)
+            if trouble._full:
                 raise OSError(28, "No space left on device")
-            save(folder, snapshot)
+            save(self, snapshot)
 
         def appending(path: str | Path) -> Any:
-            time.sleep(self._slow)
-            return open("/dev/full", "ab") if self._full else append(path)
+            time.sleep(trouble._slow)
+            return open("/dev/full", "ab") if trouble._full else append(path)
 
-        SnapshotFolder.save, run_folder.open_append, time.time = saving, appending, lambda: clock() + self._jump
+        SnapshotFolder.save, run_folder.open_append, time.time = saving, appending, lambda: clock() + trouble._jump
         try:
             yield
         finally:

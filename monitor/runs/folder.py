@@ -183,7 +183,7 @@ class RunFolder:
         """Make the folder, and keep other writers out."""
         self.path.mkdir(parents=True, exist_ok=True)
         open_append(self.path / ".lock").close()  # refuses a link, which the lock would follow
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = FileLock(self.path / ".lock", thread_local=False)  # one thread may take it again, another let go
         self._lock.acquire(timeout=0)
         self._locked = os.stat(self.path / ".lock")
 
