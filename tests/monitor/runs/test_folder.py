@@ -438,3 +438,14 @@ def test_a_lock_that_another_thread_took_again_is_let_go(tmp_path):
         thread.join()
     folder.close()
     RunFolder(tmp_path / "run", {}).close()
+
+
+def test_a_folder_that_is_deleted_after_the_last_point_comes_back_at_the_end(tmp_path):
+    folder = RunFolder(tmp_path / "run", {})
+    folder.append(a_point(1))
+    shutil.rmtree(folder.path)
+    with one_warning("was deleted or moved"):
+        folder.close()
+    again = RunFolder(tmp_path / "run", {})
+    assert again.steps == {1}
+    again.close()
