@@ -235,7 +235,7 @@ def open_append(path: str | Path) -> BinaryIO:
         The open file, at its end.
 
     Raises:
-        PhasewatchError: if there is a link, or anything else than a regular file.
+        PhasewatchError: if there is a link, anything else than a regular file, or one that has another name as well.
         OSError: if the disk refuses it.
     """
     name = printable(path)
@@ -249,7 +249,10 @@ def open_append(path: str | Path) -> BinaryIO:
             _check_kind(os.lstat(path), name, "written")
         raise
     try:
-        _check_kind(os.fstat(file.fileno()), name, "written")
+        status = os.fstat(file.fileno())
+        _check_kind(status, name, "written")
+        if status.st_nlink > 1:
+            raise PhasewatchError(f"{name} is also a file elsewhere (a hard link), which would change; copy it.")
         if hasattr(os, "O_NONBLOCK"):
             os.set_blocking(file.fileno(), True)
     except BaseException:
@@ -298,6 +301,16 @@ def _is_possible(name: str) -> bool:
         return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:
         return False
+
+
+def leads_out(path: str | Path, folder: str | Path) -> bool:
+    """Whether a link at a path, or above it, leads out of a folder.
+
+    Args:
+        path: any path.
+        folder: the folder.
+    """
+    return not _lies_in(os.path.realpath(path), os.path.realpath(folder))
 
 
 def _lies_in(real: str, root: str) -> bool:

@@ -3,16 +3,22 @@
 import importlib.util
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phasewatch.callbacks.sinks.wandb_feed import Feed, Results
-from phasewatch.callbacks.sinks.wandb_run import Choice, Mode
-from phasewatch.monitor.errors import PhasewatchError, requires, warn
+from phasewatch.callbacks.sinks.wandb_run import Choice, Mode, refuse_foreign_settings
+from phasewatch.monitor.errors import PhasewatchError, real_number, requires, warn
+from phasewatch.monitor.files import inside
+from phasewatch.monitor.runs.sink import CLOSE_SECONDS, send
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
-from phasewatch.monitor.trajectories.transitions import Transition
+from phasewatch.monitor.trajectories.transitions import Transition, find_transitions
 
 if TYPE_CHECKING:
     import wandb
+
+SEND_SECONDS = 300.0
+"""Seconds that W&B may take for a run that is sent to it afterwards."""
 
 
 class WandbSink:
@@ -36,6 +42,12 @@ class WandbSink:
         name: its name.
         group: its group.
         mode: "online", "offline" or "disabled".
+        close_seconds: how long the end of a training waits for W&B. A run of the sink's own that isn't uploaded when
+            the process ends is left as it is.
+
+    Attributes:
+        close_seconds: the same.
+        advice: what to do about results that W&B didn't take.
 
     Raises:
         PhasewatchError: the arguments contradict each other, `mode` is unknown, or W&B isn't installed.
@@ -44,6 +56,8 @@ class WandbSink:
         >>> sink = WandbSink(own_run=True, project="grokking", mode="disabled")
         >>> sink.close()
     """
+
+    advice = "Points are in points.jsonl, and `phasewatch replay RUN --wandb` sends them to a new W&B run."
 
     def __init__(
         self,
@@ -54,11 +68,13 @@ class WandbSink:
         name: str | None = None,
         group: str | None = None,
         mode: Mode | None = None,
+        close_seconds: float = CLOSE_SECONDS,
     ) -> None:
+        self.close_seconds = real_number("WandbSink(close_seconds=...)", close_seconds, least=0)
         with requires("WandbSink()"):
             if importlib.util.find_spec("wandb") is None:  # importing it takes a second, and is left to the first write
                 raise ModuleNotFoundError(name="wandb")
-        self._choice = Choice(run, own_run, project, name, group, mode)
+        self._choice = Choice(run, own_run, project, name, group, mode, self.close_seconds)
         self._results = Results()
         self._feed: Feed | None = None
         self._has_warned = False
@@ -129,3 +145,21 @@ class WandbSink:
                 f"WandbSink can't log any more: the W&B run {feed.run.id} is finished, and results still come. They "
                 "are in points.jsonl; close the monitor before run.finish(), or use WandbSink(own_run=True)."
             )
+
+
+def send_run(run: Path) -> bool:
+    """Send the points of a run's folder, and their transitions, to a W&B run of their own.
+
+    Args:
+        run: the run's folder, with its `points.jsonl`.
+
+    Returns:
+        Whether W&B took them within `SEND_SECONDS`; a warning says why not.
+
+    Raises:
+        PhasewatchError: if it is none, or W&B isn't installed.
+    """
+    refuse_foreign_settings()
+    points = Trajectory.read(inside(run, "points.jsonl"))
+    sink = WandbSink(own_run=True, name=run.resolve().name, close_seconds=SEND_SECONDS)
+    return send(points, find_transitions(points), sink)

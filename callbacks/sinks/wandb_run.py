@@ -1,16 +1,30 @@
 """Which W&B run results are written to, and how it is left usable to the user."""
 
+import atexit
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from phasewatch.monitor.errors import PhasewatchError, requires, warn
+from phasewatch.monitor.files import read_text
+from phasewatch.monitor.runs.sink import CLOSE_SECONDS
 
 if TYPE_CHECKING:
     import wandb
 
 Mode = Literal["online", "offline", "disabled"]
+
+HARMLESS = {"project", "entity", "mode", "disabled", "console"}
+"""What a folder's `wandb/settings` may say."""
+
+MOST_SETTINGS_BYTES = 100_000
+
+INIT_SECONDS = 20.0
+"""Seconds that W&B may take to open a run of our own before the attempt counts as failed; the next item tries again.
+A slow server answers in 5."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class Choice:
         name: its name.
         group: its group.
         mode: "online", "offline" or "disabled".
+        close_seconds: how long W&B may upload a run of our own after it is finished.
 
     Raises:
         PhasewatchError: the arguments contradict each other, or `mode` is unknown.
@@ -35,6 +50,7 @@ class Choice:
     name: str | None = None
     group: str | None = None
     mode: Mode | None = None
+    close_seconds: float = CLOSE_SECONDS
 
     def __post_init__(self) -> None:
         described = [key for key in ("own_run", "project", "name", "group", "mode") if getattr(self, key)]
@@ -79,6 +95,7 @@ class Choice:
         """A run of our own, in the project of the run `beside` it, and what the user should hear about it."""
         import wandb
 
+        end_service_with_process()
         project, name, group, mode, entity = self.project, self.name, self.group, self.mode, None
         if beside is not None:
             project, entity, group = project or beside.project, beside.entity or None, group or beside.group or None
@@ -92,7 +109,9 @@ class Choice:
             group=group,
             mode="offline" if keyless else mode,
             reinit="create_new",
-            settings=wandb.Settings(console="off"),
+            settings=wandb.Settings(
+                console="off", disable_git=True, init_timeout=INIT_SECONDS, finish_timeout=max(self.close_seconds, 0.1)
+            ),
         )
         # W&B counts it among the runs that a later wandb.init() returns, or finishes, in place of a new one.
         forget = getattr(getattr(run, "_wl", None), "remove_active_run", None)
@@ -104,6 +123,27 @@ class Choice:
         return run, (
             "WandbSink() found no W&B API key, so its run is offline, in "
             f"{directory}; `wandb sync {directory}` uploads it. Run `wandb login` first, or pass mode='offline'."
+        )
+
+
+def refuse_foreign_settings() -> None:
+    """Refuse to go online by the `wandb/settings` of the current folder, for a command that may be started anywhere.
+
+    W&B reads it. In a folder of somebody else's it can name the server that gets the user's key.
+
+    Raises:
+        PhasewatchError: if it is there and says more than a project, an entity and a mode.
+    """
+    if "WANDB_DIR" in os.environ:
+        return
+    file = Path("wandb", "settings")
+    if not os.path.lexists(file):
+        return
+    names = {line.partition("=")[0].strip() for line in read_text(file, most_bytes=MOST_SETTINGS_BYTES).splitlines()}
+    if foreign := sorted(name for name in names if name and name[0] not in "[#;" and name not in HARMLESS):
+        raise PhasewatchError(
+            f"{file} in the current folder sets {foreign[0]} for W&B, and it may be somebody else's; start the command "
+            "in another folder, or say WANDB_DIR=. if it is yours."
         )
 
 
@@ -151,3 +191,31 @@ def has_key() -> bool:
         wbauth.authenticate_session(host=settings.base_url, source="phasewatch", prompt=False, update_session=False)
         is not None
     )
+
+
+def end_service_with_process() -> None:
+    """Have W&B's service end with this process at once, if only runs of our own are still open in it.
+
+    W&B waits for it as the process ends, which is minutes where a server doesn't answer. A run of the user's that is
+    open, or a service that was there before, is waited for as the user told W&B to.
+    """
+    try:
+        from wandb.sdk import wandb_setup
+
+        setup = wandb_setup.singleton()
+        if setup._connection is None:
+            connection = setup.ensure_service()
+            atexit.register(_end_service, setup, connection, os.getpid())
+    except (ImportError, AttributeError):
+        return
+
+
+def _end_service(setup: Any, connection: Any, process: int) -> None:
+    if os.getpid() != process or setup.most_recent_active_run is not None or not connection.owns_service:
+        return
+    try:
+        connection._cleanup()  # takes back the exit handler that waits
+        connection._finalizer.close()
+        connection._proc._process.kill()
+    except (AttributeError, OSError):
+        return

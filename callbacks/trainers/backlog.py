@@ -1,7 +1,9 @@
 """From a snapshot in a training loop to a point in the run's folder, as far as the time allows."""
 
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from phasewatch.monitor.errors import in_words, warn
 from phasewatch.monitor.estimates.estimate import Health
@@ -18,6 +20,11 @@ DOUBTS_IN_A_ROW = 3
 
 OF_A_SETTING = frozenset(Health) - {Health.OK, Health.LOCALIZED, Health.NEGATIVE, Health.OFF_MINIMUM}
 """Verdicts that another setting mends. That a snapshot is at no minimum, as early in training, isn't one."""
+
+
+MOST_UNWRITTEN = 2**30
+"""Bytes of snapshots that are measured and that the disk refuses; the oldest beyond are let go, so that a full disk
+doesn't fill the memory as well."""
 
 
 class Backlog:
@@ -54,7 +61,9 @@ class Backlog:
         self._keep_snapshots = keep_snapshots
         self._waits = waits
         self._waiting: dict[int, Snapshot | None] = dict.fromkeys(sorted(set(folder.snapshots.steps) - folder.steps))
+        self._unwritten: dict[int, Snapshot] = {}
         self._spare: list[int] = []
+        self._at_disk: dict[int, float] = {}
         self._verdicts: list[Health] = []
         self._told_of_setting = False
         self._lock = threading.Lock()
@@ -68,6 +77,16 @@ class Backlog:
     def waiting(self) -> list[int]:
         """The steps that are not measured yet, in order."""
         return sorted(self._waiting)
+
+    @property
+    def unwritten(self) -> list[int]:
+        """The steps that are measured and whose snapshots the disk refuses, in order."""
+        return sorted(self._unwritten)
+
+    @property
+    def disk_seconds(self) -> float:
+        """How long the disk has been asked for what is being written."""
+        return time.monotonic() - min(self._at_disk.copy().values(), default=time.monotonic())
 
     def take(self, snapshot: Snapshot) -> None:
         """Save a snapshot, to be measured; where the disk refuses it, it waits in memory."""
@@ -97,6 +116,8 @@ class Backlog:
                 return False
             with self._lock:
                 del self._waiting[step]
+                if held is not None and self._keep_snapshots:
+                    self._keep_until_written(held)
             if isinstance(result, Exception):
                 warn(f"Step {step} could not be measured, and training goes on: {in_words(result)}")
             else:
@@ -126,7 +147,9 @@ class Backlog:
     def _record(self, point: Point) -> None:
         self._warn_of_a_setting(point.llc.health)
         self._spare.append(point.step)
-        if not self._recorder.record(point):
+        with self._asking_the_disk():
+            is_kept = self._recorder.record(point)
+        if not is_kept:
             return
         if not self._keep_snapshots:
             for step in self._spare:
@@ -135,9 +158,29 @@ class Backlog:
         self._spare.clear()
 
     def _save(self) -> None:
-        for step, snapshot in self._waiting.items():
-            if snapshot is None:
-                continue
-            if not self._folder.save(snapshot):
-                return
-            self._waiting[step] = None
+        """Write what the disk takes, that of measured steps last."""
+        with self._asking_the_disk():
+            for step, snapshot in self._waiting.items():
+                if snapshot is None:
+                    continue
+                if not self._folder.save(snapshot):
+                    return
+                self._waiting[step] = None
+            while self._unwritten and self._folder.save(next(iter(self._unwritten.values()))):
+                del self._unwritten[next(iter(self._unwritten))]
+
+    def _keep_until_written(self, snapshot: Snapshot) -> None:
+        self._unwritten[snapshot.step] = snapshot
+        held = sum(tensor.nbytes for kept in self._unwritten.values() for tensor in kept.tensors.values())
+        if held > MOST_UNWRITTEN:
+            let_go = self._unwritten.pop(next(iter(self._unwritten)))
+            warn(f"The snapshot of step {let_go.step} is measured and isn't kept, since the disk refuses it.")
+
+    @contextmanager
+    def _asking_the_disk(self) -> Iterator[None]:
+        thread = threading.get_ident()
+        self._at_disk[thread] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._at_disk[thread]

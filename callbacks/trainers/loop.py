@@ -9,7 +9,8 @@ from torch import nn
 
 from phasewatch.callbacks.trainers.schedule import Budget, Schedule
 from phasewatch.callbacks.trainers.session import Options, Session
-from phasewatch.monitor.errors import PhasewatchError, in_words, real_number, say, warn
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError, in_words, real_number, say, warn
+from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.sink import Sink
@@ -125,6 +126,7 @@ class PhaseMonitor:
         self._taken: set[int] = set()
         self._warned: set[str] = set()
         self._closed = False
+        self._interrupted = False
 
     @property
     def run(self) -> Path:
@@ -146,13 +148,15 @@ class PhaseMonitor:
             Whether a snapshot was taken.
         """
         if self._closed:
-            self._warn_once("close", f"monitor({step!r}) came after monitor.close(): nothing is measured any more.")
+            self._warn_once(
+                "close", f"monitor({_shown(step)}) came after monitor.close(): nothing is measured any more."
+            )
             return False
         try:
             return self._observe(_whole(step))
         except Exception as error:
             kind = str(error) if isinstance(error, PhasewatchError) else type(error).__name__
-            self._warn_once(kind, f"monitor({step!r}) failed, and training goes on: {in_words(error)}")
+            self._warn_once(kind, f"monitor({_shown(step)}) failed, and training goes on: {in_words(error)}")
             return False
 
     def __enter__(self) -> Self:
@@ -161,6 +165,7 @@ class PhaseMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         self.close(measure_rest=error is None)
 
     def close(self, *, measure_rest: bool = True) -> None:
@@ -174,9 +179,11 @@ class PhaseMonitor:
             return
         self._closed = True
         try:
+            if self._interrupted:
+                self._say_how_to_go_on()
             self._finish(measure_rest)
         except KeyboardInterrupt:
-            say(f"stopped; what {self.run} lacks is measured when the run is resumed, or by a replay of it")
+            self._say_how_to_go_on()
             raise
         except Exception as error:
             warn(f"monitor.close() failed, and training goes on: {in_words(error)}")
@@ -224,7 +231,10 @@ class PhaseMonitor:
                 f"PhaseMonitor(at={self._at!r}) was due at steps that the counter jumped over ({some}). A snapshot was "
                 "taken at the next call instead, one for all that lay between two calls."
             )
-        self._session.finish(measure_rest=measure_rest)
+        self._session.finish(measure_rest=measure_rest, report=not self._interrupted)
+
+    def _say_how_to_go_on(self) -> None:
+        say(f"stopped; what {self.run} lacks is measured when the run is resumed, or by a replay of it")
 
     def _warn_once(self, kind: str, message: str) -> None:
         """Warn the first time: what fails at one step of a night fails at a million."""
@@ -249,11 +259,18 @@ def _checked(sinks: Sequence[Sink]) -> list[Sink]:
     return sinks
 
 
+def _shown(step: Any) -> str:
+    try:
+        return printable(repr(step), 80)
+    except Exception:  # an integer of 5,000 digits has no repr
+        return f"a {type(step).__name__}"
+
+
 def _whole(step: Any) -> int:
     try:
         number = int(step)
-        if number == step and number >= 0:
+        if number == step and 0 <= number <= LARGEST_STEP:
             return number
     except (TypeError, ValueError, OverflowError):
         pass
-    raise PhasewatchError("a training step is a whole number of at least 0.")
+    raise PhasewatchError(f"a training step is a whole number from 0 to {LARGEST_STEP}.")

@@ -6,8 +6,11 @@ from contextlib import suppress
 from typing import Protocol
 
 from phasewatch.callbacks.trainers.backlog import Backlog
-from phasewatch.monitor.errors import in_words, warn
+from phasewatch.monitor.errors import PhasewatchError, in_words, warn
 from phasewatch.monitor.snapshots.snapshot import Snapshot
+
+DISK_SECONDS = 120.0
+"""Seconds that a disk may take for one file before nothing waits for it any more: several gigabytes on a slow one."""
 
 
 class Measuring(Protocol):
@@ -22,6 +25,9 @@ class Measuring(Protocol):
 
         Args:
             seconds: how long to wait for either; None waits until they are done.
+
+        Raises:
+            PhasewatchError: if the disk hangs.
         """
         ...
 
@@ -73,16 +79,24 @@ class Background:
         self._measurer.start()
 
     def take(self, snapshot: Snapshot) -> None:
-        """Pass it on to the thread that saves."""
-        self._taken.put(snapshot)
+        """Pass it on to the thread that saves.
+
+        Raises:
+            PhasewatchError: if the disk hangs; the snapshot is let go.
+        """
+        while True:
+            with suppress(queue.Full):
+                self._taken.put(snapshot, timeout=min(1.0, DISK_SECONDS))
+                return
+            self._check_disk("a snapshot is left out")
 
     def finish(self, seconds: float | None = None) -> None:
         """Join both threads."""
         with suppress(queue.Full):
-            self._taken.put(None, timeout=seconds)
-            self._saver.join(seconds)
+            self._taken.put(None, timeout=seconds or DISK_SECONDS)
+        self._wait_for(self._saver, seconds)
         self.abandon()
-        self._measurer.join(seconds)
+        self._wait_for(self._measurer, seconds)
 
     def abandon(self) -> None:
         """Let both threads end after what they are at."""
@@ -90,6 +104,20 @@ class Background:
         self._saved.set()
         with suppress(queue.Full):
             self._taken.put_nowait(None)
+
+    def _wait_for(self, thread: threading.Thread, seconds: float | None) -> None:
+        """Wait for so many seconds, or until it ends or the disk hangs."""
+        if seconds is not None:
+            thread.join(seconds)
+            return
+        while thread.is_alive():
+            thread.join(min(1.0, DISK_SECONDS))
+            if thread.is_alive():
+                self._check_disk("what waits for it is left to a resumed run or a replay")
+
+    def _check_disk(self, what: str) -> None:
+        if self._backlog.disk_seconds > DISK_SECONDS:
+            raise PhasewatchError(f"the disk has taken more than {DISK_SECONDS:g} seconds for one file; {what}.")
 
     def _save(self) -> None:
         while (snapshot := self._taken.get()) is not None:

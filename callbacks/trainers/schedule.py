@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from phasewatch.monitor.errors import PhasewatchError, real_number, whole_number
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError, real_number, whole_number
+
+MOST_STEPS = 10**7
+"""No schedule names more steps one by one: as many take a gigabyte."""
 
 Schedule = Callable[[int], bool]
 """Whether a snapshot is due at a training step."""
@@ -48,7 +51,7 @@ def every(n: int) -> Every:
         >>> [step for step in range(1, 301) if at(step)]
         [100, 200, 300]
     """
-    return Every(whole_number("every(n=...)", n, least=1))
+    return Every(whole_number("every(n=...)", n, least=1, most=LARGEST_STEP))
 
 
 def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
@@ -71,15 +74,15 @@ def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
         [1, 10, 100, 500, 1000]
     """
     first, last, num = (
-        whole_number(f"log_spaced({name}=...)", n, least=1)
+        whole_number(f"log_spaced({name}=...)", n, least=1, most=MOST_STEPS if name == "num" else LARGEST_STEP)
         for name, n in (("first", first), ("last", last), ("num", num))
     )
-    linear = whole_number("log_spaced(linear=...)", linear, least=0)
+    linear = whole_number("log_spaced(linear=...)", linear, least=0, most=MOST_STEPS)
     if last < first:
         raise PhasewatchError(f"log_spaced(first={first}, last={last}): the last step must not come before the first.")
     ratio = last / first
-    log_grid = {round(first * ratio ** (i / max(num - 1, 1))) for i in range(num)}
-    linear_grid = {round(first + (last - first) * (i + 1) / linear) for i in range(linear)}
+    log_grid = {min(round(first * ratio ** (i / max(num - 1, 1))), last) for i in range(num)}
+    linear_grid = {min(round(first + (last - first) * (i + 1) / linear), last) for i in range(linear)}
     return Steps(frozenset(log_grid | linear_grid))
 
 

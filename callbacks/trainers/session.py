@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phasewatch.callbacks.trainers.backlog import Backlog
-from phasewatch.callbacks.trainers.measuring import Background, Inline, Measuring
+from phasewatch.callbacks.trainers.measuring import DISK_SECONDS, Background, Inline, Measuring
 from phasewatch.monitor.errors import PhasewatchError, in_words, requires, say, warn
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.executor import Executor, InProcess
@@ -110,12 +110,13 @@ class Session:
         self._finish_before_others()
         self._measuring.take(snapshot)
 
-    def finish(self, *, measure_rest: bool, seconds: float | None = None) -> None:
+    def finish(self, *, measure_rest: bool, seconds: float | None = None, report: bool = True) -> None:
         """Measure what waits, close the sinks, and write the report.
 
         Args:
             measure_rest: False leaves what waits unmeasured, and names it.
             seconds: how long to wait for each thread; None for as long as it takes.
+            report: write it, which takes seconds.
         """
         if self._backlog is None:
             if not self.folder.points and not self.folder.snapshots.steps:
@@ -135,7 +136,7 @@ class Session:
         self._executor.close()
         self._recorder.close()
         self._name_what_is_left(measure_rest)
-        if self.folder.points:
+        if report and self.folder.points:
             try:
                 write_report(self.folder.path)
             except PhasewatchError as error:
@@ -149,7 +150,8 @@ class Session:
         if self._measuring:
             self._measuring.abandon()
         self._executor.close()
-        self.folder.close()
+        if not self._backlog or self._backlog.disk_seconds < DISK_SECONDS:  # the system lets go of the lock as well
+            self.folder.close()
 
     def _finish_before_others(self) -> None:
         """Have the process finish this session when it ends, before W&B ends a run that a sink has opened since."""
@@ -168,6 +170,11 @@ class Session:
 
     def _name_what_is_left(self, measure_rest: bool) -> None:
         assert self._backlog
+        if unwritten := self._backlog.unwritten:
+            say(
+                f"{len(unwritten)} snapshots of {self.folder.path} are measured and were never written, since the disk "
+                f"refused them: steps {', '.join(map(str, unwritten))}."
+            )
         if left := self._backlog.waiting:
             why = "were left out by the budget" if measure_rest else "were not measured"
             run = repr(str(self.folder.path))

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 _decode = json.JSONDecoder().raw_decode
 
+LEAST_LOG_P = -1e12
+"""A log probability below is none: a text of a gigabyte has about -1e9."""
+
 ROUNDING = 1e-6
 """A log p may be this far above 0: a probability of 1, rounded."""
 
@@ -96,7 +99,7 @@ def _log_p(record: Mapping[str, Any]) -> tuple[float, ...]:
     if len(found) != len(answers):
         found = tuple(map(_value, [answers] if _is_pair(answers) else answers))
     for value in found:
-        if not -math.inf < value <= ROUNDING:
+        if not LEAST_LOG_P <= value <= ROUNDING:
             raise LeftOut("lines with a log probability above 0, of minus infinity, or none")
     return found
 

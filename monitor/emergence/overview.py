@@ -15,6 +15,7 @@ from phasewatch.monitor.emergence.verdict import FEWEST as FEWEST_VERDICT
 from phasewatch.monitor.emergence.verdict import Verdict, verdict
 from phasewatch.monitor.emergence.watching import SCORES, chains, evenly, metric_reversal
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.files import inside
 from phasewatch.monitor.formatting import integer, printable
 from phasewatch.monitor.trajectories.coincide import coincide
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -22,6 +23,9 @@ from phasewatch.monitor.trajectories.transitions import find_transitions
 
 ROWS = 12
 """The table shows at most this many steps, evenly chosen, the first and the last among them."""
+
+LARGEST_SCORE = 1e12
+"""Scores beyond either side are refused: the log p of a text of a gigabyte is about -1e9."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +107,7 @@ def overview(
             f"{name}: --chance isn't given. Pass the sharp score of a guess: 1 / the number of choices, or 0 for exact "
             "match."
         )
-    trajectory = Trajectory.read(path / "points.jsonl" if path.is_dir() else path, signal=sharp)
+    trajectory = Trajectory.read(inside(path, "points.jsonl") if path.is_dir() else path, signal=sharp)
     known = np.isfinite(trajectory.signal(sharp)) & np.isfinite(trajectory.signal(smooth))
     values = {name: trajectory.signal(name)[known] for name in (smooth, sharp)}
     remarks = _beside_complexity(trajectory, smooth)
@@ -164,6 +168,9 @@ def _overview(
     remarks: Sequence[str],
 ) -> Overview:
     remarks = list(remarks)
+    for name in (sharp, smooth):
+        if (abs(values[name]) > LARGEST_SCORE).any():
+            raise PhasewatchError(f"The score {name} goes beyond {LARGEST_SCORE:g}, and no score does; correct it.")
     judged = later = None
     if len(steps) >= FEWEST_VERDICT:
         judged = verdict(steps, values[sharp], values[smooth], chance=chance)

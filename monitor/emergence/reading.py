@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import re
 from collections import Counter
@@ -14,10 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from phasewatch.monitor.emergence.items import SUM_SLACK, Items
-from phasewatch.monitor.emergence.lines import ROUNDING, LeftOut, Line, parse_line
-from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.files import open_regular, read_json, read_text
-from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.emergence.lines import LEAST_LOG_P, ROUNDING, LeftOut, Line, parse_line
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
+from phasewatch.monitor.files import MOST_BYTES, MOST_JSON_BYTES, open_regular, read_json
 from phasewatch.monitor.strict_json import parse_json
 
 _TIME = r"\d{4}-\d{2}-\d{2}T\d{2}[-:]\d{2}[-:]\d{2}(?:\.\d+)?(?:[+-]\d{2}[-:]\d{2}|Z)?"
@@ -104,7 +102,7 @@ def _of_folder(folder: Path, task: str | None, axis: str) -> tuple[Steps, Counte
     for own, time, path in sorted(found, key=lambda entry: entry[1]):
         if own != task:
             continue
-        at = _place(path, time, axis)
+        at = _place(path, time, axis, folder)
         if at is None:
             raise PhasewatchError(
                 f"{path}: neither results_{time or '<time>'}.json beside it nor its folder's name tells the {axis}. "
@@ -113,16 +111,16 @@ def _of_folder(folder: Path, task: str | None, axis: str) -> tuple[Steps, Counte
             )
         if at in steps:
             left_out["files of a step that was evaluated again"] += 1
-        steps[at] = _lines(path, left_out)
+        steps[at] = _lines(path, left_out, folder)
     return steps, left_out, "bytes"
 
 
-def _place(path: Path, time: str, axis: str) -> float | None:
+def _place(path: Path, time: str, axis: str, within: Path) -> float | None:
     """The step or the tokens of a samples file; None if nothing tells."""
     texts: list[str] = []
     for results in sorted(path.parent.glob(f"*results*{time}*.json" if time else "*results*.json")):
         try:
-            record = read_json(results, allow_nan=True)
+            record = read_json(results, within=within, allow_nan=True)
         except PhasewatchError:
             continue
         config = record.get("config") if isinstance(record, dict) else None
@@ -141,19 +139,23 @@ def _place(path: Path, time: str, axis: str) -> float | None:
             match = _TOKENS.search(text)
             if match:
                 number, letter = (match[1], match[2]) if match[1] else (match[3], match[4])
-                return float(number) * _UNITS[letter.upper()]
+                return _bounded(float(number) * _UNITS[letter.upper()])
         elif match := _STEP.search(text):
-            return float(match[1])
+            return _bounded(float(match[1]))
     if axis == "step":
         digits = re.fullmatch(r"\d+", path.parent.name)
-        return float(digits[0]) if digits else None
+        return _bounded(float(digits[0])) if digits else None
     return None
 
 
-def _lines(path: Path, left_out: Counter[str]) -> dict[str, Line]:
+def _bounded(place: float) -> float | None:
+    return place if 0 <= place <= LARGEST_STEP else None
+
+
+def _lines(path: Path, left_out: Counter[str], within: Path | None) -> dict[str, Line]:
     found: dict[str, Line] = {}
-    with open_regular(path) as file:
-        for text in file:
+    with open_regular(path, within=within, most_bytes=MOST_BYTES) as file:
+        while text := file.readline(MOST_JSON_BYTES):
             if not text.strip():
                 continue
             try:
@@ -170,13 +172,13 @@ def _lines(path: Path, left_out: Counter[str]) -> dict[str, Line]:
 
 def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[str], str]:
     left_out: Counter[str] = Counter()
-    with open_regular(path) as file:
-        first = file.readline(MOST_OF_A_LINE)
+    with open_regular(path, most_bytes=MOST_BYTES) as file:
+        first = file.readline(MOST_JSON_BYTES)
     if path.suffix.lower() == ".jsonl" and b'"doc_id"' in first:
-        at = _place(path, (re.search(_TIME, path.name) or [""])[0], axis)
+        at = _place(path, (re.search(_TIME, path.name) or [""])[0], axis, path.parent)
         if at is None:
             raise PhasewatchError(f"{path}: neither results beside it nor its folder's name tells the {axis}.")
-        return {at: _lines(path, left_out)}, left_out, "bytes"
+        return {at: _lines(path, left_out, None)}, left_out, "bytes"
     if path.suffix.lower() not in {".csv", ".jsonl"}:
         raise PhasewatchError(f"read_samples({str(path)!r}) reads a folder, a .csv or a .jsonl, not {path.suffix!r}.")
     choices: dict[tuple[float, str], dict[int, Mapping[str, Any]]] = {}
@@ -184,7 +186,10 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
         if task is not None and row.get("task", task) != task:
             continue
         try:
-            key = (float(row[axis]), str(row["item"]))
+            at = _bounded(float(row[axis]))
+            if at is None:
+                raise ValueError("no step")
+            key = (at, str(row["item"]))
             choice = int(row.get("choice") or 0)
             log_p = float(row["log_p"])
         except KeyError as missing:
@@ -194,10 +199,7 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
         except (TypeError, ValueError, OverflowError):
             left_out["lines without numbers for the step, the choice or log p"] += 1
             continue
-        if not math.isfinite(key[0]):
-            left_out["lines without numbers for the step, the choice or log p"] += 1
-            continue
-        if not -math.inf < log_p <= ROUNDING:
+        if not LEAST_LOG_P <= log_p <= ROUNDING:
             left_out["lines with a log probability above 0, or none"] += 1
             continue
         choices.setdefault(key, {})[choice] = row
@@ -210,7 +212,7 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
         right = [i for i, row in enumerate(rows) if _number(row.get("right")) == 1]
         log_p = tuple(min(float(row["log_p"]), 0.0) for row in rows)
         target = 0 if len(rows) == 1 else (right[0] if right else None)
-        given = _number(rows[0].get("correct"))
+        given = _number(rows[0].get("correct"), most=1.0)
         if target is None or (len(rows) == 1 and math.isnan(given)):
             left_out["items that don't tell whether they are right"] += 1
             continue
@@ -221,30 +223,35 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
 
 
 def _rows(path: Path, left_out: Counter[str]) -> Iterator[Mapping[str, Any]]:
-    text = read_text(path)
-    if path.suffix.lower() == ".csv":
-        try:
-            yield from csv.DictReader(io.StringIO(text, newline=""))
-        except csv.Error as error:
-            raise PhasewatchError(f"{printable(path)} can't be read as comma-separated text: {error}.") from error
-        return
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            left_out["lines that are not JSON (cut off, or two written into one)"] += 1
-            continue
-        if isinstance(record, dict):
-            yield record
-        else:
-            left_out["lines that are no object of named values"] += 1
+    opened = open_regular(path, most_bytes=MOST_BYTES)
+    with io.TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="") as file:
+        if path.suffix.lower() == ".csv":
+            try:
+                yield from csv.DictReader(file)
+            except csv.Error as error:
+                raise PhasewatchError(f"{path} can't be read as comma-separated text: {error}.") from error
+            return
+        while text := file.readline(MOST_JSON_BYTES):
+            if not text.strip():
+                continue
+            try:
+                record = parse_json(text, "A line", allow_nan=True)
+            except PhasewatchError:
+                left_out["lines that are not JSON (cut off, or two written into one)"] += 1
+                continue
+            if isinstance(record, dict):
+                yield record
+            else:
+                left_out["lines that are no object of named values"] += 1
 
 
-def _number(cell: Any) -> float:
+def _number(cell: Any, most: float = 2.0**53) -> float:
+    """A cell's number from 0 to `most`; NaN where it holds anything else."""
     try:
-        return float(cell)
+        value = float(cell)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+    return value if 0 <= value <= most else math.nan
 
 
 def _together(steps: Steps, left_out: Counter[str], unit: str, name: str, axis: str) -> Items:

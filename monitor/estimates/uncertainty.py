@@ -29,4 +29,6 @@ def standard_error(per_chain: Sequence[float] | np.ndarray) -> float:
     chains = len(per_chain)
     if chains < 2:
         return math.nan
-    return float(np.std(per_chain, ddof=1) / math.sqrt(chains) * stdtrit(chains - 1, 0.975) / 2)
+    with np.errstate(over="ignore", invalid="ignore"):  # chains of 1e200 have an error that no float holds
+        spread = np.std(per_chain, ddof=1)
+    return float(spread / math.sqrt(chains) * stdtrit(chains - 1, 0.975) / 2)

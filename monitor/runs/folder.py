@@ -152,9 +152,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another writer in; say so if points could not be written."""
-        if self._unsaved and not self._write_points():
+        is_gone = bool(self.points) and not self._is_held()
+        if (self._unsaved or is_gone) and not self._write_points():
             warn(
-                f"{len(self._unsaved)} points of {self._lines} were never written to disk; "
+                f"{len(self.points if is_gone else self._unsaved)} points of {self._lines} were never written to disk; "
                 "a replay measures those again whose snapshots are there."
             )
             self._unsaved.clear()
@@ -183,7 +184,7 @@ class RunFolder:
         """Make the folder, and keep other writers out."""
         self.path.mkdir(parents=True, exist_ok=True)
         open_append(self.path / ".lock").close()  # refuses a link, which the lock would follow
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = FileLock(self.path / ".lock", thread_local=False)  # one thread may take it again, another let go
         self._lock.acquire(timeout=0)
         self._locked = os.stat(self.path / ".lock")
 

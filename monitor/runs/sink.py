@@ -3,16 +3,19 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from phasewatch.monitor.errors import warn
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition
 
-SINK_TIMEOUT = 30.0
-"""Seconds that a sink may take for one item before it gets nothing more: longer than a slow upload takes, and short
-enough to wait for at the end of a training."""
+SLOW_SECONDS = 30.0
+"""Seconds that a sink may take for one item before a warning; a slow upload takes less."""
+
+CLOSE_SECONDS = 7.0
+"""Seconds that the end of a run waits for a sink, unless the sink has a `close_seconds` of its own: W&B takes 3 to 6 to
+finish a run, and a process has to end within 15 of its training's end."""
 
 
 class Sink(Protocol):
@@ -42,8 +45,9 @@ class Sink(Protocol):
 class Outlet:
     """A sink and the thread that calls it.
 
-    An item that the sink raises on is lost. A sink that takes longer than `SINK_TIMEOUT` for one item gets no more.
-    Either costs one warning.
+    An item that the sink raises on is lost. What comes while it is slow waits until it isn't; what still waits
+    `close_seconds` of the sink after the end, or else `CLOSE_SECONDS`, is left to a thread that ends with the process.
+    Either costs one warning, with `advice` of the sink, if it has any.
 
     Args:
         sink: what to call.
@@ -55,8 +59,8 @@ class Outlet:
         self._name = type(sink).__name__
         self._items: queue.SimpleQueue[Point | Transition | None] = queue.SimpleQueue()
         self._started: float | None = None
-        self._complained = False
-        self._given_up = False
+        self._ends = 0.0
+        self._complaints: set[str] = set()
         self._thread = threading.Thread(
             target=self._run, args=(trajectory,), name=f"phasewatch-{self._name}", daemon=True
         )
@@ -64,24 +68,30 @@ class Outlet:
 
     def put(self, item: Point | Transition) -> None:
         """Pass an item on; returns at once."""
-        if not self._hangs():
-            self._items.put(item)
+        started = self._started
+        if started is not None and time.monotonic() - started > SLOW_SECONDS:
+            self._complain("slow", f"has taken more than {SLOW_SECONDS:g} seconds for one item, and others wait for it")
+        self._items.put(item)
 
     def finish(self) -> None:
         """Close the sink after what it was sent; returns at once."""
+        self._ends = time.monotonic() + self._close_seconds
         self._items.put(None)
 
     def wait(self) -> None:
-        """Wait until the sink is closed, or hangs."""
-        while self._thread.is_alive() and not self._hangs():
-            self._thread.join(min(0.05, SINK_TIMEOUT))
+        """Wait until the sink is closed, or has had its time since `finish`."""
+        self._thread.join(max(self._ends - time.monotonic(), 0))
+        if self._thread.is_alive():
+            self._complain("late", f"has not finished {self._close_seconds:g} seconds after the end and is left behind")
 
-    def _hangs(self) -> bool:
-        started = self._started
-        if not self._given_up and started is not None and time.monotonic() - started > SINK_TIMEOUT:
-            self._given_up = True
-            self._complain(f"has taken more than {SINK_TIMEOUT:g} seconds and gets nothing more")
-        return self._given_up
+    @property
+    def is_content(self) -> bool:
+        """Whether nothing has gone wrong."""
+        return not self._complaints
+
+    @property
+    def _close_seconds(self) -> float:
+        return getattr(self._sink, "close_seconds", CLOSE_SECONDS)
 
     def _run(self, trajectory: Callable[[], Trajectory]) -> None:
         attach = getattr(self._sink, "attach", None)
@@ -96,11 +106,32 @@ class Outlet:
         try:
             action()
         except BaseException as error:  # nothing that a sink raises, SystemExit included, may end its thread
-            self._complain(f"failed and lost what it was writing ({type(error).__name__}: {error})")
+            self._complain("failed", f"failed and lost what it was writing ({type(error).__name__}: {error})")
         finally:
             self._started = None
 
-    def _complain(self, what: str) -> None:
-        if not self._complained:
-            self._complained = True
-            warn(f"The sink {self._name} {what}; training and the other sinks go on.")
+    def _complain(self, kind: str, what: str) -> None:
+        """Say each kind once, and nothing of a failure that comes after it was left behind."""
+        if not self._complaints & {kind, "late"}:
+            self._complaints.add(kind)
+            advice = getattr(self._sink, "advice", "")
+            warn(f"The sink {self._name} {what}; training and the other sinks go on.{f' {advice}' if advice else ''}")
+
+
+def send(points: Trajectory, transitions: Iterable[Transition], sink: Sink) -> bool:
+    """Tell a sink of a run that is measured already, and wait until it is closed.
+
+    Args:
+        points: of the run.
+        transitions: of the points.
+        sink: what to tell.
+
+    Returns:
+        Whether it took everything in its time; a warning says why not.
+    """
+    outlet = Outlet(sink, lambda: points)
+    for item in (*points, *transitions):
+        outlet.put(item)
+    outlet.finish()
+    outlet.wait()
+    return outlet.is_content

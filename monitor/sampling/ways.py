@@ -27,7 +27,10 @@ class Way:
     def __str__(self) -> str:
         if self.rows:
             return f"{self.rows} chains at a time."
-        kept: dict[Keep, str] = {AnchorOnDevice: "with the snapshot's weights", DisplacementOnDevice: "with a bfloat16 displacement"}
+        kept: dict[Keep, str] = {
+            AnchorOnDevice: "with the snapshot's weights",
+            DisplacementOnDevice: "with a bfloat16 displacement",
+        }
         parts = f", minibatches in {self.pieces} parts" if self.pieces > 1 else ""
         return f"One chain at a time, {kept.get(self.position, 'with the snapshot on the host')}{parts}."
 

@@ -184,7 +184,7 @@ def scan(
     forms = chosen(choice.key)
     if choice.key and (called := [entry for entry in entries if has_word(entry.name, choice.key)]):
         entries, forms = called, FORMATS  # `ema_0.9999_010000.pt` beside `model010000.pt`
-    found, left_out, refused = _found(entries, forms, call, choice)
+    found, left_out, refused = _found(entries, forms, root, call, choice)
     if choice.step is None:
         found, epochs = without_epochs(found)
         left_out += epochs
@@ -204,7 +204,7 @@ def scan(
 
 
 def _found(
-    entries: Iterable[Entry], forms: Sequence[Format], call: str, choice: Choice
+    entries: Iterable[Entry], forms: Sequence[Format], root: Path, call: str, choice: Choice
 ) -> tuple[list[_Found], list[str], str]:
     """What is claimed and has a step, what is left out, and why the first of these is."""
     found: list[_Found] = []
@@ -212,6 +212,10 @@ def _found(
     refused = ""
     for entry in entries:
         shown = entry.path.name if stem_of(entry.path) == entry.name else entry.name
+        if entry.path.is_dir() and leads_out(entry.path, root):
+            refused = refused or f"{shown} leads out of the folder; put the files themselves there, not a link to them"
+            left_out.append(shown)
+            continue
         form, source = next(((f, source) for f in forms if (source := f.claims(entry.path))), (None, None))
         step = _step(form, entry, call, choice.step) if form else None
         if form and source and step is not None:

@@ -15,6 +15,7 @@ import typer
 from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, in_words, missing_package
 from phasewatch.monitor.files import inside, replacing
 from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.runs.signals import ended_by_signals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,8 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.showwarning = _say
         try:
-            app()
+            with ended_by_signals():
+                app()
         except PhasewatchError as error:
             print(f"phasewatch: {error}", file=sys.stderr)
             sys.exit(2)
@@ -119,18 +121,32 @@ def calibrate(
 @app.command()
 def replay(
     series: Annotated[str, typer.Argument(help=SERIES)],
-    probe: Annotated[str, typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one.")],
+    probe: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:NAME", help="A Probe, or a function that returns one; --wandb goes without."),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Where the points are kept; SERIES-replay, beside the series, if not given.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one checkpoint each at a time.")] = 1,
-    wandb: Annotated[bool, typer.Option(help="Also write a W&B run.")] = False,
+    wandb: Annotated[
+        bool, typer.Option(help="Also write a W&B run; without a probe, of what a run's folder holds already.")
+    ] = False,
     revisions: Revisions = None,
     key: Key = None,
     keep: Annotated[bool, typer.Option(help="Keep what is fetched from a hub in its cache.")] = False,
 ) -> None:
     """Measure a saved series of checkpoints; what is measured already is not measured again."""
     _import_matplotlib()
+    if probe is None:
+        if not wandb:
+            raise PhasewatchError("phasewatch replay SERIES needs --probe FILE.py:NAME, which says how to measure.")
+        from phasewatch.callbacks.sinks.wandb import send_run
+
+        if not send_run(Path(series)):
+            raise typer.Exit(2)
+        print(f"The points of {printable(series)} are in W&B.")
+        return
     from phasewatch.monitor.runs.replay import replay as replay_series
     from phasewatch.monitor.snapshots.series import open_series
     from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -141,7 +157,9 @@ def replay(
     sinks: list[Sink] = []
     if wandb:
         from phasewatch.callbacks.sinks.wandb import WandbSink
+        from phasewatch.callbacks.sinks.wandb_run import refuse_foreign_settings
 
+        refuse_foreign_settings()
         sinks.append(WandbSink(own_run=True, name=run.name))
     if opened.left_out:
         _tell(f"Left out, since they carry no step or are copies: {', '.join(map(printable, opened.left_out))}")
@@ -238,6 +256,7 @@ def emergence(
 
     found = overview(path, task=task, sharp=sharp, smooth=smooth, chance=chance, at=at or ())
     if plot:
+        _import_matplotlib()
         from phasewatch.callbacks.figures.emergence import draw_emergence
 
         _save(draw_emergence(found), plot)

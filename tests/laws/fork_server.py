@@ -1,10 +1,11 @@
 """Run as a script: imports everything once, then forks a child for each line of JSON that comes, and kills it.
 
-A line is `{"work": "run" | "replay", "folder": ..., "delay": seconds | null, "operation": number | null, ...}`: the
-child dies after so many seconds, or just before so many changes of files.
+A line is `{"work": "run" | "replay" | "report" | "calibrate", "folder": ..., "delay": seconds | null,
+"operation": number | null, ...}`: the child dies after so many seconds, or just before so many changes of files.
 The answer is `{"killed": bool, "status": wait status, "seconds": until the end}`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -16,9 +17,12 @@ import warnings
 import torch
 from tiny_run import ToldToFile, die_at_operation, make_probe, train
 
+from phasewatch.callbacks.sinks.report import write_report
 from phasewatch.callbacks.trainers import session
-from phasewatch.monitor.errors import PhasewatchWarning
+from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.probing.calibrate import calibrate
 from phasewatch.monitor.runs.replay import replay
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
 
 
 def work(order):
@@ -29,6 +33,11 @@ def work(order):
     if order["work"] == "run":
         options = {"measure": order["measure"], "average": order["average"]}
         train(order["folder"], steps=order["steps"], sinks=sinks, **options)
+    elif order["work"] == "report":
+        write_report(order["folder"])
+    elif order["work"] == "calibrate":
+        with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(PhasewatchError):  # no setting suits so little
+            calibrate(list(SnapshotFolder(f"{order['folder']}/snapshots"))[:2], make_probe(), budget=2000)
     else:
         for _ in replay(order["series"], make_probe(), run=order["folder"], sinks=sinks):
             pass

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,24 @@ def test_a_kill_before_every_single_change_of_a_file(server, work, average):
         check_and_note(folder, seen)
         assert lines(folder).splitlines() == undisturbed
     assert operation > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["report", "calibrate"])
+def test_a_hundred_kills_leave_a_whole_page_or_none_and_the_run_as_it_was(server, work):
+    folder = server.folder / f"killed-{work}"
+    shutil.copytree(server.folder / "undisturbed", folder)
+    (folder / "report.html").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    whole = min(server(folder, work=work)["seconds"] for _ in range(3))
+    page = folder / "report.html"
+    random_delay, pages, kills = random.Random(3), set(), 0
+    while kills < 2 * KILLS:
+        page.unlink(missing_ok=True)
+        kills += server(folder, work=work, delay=random_delay.uniform(0, 1.1 * whole))["killed"]
+        pages.add(page.read_bytes() if page.exists() else b"")
+        assert {path: path.read_bytes() for path in before} == before
+    assert all(page.startswith(b"<!DOCTYPE html>") and page.endswith(b"</html>") for page in pages - {b""})
 
 
 @pytest.mark.slow

@@ -440,3 +440,12 @@ def test_a_process_that_meets_a_pipe_ends(run):
         [sys.executable, "-c", code, str(run / "pipe")], capture_output=True, text=True, timeout=15, check=False
     )
     assert "is a named pipe" in ended.stderr
+
+
+def test_a_file_that_has_another_name_elsewhere_is_not_appended_to(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("no line end")
+    os.link(tmp_path / "precious", tmp_path / "run" / "points.jsonl")
+    with pytest.raises(PhasewatchError, match=r"points.jsonl is also a file elsewhere \(a hard link\)"):
+        open_append(tmp_path / "run" / "points.jsonl")
+    assert (tmp_path / "precious").read_text() == "no line end"

@@ -68,7 +68,9 @@ class HuggingFaceFolder:
                 raise PhasewatchError(
                     f"{source} names the shard {shard!r}, which isn't a file beside it; only such shards are read."
                 )
-            if not (source.parent / shard).is_file():
+            with reading(source):
+                is_there = (source.parent / shard).is_file()
+            if not is_there:
                 raise PhasewatchError(f"{source} names the shard {shard}, which isn't there; put it next to the index.")
             tensors |= load_file(source.parent / shard, within, self.key)
         if self.key is None and (missing := shard_of.keys() - tensors.keys()):

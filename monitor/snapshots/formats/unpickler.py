@@ -6,6 +6,7 @@ names is answered by a `StandIn` that does nothing. Work and memory are bounded 
 
 import math
 import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, ClassVar, NamedTuple, Self
@@ -178,6 +179,7 @@ class Unpickler(_PythonUnpickler):
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__(_Bounded(file, size), encoding="utf-8", errors="replace")
+        self._size = size
         self.storages: dict[str, Storage] = {}
         self._items_left = size
 
@@ -233,6 +235,13 @@ class Unpickler(_PythonUnpickler):
         self._with_keys(0, 2)
         super().load_dict()
 
+    def load_bytearray8(self) -> None:
+        """Bytes that may change, of a length that is said first."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        if length > self._size:
+            raise ValueError("longer than the file")
+        self.append(bytearray(self.read(length)))
+
     def load_additems(self) -> None:
         """Items of a set."""
         self._with_keys(0, 1)
@@ -264,6 +273,7 @@ for _opcode, _load in (
     (pickle.SETITEM, Unpickler.load_setitem),
     (pickle.SETITEMS, Unpickler.load_setitems),
     (pickle.DICT, Unpickler.load_dict),
+    (pickle.BYTEARRAY8, Unpickler.load_bytearray8),
     (pickle.ADDITEMS, Unpickler.load_additems),
     (pickle.FROZENSET, Unpickler.load_frozenset),
     (pickle.REDUCE, Unpickler.load_reduce),

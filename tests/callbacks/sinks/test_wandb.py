@@ -573,3 +573,85 @@ def test_a_watched_log_likelihood_that_has_turned_gives_one_alert(offline: Path,
     [alert] = [record["alert"] for record in written if record["type"] == "alert"]
     assert alert["title"] == "phasewatch: watch_greeting has turned"
     assert alert["text"].startswith("RED FLAG: watch_greeting has turned. It turned: highest at 2")
+
+
+HANGING_SERVER = """
+import os, socket, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+import test_wandb as t
+from phasewatch.callbacks.sinks.wandb import WandbSink
+from phasewatch.monitor.runs.record import Recorder
+listener = socket.create_server(("127.0.0.1", 0))
+held = []
+threading.Thread(target=lambda: [held.append(listener.accept()) for _ in range(1000)], daemon=True).start()
+os.environ["WANDB_BASE_URL"] = "http://127.0.0.1:%d" % listener.getsockname()[1]
+recorder = Recorder([WandbSink(own_run=True, project="p", mode="online", close_seconds=1.0)])
+for step in range(3):
+    recorder.record(t.a_point(step))
+from wandb.sdk import wandb_setup
+while wandb_setup.singleton()._connection is None:
+    time.sleep(0.05)
+recorder.close()
+print("service", wandb_setup.singleton()._connection._proc._process.pid)
+"""
+
+
+def test_a_server_that_hangs_holds_neither_the_end_of_a_run_nor_that_of_the_process(offline: Path) -> None:
+    """W&B alone would wait for more than two minutes."""
+    from processes import environment, gone  # not at the top: other processes import this module without it
+
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING_SERVER, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env=environment(WANDB_API_KEY="0" * 40, WANDB_MODE="online"),
+    )
+    assert done.returncode == 0
+    assert "The sink WandbSink has not finished 1 seconds after the end and is left behind" in done.stderr
+    assert "`phasewatch replay RUN --wandb` sends them" in done.stderr
+    assert gone([int(done.stdout.split()[-1])], 10)
+
+
+def test_a_run_that_was_measured_is_sent_afterwards(offline: Path) -> None:
+    from phasewatch.cli import main
+
+    Trajectory([a_point(step) for step in (1, 2, 3)]).write(offline / "points.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["phasewatch", "replay", str(offline), "--wandb"])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 0
+    import wandb
+
+    wandb.teardown()
+    (folder,) = (path for path in (offline / "WANDB_DIR" / "wandb").iterdir() if path.name.startswith("offline-run"))
+    assert [row["phase/step"] for row in rows(records(folder)) if "phase/llc" in row] == [1, 2, 3]
+
+
+def test_the_current_folder_chooses_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from phasewatch.cli import main
+
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nproject = a\nbase_url = http://evil.example\n")
+    Trajectory([a_point(1)]).write(tmp_path / "points.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["phasewatch", "replay", ".", "--wandb"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "wandb/settings in the current folder sets base_url for W&B" in capsys.readouterr().err
+
+
+def test_a_run_of_its_own_asks_no_git_of_the_current_folder(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration of a repository may name commands that git runs."""
+    for command in (["git", "init", "-q", "."], ["git", "config", "core.fsmonitor", f"touch {offline}/PWNED; false"]):
+        subprocess.run(command, cwd=offline, check=True)
+    monkeypatch.chdir(offline)
+    sink = WandbSink(own_run=True)
+    sink.write(a_point(1))
+    sink.close()
+    assert not (offline / "PWNED").exists()

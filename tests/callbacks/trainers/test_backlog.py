@@ -1,10 +1,12 @@
 import errno
 import math
+import warnings
 
 import numpy as np
 import pytest
 from tiny_run import Told, a_point, a_snapshot, no_room, one_warning
 
+from phasewatch.callbacks.trainers import backlog as backlog_module
 from phasewatch.callbacks.trainers.backlog import Backlog
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs import plan
@@ -12,6 +14,7 @@ from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.plan import Plan
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.snapshots import folder as snapshot_folder
+from phasewatch.monitor.snapshots.snapshot import same_weights
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 
@@ -189,6 +192,36 @@ def test_a_snapshot_that_the_disk_refuses_is_measured_from_memory(folder, refusi
             measure_all(backlog)
     assert [snapshot.step for snapshot in held] == [1, 2, 3]
     assert folder.steps == {1, 2, 3}
+
+
+def test_a_snapshot_that_was_measured_from_memory_is_written_when_there_is_room_again(folder, refusing):
+    backlog = make_backlog(folder)
+    with one_warning("waits in memory until it can"):
+        for step in (1, 2, 3):
+            backlog.take(a_snapshot(step, seed=step))
+            measure_all(backlog)
+    assert backlog.unwritten == [1, 2, 3]
+    assert folder.snapshots.steps == ()
+    refusing.make_room()
+    backlog.take(a_snapshot(4))
+    assert backlog.unwritten == []
+    assert folder.snapshots.steps == (1, 2, 3, 4)
+    for step in (1, 2, 3):
+        assert same_weights(folder.snapshots.load(step), a_snapshot(step, seed=step))
+
+
+def test_snapshots_that_the_disk_refuses_for_long_do_not_fill_the_memory(folder, refusing, monkeypatch):
+    monkeypatch.setattr(backlog_module, "MOST_UNWRITTEN", 2 * 16)  # bytes of two of these models
+    backlog = make_backlog(folder)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for step in (1, 2, 3):
+            backlog.take(a_snapshot(step))
+            measure_all(backlog)
+    assert [str(warning.message) for warning in told][1:] == [
+        "The snapshot of step 1 is measured and isn't kept, since the disk refuses it."
+    ]
+    assert backlog.unwritten == [2, 3]
 
 
 def test_another_process_gets_a_snapshot_when_the_disk_has_room_again(folder, refusing):

@@ -141,7 +141,7 @@ def test_a_step_may_be_any_whole_number(path, probe, step):
     assert json.loads(lines(path))["step"] == 4
 
 
-@pytest.mark.parametrize("step", [-1, -4.0, 4.5, float("nan"), float("inf"), None, "4", torch.tensor(-2)])
+@pytest.mark.parametrize("step", [-1, -4.0, 4.5, float("nan"), float("inf"), None, "4", torch.tensor(-2), 2**63, 1e300])
 def test_a_step_that_is_none_costs_one_warning_and_nothing_else(path, probe, step):
     with PhaseMonitor(make_model(), probe, run=path, at=lambda step: True) as monitor:
         with one_warning("training goes on: a training step is a whole number"):
@@ -149,6 +149,13 @@ def test_a_step_that_is_none_costs_one_warning_and_nothing_else(path, probe, ste
                 assert not monitor(step)
         assert monitor(3)
     assert measured(path) == [3]
+
+
+def test_a_step_that_python_cannot_write_out_costs_one_warning(path, probe):
+    with PhaseMonitor(make_model(), probe, run=path, at=lambda step: True) as monitor:
+        with one_warning("a int.* training goes on: a training step is a whole number"):
+            assert not monitor(10**5000)
+        assert monitor(3)
 
 
 @pytest.mark.parametrize("yes", [True, np.True_, torch.tensor(True), 1])

@@ -38,21 +38,23 @@ def test_steps_of_other_integer_types_are_due_too():
     assert not due(11)
 
 
-@pytest.mark.parametrize("bad", [0, -3, 2.0, True, "10", None, math.nan])
+@pytest.mark.parametrize("bad", [0, -3, 2.0, True, "10", None, math.nan, 2**63])
 def test_every_refuses_what_is_no_number_of_steps(bad):
-    with pytest.raises(PhasewatchError, match=r"every\(n=.*\) must be a whole number of at least 1"):
+    with pytest.raises(PhasewatchError, match=r"every\(n=.*\) must be a whole number from 1 to 9223372036854775807"):
         every(bad)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"first": 0}, r"log_spaced\(first=0\) must be a whole number of at least 1"),
+        ({"first": 0}, r"log_spaced\(first=0\) must be a whole number from 1 to 9223372036854775807"),
         ({"last": 1e5}, r"log_spaced\(last=100000.0\) must be a whole number"),
         ({"num": 0}, r"log_spaced\(num=0\)"),
         ({"num": True}, r"log_spaced\(num=True\)"),
         ({"first": 200}, r"log_spaced\(first=200, last=100\): the last step must not come before the first"),
-        ({"linear": -1}, r"log_spaced\(linear=-1\) must be a whole number of at least 0"),
+        ({"linear": -1}, r"log_spaced\(linear=-1\) must be a whole number from 0 to 10000000"),
+        ({"last": 2**63}, r"log_spaced\(last=9223372036854775808\) must be a whole number from 1 to"),
+        ({"num": 10**8}, r"log_spaced\(num=100000000\) must be a whole number from 1 to 10000000"),
     ],
 )
 def test_log_spaced_refuses_in_words(arguments, message):
@@ -74,3 +76,8 @@ def test_budget_refuses_what_is_no_schedule():
 def test_budget_chooses_among_its_schedule():
     budget = Budget(0.1, at=every(10))
     assert [step for step in range(35) if budget(step)] == [0, 10, 20, 30]
+
+
+def test_no_grid_goes_beyond_the_last_step():
+    last = 2**63 - 1
+    assert max(log_spaced(1, last, num=30, linear=30).steps) == last

@@ -6,12 +6,13 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 
 import pytest
 from processes import environment
 from tiny_run import a_snapshot, make_model, make_probe, one_warning, wait_for
 
-from phasewatch.callbacks.trainers import session
+from phasewatch.callbacks.trainers import measuring, session
 from phasewatch.callbacks.trainers.loop import PhaseMonitor
 from phasewatch.callbacks.trainers.measuring import Background
 from phasewatch.callbacks.trainers.schedule import every
@@ -169,4 +170,24 @@ def test_a_disk_that_hangs_does_not_hold_the_end_of_the_process_up(tmp_path, mon
     with one_warning("snapshots of .* were not measured"):
         monitor._session._finish_at_exit()
     assert time.monotonic() - began < 5
+    gate.set()
+
+
+@pytest.mark.usefixtures("stuck")
+def test_a_disk_that_hangs_costs_snapshots_and_neither_training_nor_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "DISK_SECONDS", 0.2)
+    monkeypatch.setattr(session, "DISK_SECONDS", 0.2)
+    gate = threading.Event()
+    monkeypatch.setattr(SnapshotFolder, "save", lambda self, snapshot: gate.wait())
+    monitor = PhaseMonitor(make_model(), make_probe(), run=tmp_path / "run", at=every(1), measure="background")
+    began = time.monotonic()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for step in range(1, 6):
+            monitor(step)
+        monitor.close()
+    assert time.monotonic() - began < 20
+    messages = [str(warning.message) for warning in told]
+    assert any("more than 0.2 seconds for one file; a snapshot is left out" in message for message in messages)
+    assert "what waits for it is left to a resumed run or a replay" in messages[-1]
     gate.set()

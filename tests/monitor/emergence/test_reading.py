@@ -189,3 +189,50 @@ def test_a_line_that_nests_without_end_is_counted(tmp_path):
         path.write_text(path.read_text() + 100_000 * "[" + "\n")
     items = emergence.read_samples(tmp_path, "arc")
     assert items.left_out == {"lines that are not JSON (cut off, or two written into one)": 2}
+
+
+def test_files_of_others_are_read_by_the_door(tmp_path):
+    folder = folder_of(tmp_path)
+    (tmp_path / "secret").write_text(json.dumps(line(9, [-1.0, -2.0], 0)))
+    file = sorted(folder.glob("samples*"))[0]
+    whole = file.read_bytes()
+    file.unlink()
+    file.symlink_to(tmp_path / "secret")
+    with pytest.raises(PhasewatchError, match="leads out of"):
+        emergence.read_samples(folder)
+    file.unlink()
+    file.write_bytes(whole)
+    for results in folder.glob("results*"):  # a link that leads out tells no step
+        results.unlink()
+        results.symlink_to(tmp_path / "secret")
+    with pytest.raises(PhasewatchError, match="tells the step"):
+        emergence.read_samples(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda r: r | {"filtered_resps": [["NaN", "False"], ["-1", "False"]]}, "log probability"),
+        (lambda r: r | {"filtered_resps": [["-1", "False"], [-1e308, "False"]]}, "log probability"),
+        (lambda r: without("acc")(r) | {"target": float("nan")}, "neither the right choice"),
+        (lambda r: r | {"target": float("inf"), "acc": 0.0}, "no step tells"),
+    ],
+)
+def test_a_line_of_extreme_values_is_left_out(tmp_path, change, reason):
+    with pytest.raises(PhasewatchError, match=reason):
+        emergence.read_samples(folder_of(tmp_path, change), "arc")
+
+
+@pytest.mark.parametrize("step", ["1e400", "nan", "-1", "1e19", "[]"])
+def test_a_table_whose_steps_are_none_has_no_items(tmp_path, step):
+    file = tmp_path / "items.csv"
+    file.write_text(f"step,item,choice,log_p,right\n{step},0,0,-1.0,1\n{step},0,1,-2.0,0\n")
+    with pytest.raises(PhasewatchError, match="lines without numbers for the step"):
+        emergence.read_samples(file)
+
+
+def test_a_cell_larger_than_python_reads_is_a_sentence(tmp_path):
+    file = tmp_path / "items.csv"
+    file.write_text("step,item,choice,log_p,right\n1,0,0,-1.0," + "9" * 200_000 + "\n")
+    with pytest.raises(PhasewatchError, match="can't be read as comma-separated text"):
+        emergence.read_samples(file)

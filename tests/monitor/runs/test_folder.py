@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -426,3 +427,25 @@ def test_a_folder_that_another_writer_has_taken_meanwhile_is_left_to_it(folder, 
         folder.append(a_point(1))
     other.close()
     assert RunFolder(path, SETTINGS).points == [a_point(7)]
+
+
+def test_a_lock_that_another_thread_took_again_is_let_go(tmp_path):
+    folder = RunFolder(tmp_path / "run", {})
+    shutil.rmtree(folder.path)
+    with one_warning("was deleted or moved"):
+        thread = threading.Thread(target=folder.append, args=[a_point(1)])
+        thread.start()
+        thread.join()
+    folder.close()
+    RunFolder(tmp_path / "run", {}).close()
+
+
+def test_a_folder_that_is_deleted_after_the_last_point_comes_back_at_the_end(tmp_path):
+    folder = RunFolder(tmp_path / "run", {})
+    folder.append(a_point(1))
+    shutil.rmtree(folder.path)
+    with one_warning("was deleted or moved"):
+        folder.close()
+    again = RunFolder(tmp_path / "run", {})
+    assert again.steps == {1}
+    again.close()

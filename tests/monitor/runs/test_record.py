@@ -11,6 +11,7 @@ from phasewatch.monitor.runs import record
 from phasewatch.monitor.runs import sink as sink_module
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.record import Recorder
+from phasewatch.monitor.runs.sink import send
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions
 
@@ -195,8 +196,9 @@ def test_a_sink_that_raises_at_close_costs_one_warning():
     assert len(good.items) == len(bad.items) == good.closed == 1
 
 
-def test_a_sink_that_hangs_costs_one_warning_and_no_time(hanging, monkeypatch):
-    monkeypatch.setattr(sink_module, "SINK_TIMEOUT", 0.1)
+def test_a_sink_that_hangs_costs_a_warning_then_and_at_the_end_and_no_time(hanging, monkeypatch):
+    monkeypatch.setattr(sink_module, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(sink_module, "CLOSE_SECONDS", 0.2)
     good = Told()
     recorder = Recorder([hanging, good])
     points = rising_points()
@@ -207,6 +209,7 @@ def test_a_sink_that_hangs_costs_one_warning_and_no_time(hanging, monkeypatch):
     with one_warning(r"The sink Hanging has taken more than 0.1 seconds"):
         for point in points[1:]:
             recorder.record(point)
+    with one_warning("Hanging has not finished 0.2 seconds after the end and is left behind"):
         recorder.close()
     assert hanging.items == points[:1]
     assert good.points == points
@@ -214,8 +217,42 @@ def test_a_sink_that_hangs_costs_one_warning_and_no_time(hanging, monkeypatch):
     assert good.closed == 1
 
 
+def test_a_sink_that_hung_gets_what_it_missed_when_it_goes_on(hanging, monkeypatch):
+    monkeypatch.setattr(sink_module, "SLOW_SECONDS", 0.05)
+    recorder = Recorder([hanging])
+    recorder.record(a_point(1))
+    wait_for(lambda: hanging.items)
+    time.sleep(0.1)
+    with one_warning("has taken more than 0.05 seconds for one item, and others wait for it"):
+        recorder.record(a_point(2))
+    hanging.release.set()
+    recorder.record(a_point(3))
+    recorder.close()
+    assert [point.step for point in hanging.points] == [1, 2, 3]
+    assert hanging.closed == 1
+
+
+def test_a_sink_says_how_long_the_end_waits_for_it_and_what_to_do_then(hanging):
+    hanging.close_seconds, hanging.advice = 0.1, "Send them again."
+    recorder = Recorder([hanging])
+    recorder.record(a_point(1))
+    with one_warning(r"has not finished 0.1 seconds after the end.*go on\. Send them again\."):
+        recorder.close()
+
+
+def test_a_measured_run_is_sent_to_a_sink(hanging):
+    points = Trajectory(rising_points())
+    told = Told()
+    assert send(points, find_transitions(points), told)
+    assert told.points == list(points)
+    assert len(told.transitions) == told.closed == 1
+    hanging.close_seconds = 0.1
+    with one_warning("Hanging has not finished"):
+        assert not send(points, [], hanging)
+
+
 def test_close_waits_for_a_slow_sink_but_not_for_one_that_hangs(hanging, monkeypatch):
-    monkeypatch.setattr(sink_module, "SINK_TIMEOUT", 0.3)
+    monkeypatch.setattr(sink_module, "CLOSE_SECONDS", 2.0)
 
     class Slow(Told):
         def write(self, item):
@@ -229,7 +266,7 @@ def test_close_waits_for_a_slow_sink_but_not_for_one_that_hangs(hanging, monkeyp
     began = time.perf_counter()
     with one_warning("Hanging"):
         recorder.close()
-    assert time.perf_counter() - began < 3
+    assert time.perf_counter() - began < 5
     assert len(slow.items) == 10
     assert slow.closed == 1
 

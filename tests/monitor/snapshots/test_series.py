@@ -538,6 +538,7 @@ def test_two_state_dicts(tmp_path, content, keys):
         ({}, "model.safetensors.index.json names no shard; copy the checkpoint again."),
         ({"w": "../other.safetensors"}, "names the shard '../other.safetensors', which isn't a file beside it"),
         ({"w": "/etc/passwd"}, "names the shard '/etc/passwd', which isn't a file beside it"),
+        ({"w": "x" * 5000}, "can't be read (File name too long)"),
     ],
 )
 def test_an_index_that_leads_elsewhere(tmp_path, weight_map, words):
@@ -625,6 +626,19 @@ def test_a_link_that_leads_out_is_refused(tmp_path, suffix):
     (folder / f"step5{suffix}").unlink()
     (folder / f"step5{suffix}").symlink_to(f"kept{suffix}.bak")
     assert_weights(open_series(folder).load(5), weights(5))
+
+
+def test_a_linked_folder_that_leads_out_is_never_listed(tmp_path, monkeypatch):
+    save(tmp_path / "outside" / "model.safetensors", weights(5))
+    folder = tmp_path / "series"
+    save(folder / "step1.pt", weights(5))
+    (folder / "step5").symlink_to(tmp_path / "outside")
+    series = open_series(folder)
+    assert series.steps == (1,)
+    assert series.left_out == ("step5",)
+    (folder / "step1.pt").unlink()
+    with pytest.raises(PhasewatchError, match="step5 leads out of the folder; put the files themselves there"):
+        open_series(folder)
 
 
 def test_blobs_beside_the_snapshots_of_a_hub_are_inside(tmp_path):

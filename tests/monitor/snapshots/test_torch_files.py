@@ -308,3 +308,13 @@ def test_work_is_bounded_by_the_size_of_the_file(tmp_path, operations):
     began = time.perf_counter()
     refusal(file)
     assert time.perf_counter() - began < 10
+
+
+def test_a_length_beyond_the_file_allocates_nothing(tmp_path):
+    file = tmp_path / "step5.pt"
+    longest = b"\x80\x05\x96" + struct.pack("<Q", 2**40)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", longest)
+    assert "not a checkpoint at all" in refusal(file)
+    file.write_bytes(longest)
+    assert "not a checkpoint at all" in refusal(file)
