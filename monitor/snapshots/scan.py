@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError, in_words
+from phasewatch.monitor.files import leads_out
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.snapshots.axis import (
     SETTLE,
