@@ -1,11 +1,14 @@
 """Which metrics of a run score questions or watched behaviours, and which of those log-likelihoods have turned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from phasewatch.monitor.emergence.reversal import Reversal, reversal
 from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.trajectories.pace import Pace
+from phasewatch.monitor.trajectories.points import Point
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 SCORES = ("log_p", "log_p_per_token", "p", "p_among_choices", "brier", "accuracy")
@@ -44,6 +47,27 @@ class NewRedFlags:
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+        self._points = self._seen = 0
+        self._pace = Pace()
+
+    def after(self, point: Point, trajectory: Callable[[], Trajectory]) -> list[RedFlag]:
+        """The new red flags after one more point; in a run of more than 200 points, looked for after 1 % more.
+
+        Args:
+            point: the point.
+            trajectory: returns the points so far.
+
+        Returns:
+            One for each metric that had none before.
+        """
+        self._points += 1
+        if not point.metrics or not self._pace.is_due(self._points):
+            return []
+        found = trajectory()
+        if len(found) == self._seen:  # points of a resumed run, told again
+            return []
+        self._seen = len(found)
+        return self.among(found)
 
     def among(self, trajectory: Trajectory) -> list[RedFlag]:
         """The red flags of metrics that had none at an earlier call.

@@ -79,9 +79,10 @@ class SampledModel:
         _separate_overlapping_buffers(self.module)
         self._tensors = dict(named_tensors(self.module))
         self.parameters = [self._tensors[name] for name in self.names]
+        is_sampled = frozenset(self.names)
         for name, parameter in self.module.named_parameters():
-            parameter.requires_grad_(name in self.names)
-            if name in self.names:
+            parameter.requires_grad_(name in is_sampled)
+            if name in is_sampled:
                 parameter.register_hook(_dense)
         self._aliases = aliases_of(self.module) | dict(renamed or {})
         self._held = dict(held or {})
@@ -97,7 +98,8 @@ class SampledModel:
     @property
     def fixed(self) -> list[Tensor]:
         """The parameters and buffers that are not sampled."""
-        return [tensor for name, tensor in self._tensors.items() if name not in set(self.names)]
+        is_sampled = frozenset(self.names)
+        return [tensor for name, tensor in self._tensors.items() if name not in is_sampled]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +108,8 @@ class SampledModel:
 
     def weights(self) -> Weights:
         """A copy of the sampled parameters, in `dtype`."""
-        return [parameter.detach().to(self.dtype, copy=True) for parameter in self.parameters]
+        dtype = self.dtype
+        return [parameter.detach().to(dtype, copy=True) for parameter in self.parameters]
 
     def hold(self, names: Collection[str]) -> None:
         """Sample these parameters no longer."""

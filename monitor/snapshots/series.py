@@ -1,5 +1,6 @@
 """Series of checkpoints: which of the things in a folder are checkpoints, of which steps, and who reads them."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,14 +82,20 @@ class Series:
         return Snapshot(step=int(step), tensors=checkpoint.format.load(checkpoint.source, _root(self.path)))
 
     def _checkpoint(self, step: int) -> Checkpoint:
-        steps = self.steps
-        if step not in steps:
+        place = self._places.get(step)
+        if place is None:
+            steps = self.steps
             nearest = min(steps, key=lambda known: abs(known - step))
             raise PhasewatchError(
                 f"The series {self.path} has no step {step!r}: it has {len(self)} steps from {steps[0]} to "
                 f"{steps[-1]}, and the nearest is {nearest}."
             )
-        return self.checkpoints[steps.index(step)]
+        return self.checkpoints[place]
+
+    @functools.cached_property
+    def _places(self) -> dict[int, int]:
+        """Where each step is in `checkpoints`."""
+        return {checkpoint.step: place for place, checkpoint in enumerate(self.checkpoints)}
 
 
 def open_series(path: str | Path) -> Series | SnapshotFolder:
