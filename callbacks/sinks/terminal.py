@@ -11,7 +11,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from phasewatch.callbacks.figures.style import KIND_STYLES
-from phasewatch.monitor.emergence.watching import NewRedFlags, red_flags
+from phasewatch.monitor.emergence.watching import NewRedFlags, RedFlag, red_flags
 from phasewatch.monitor.errors import MOST_CHARACTERS
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import MISSING, integer, measured, number, percent, printable, value_and_error
@@ -153,8 +153,13 @@ class TerminalSink:
         """Print one line, and one for each watched log-likelihood that has turned since the last point."""
         tqdm.write(printable(f"→ {item}" if isinstance(item, Transition) else point_line(item), MOST_CHARACTERS))
         if isinstance(item, Point) and self._trajectory is not None:
-            for flag in self._red_flags.among(self._trajectory(), item.step):
-                tqdm.write(printable(flag, MOST_CHARACTERS))
+            self._print(self._red_flags.after(item, self._trajectory))
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Print the red flags of the last points."""
+        if self._trajectory is not None:
+            self._print(self._red_flags.among(self._trajectory()))
+
+    def _print(self, flags: Sequence[RedFlag]) -> None:
+        for flag in flags:
+            tqdm.write(printable(flag, MOST_CHARACTERS))

@@ -10,13 +10,13 @@ import atexit
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from phasewatch.callbacks.sinks.wandb_rows import drawing_row, point_row, transition_row
 from phasewatch.callbacks.sinks.wandb_run import Choice
-from phasewatch.monitor.emergence.watching import NewRedFlags
+from phasewatch.monitor.emergence.watching import NewRedFlags, RedFlag
 from phasewatch.monitor.errors import in_words, warn
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition, is_same_transition
@@ -53,9 +53,8 @@ class Results:
         if isinstance(item, Point):
             self._has_points = True
             self.rows.append(point_row(item))
-            if self._trajectory is not None and item.metrics:
-                for flag in self._red_flags.among(self._trajectory(), item.step):
-                    self.alerts.append((f"phasewatch: {flag.title}", str(flag)))
+            if self._trajectory is not None:
+                self._alert(self._red_flags.after(item, self._trajectory))
             return
         if not item.provisional:
             if any(is_same_transition(item, other) for other in self._confirmed):
@@ -71,7 +70,9 @@ class Results:
         return bool(self.rows) or self._drawing_is_due
 
     def draw_at_last(self) -> None:
-        """Draw once more if anything came since the last drawing."""
+        """Draw once more if anything came since the last drawing, and look for red flags among all points."""
+        if self._trajectory is not None and self._has_news:
+            self._alert(self._red_flags.among(self._trajectory()))
         self._drawing_is_due = self._has_news and self._can_draw
 
     def log_next(self, log: Callable[[Mapping[str, Any]], None], *, rows_first: bool) -> None:
@@ -88,6 +89,9 @@ class Results:
         else:
             log(self.rows[0])
             self.rows.popleft()
+
+    def _alert(self, flags: Sequence[RedFlag]) -> None:
+        self.alerts += [(f"phasewatch: {flag.title}", str(flag)) for flag in flags]
 
     @property
     def _can_draw(self) -> bool:

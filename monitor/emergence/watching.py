@@ -1,11 +1,14 @@
 """Which metrics of a run score questions or watched behaviours, and which of those log-likelihoods have turned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from phasewatch.monitor.emergence.reversal import Reversal, reversal
 from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.trajectories.pace import Pace
+from phasewatch.monitor.trajectories.points import Point
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 SCORES = ("log_p", "log_p_per_token", "p", "p_among_choices", "brier", "accuracy")
@@ -44,18 +47,42 @@ class NewRedFlags:
 
     def __init__(self) -> None:
         self._told: set[str] | None = None
+        self._points = self._seen = 0
+        self._pace = Pace()
 
-    def among(self, trajectory: Trajectory, newest: int) -> list[RedFlag]:
+    def after(self, point: Point, trajectory: Callable[[], Trajectory]) -> list[RedFlag]:
+        """The new red flags after one more point; in a run of more than 200 points, looked for after 1 % more.
+
+        Args:
+            point: the point.
+            trajectory: returns the points so far.
+
+        Returns:
+            One for each metric that had none before.
+        """
+        self._points += 1
+        if not point.metrics or not self._pace.is_due(self._points):
+            return []
+        found = trajectory()
+        if len(found) == self._seen:  # points of a resumed run, told again
+            return []
+        self._seen = len(found)
+        return self.among(found, point.step)
+
+    def among(self, trajectory: Trajectory, newest: int | None = None) -> list[RedFlag]:
         """The red flags of metrics that had none at an earlier call, nor before the first call's newest point.
 
         Args:
             trajectory: the points so far.
-            newest: the step of the point that is new. Those before the first newest one are of an earlier session.
+            newest: the step of the point that is new. Those before the first newest one are of an earlier session;
+                without any, no point is of this one.
 
         Returns:
             One for each such metric.
         """
         if self._told is None:
+            if newest is None:
+                return []
             earlier = trajectory[: int(np.searchsorted(trajectory.steps, newest))]
             self._told = {flag.metric for flag in red_flags(earlier)}
         flags = red_flags(trajectory, leave_out=self._told)

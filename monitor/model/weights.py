@@ -79,9 +79,10 @@ class SampledModel:
         _separate_overlapping_buffers(self.module)
         self._tensors = dict(named_tensors(self.module))
         self.parameters = [self._tensors[name] for name in self.names]
+        is_sampled = frozenset(self.names)
         for name, parameter in self.module.named_parameters():
-            parameter.requires_grad_(name in self.names)
-            if name in self.names:
+            parameter.requires_grad_(name in is_sampled)
+            if name in is_sampled:
                 parameter.register_hook(_dense)
         self._aliases = aliases_of(self.module) | dict(renamed or {})
         self._held = dict(held or {})
@@ -97,7 +98,8 @@ class SampledModel:
     @property
     def fixed(self) -> list[Tensor]:
         """The parameters and buffers that are not sampled."""
-        return [tensor for name, tensor in self._tensors.items() if name not in set(self.names)]
+        is_sampled = frozenset(self.names)
+        return [tensor for name, tensor in self._tensors.items() if name not in is_sampled]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +108,8 @@ class SampledModel:
 
     def weights(self, device: torch.device | None = None) -> Weights:
         """A copy of the sampled parameters, in `dtype`, on a device or where they are."""
-        return [p.detach().to(device or p.device, self.dtype, copy=True) for p in self.parameters]
+        dtype = self.dtype
+        return [p.detach().to(device or p.device, dtype, copy=True) for p in self.parameters]
 
     def hold(self, names: Collection[str]) -> None:
         """Sample these parameters no longer."""

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
-from phasewatch.monitor.files import inside, open_append, read_bytes, read_json, write_atomically
+from phasewatch.monitor.files import inside, open_append, read_bytes, read_json, read_text, write_atomically
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.snapshot import Snapshot
@@ -44,6 +45,7 @@ class RunFolder:
         self._averaging: Any = None
         self._lines = self.path / "points.jsonl"
         self._unsaved: list[bytes] = []
+        self._transitions: str | None = None
         self._complained = False
         try:
             self._take()
@@ -62,6 +64,7 @@ class RunFolder:
         try:
             self._check_settings()
             self._end = self._read_points()
+            self._steps = {point.step for point in self.points}
             self._remove_unfinished()
         except OSError as error:
             self.close()
@@ -80,9 +83,9 @@ class RunFolder:
         return SnapshotFolder(inside(self.path, "snapshots"))
 
     @property
-    def steps(self) -> set[int]:
-        """The steps that are measured."""
-        return {point.step for point in self.points}
+    def steps(self) -> Set[int]:
+        """The steps that are measured; it grows with the points."""
+        return self._steps
 
     def keep_averaging(self, averaging: Any, call: str) -> None:
         """Write into `run.json` over what the weights are averaged, as points of other averages don't compare.
@@ -122,6 +125,7 @@ class RunFolder:
             Whether every point is on disk.
         """
         self.points.append(point)
+        self._steps.add(point.step)
         self._unsaved.append(_line(point))
         return self._write_points()
 
@@ -142,11 +146,18 @@ class RunFolder:
         return True
 
     def write_transitions(self, transitions: Sequence[Transition]) -> None:
-        """Replace `transitions.json`, unless the disk refuses; it can always be worked out again from the points."""
+        """Replace `transitions.json` if it says something else, unless the disk refuses.
+
+        It can always be worked out again from the points.
+        """
+        path, text = self.path / "transitions.json", json.dumps([t.as_json() for t in transitions], indent=1) + "\n"
         try:
-            write_atomically(
-                self.path / "transitions.json", json.dumps([t.as_json() for t in transitions], indent=1) + "\n"
-            )
+            if self._transitions is None and os.path.lexists(path):
+                with suppress(PhasewatchError):  # what can't be read is replaced
+                    self._transitions = read_text(path, within=self.path)
+            if text != self._transitions or not os.path.lexists(path):
+                write_atomically(path, text)
+                self._transitions = text
         except OSError as error:
             self._complain(error)
 

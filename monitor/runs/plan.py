@@ -2,6 +2,7 @@
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -88,8 +89,11 @@ def most_useful(candidates: Iterable[int], measured: Collection[int]) -> int:
     """
     if not measured:
         return min(candidates)
+    places = sorted(map(math.log1p, measured))
 
     def gap(step: int) -> float:
-        return min(abs(math.log1p(step) - math.log1p(other)) for other in measured)
+        place = math.log1p(step)
+        above = bisect_left(places, place)
+        return min(abs(place - other) for other in places[max(above - 1, 0) : above + 1])
 
     return max(candidates, key=lambda step: (gap(step), step))

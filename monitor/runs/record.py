@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from phasewatch.monitor.errors import in_words, warn
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.sink import Outlet, Sink
+from phasewatch.monitor.trajectories.pace import Pace
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition, find_transitions, is_same_transition
 
@@ -21,8 +22,10 @@ class Recorder:
     def __init__(self, sinks: Iterable[Sink] = (), folder: RunFolder | None = None) -> None:
         self._folder = folder
         self._points: list[Point] = folder.points if folder else []
+        self._known = Trajectory()
         self._found: list[Transition] = []
         self._search_failed = False
+        self._pace = Pace()
         self._announced = [transition for transition in self._transitions() if not transition.provisional]
         self._outlets = [Outlet(sink, self.trajectory) for sink in sinks]
         for point in self._points:
@@ -30,10 +33,15 @@ class Recorder:
 
     def trajectory(self) -> Trajectory:
         """The points so far."""
-        return Trajectory(self._points[:])
+        points, known = self._points[:], self._known  # sinks ask from threads of their own
+        if len(known) != len(points):
+            self._known = known = Trajectory(points)
+        return known
 
     def record(self, point: Point) -> bool:
         """Keep a point, then tell of it and of the transitions that it confirms.
+
+        Transitions are looked for after every point, and in a run of more than 200 points after 1 % more.
 
         Args:
             point: of a step that isn't there yet, earlier than others' or not.
@@ -47,12 +55,13 @@ class Recorder:
             self._points.append(point)
             is_kept = True
         self._tell(point)
-        found = self._transitions()
-        for transition in found:
-            if not transition.provisional and not self._is_announced(transition):
-                self._announced.append(transition)
-                self._tell(transition)
-        self._write(found)
+        if self._pace.is_due(len(self._points)):
+            found = self._transitions()
+            for transition in found:
+                if not transition.provisional and not self._is_announced(transition):
+                    self._announced.append(transition)
+                    self._tell(transition)
+            self._write(found)
         return is_kept
 
     def close(self) -> None:

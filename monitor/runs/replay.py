@@ -115,7 +115,8 @@ def _is_its_own(folder: RunFolder, snapshots: Snapshots) -> bool:
     """Whether the series is the run's own snapshots, some of which may have been deleted after they were measured."""
     if isinstance(snapshots, AveragedSnapshots):
         return False
-    return any(folder.path.resolve() in snapshots.source(step).resolve().parents for step in snapshots.steps)
+    home = folder.path.resolve()
+    return any(home in snapshots.source(step).resolve().parents for step in snapshots.steps)
 
 
 def _replayed(

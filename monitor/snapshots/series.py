@@ -1,9 +1,9 @@
 """Series of checkpoints in order of step, wherever they lie: in a folder, an archive, a hub, a repository."""
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from phasewatch.monitor.errors import PhasewatchError
@@ -70,14 +70,20 @@ class Series:
         return Snapshot(step=int(step), tensors=checkpoint.format.load(checkpoint.source, _root(self.path)))
 
     def _checkpoint(self, step: int) -> Checkpoint:
-        steps = self.steps
-        if step not in steps:
+        place = self._places.get(step)
+        if place is None:
+            steps = self.steps
             nearest = min(steps, key=lambda known: abs(known - step))
             raise PhasewatchError(
                 f"The series {self.path} has no step {step!r}: it has {len(self)} steps from {steps[0]} to "
                 f"{steps[-1]}, and the nearest is {nearest}."
             )
-        return self.checkpoints[steps.index(step)]
+        return self.checkpoints[place]
+
+    @functools.cached_property
+    def _places(self) -> dict[int, int]:
+        """Where each step is in `checkpoints`."""
+        return {checkpoint.step: place for place, checkpoint in enumerate(self.checkpoints)}
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class FetchedSeries(Series):
         return str(self._checkpoint(step).source.relative_to(self.path))
 
 
-@lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def _shapes(store: Store, name: str) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
     found = store.shapes(name)
     return None if found is None else tuple(found.items())

@@ -8,7 +8,6 @@ from scipy.special import stdtr, stdtrit  # Student's t: degrees of freedom, the
 from phasewatch.monitor.estimates.uncertainty import standard_error
 from phasewatch.monitor.trajectories.chain_tests import p_value_of_a_rise, variance_of_a_change
 from phasewatch.monitor.trajectories.smoothing import ALONE, WITNESSED, Curve, smooth_with_each
-from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 CONFIDENT = 0.95
 """A change counts from this confidence on, a probability. The usual 95 %."""
@@ -57,11 +56,18 @@ class Evidence:
         self.range_so_far = np.maximum(highest - lowest, 0.25 * np.maximum(highest, -lowest))
 
     @classmethod
-    def of_signal(cls, x: np.ndarray, usable: Trajectory, signal: str) -> "Evidence":
-        """The evidence of a signal whose points lie at the positions x."""
-        chains = _usable_chains(usable) if signal == "llc" else None
-        slacks = WITNESSED if signal == "loss" or chains is not None else ALONE
-        values = usable.signal(signal)
+    def of_values(
+        cls, x: np.ndarray, values: np.ndarray, chains: np.ndarray | None = None, *, is_loss: bool = False
+    ) -> "Evidence":
+        """The evidence of a signal.
+
+        Args:
+            x: positions, shape (point,).
+            values: the signal at each, shape (point,).
+            chains: λ̂ of each chain, shape (point, chain), at least two; None for another signal.
+            is_loss: whether it is the loss.
+        """
+        slacks = WITNESSED if is_loss or chains is not None else ALONE
         unit = unit_of(values, *([] if chains is None else [chains]))
         curve, cautious = smooth_with_each(x, values / unit, slacks)
         return cls(curve, cautious, None if chains is None else chains / unit, unit)
@@ -131,15 +137,6 @@ def _p_value(curve: Curve, start: int, end: int, change: float) -> float:
     error = curve.change_error(start, end)
     moved = float(curve.value[end] - curve.value[start]) * math.copysign(1, change)
     return float(stdtr(_freedom(curve), -moved / error)) if error > 0 else 0.0
-
-
-def _usable_chains(usable: Trajectory) -> np.ndarray | None:
-    """λ̂ of the chains that never failed, shape (point, chain), if there are two."""
-    chains = usable.per_chain
-    if chains is None:
-        return None
-    chains = chains[:, np.isfinite(chains).all(axis=0)]
-    return chains if chains.shape[1] > 1 else None
 
 
 def _along(chains: np.ndarray, start: int, end: int) -> np.ndarray:

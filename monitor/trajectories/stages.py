@@ -1,5 +1,6 @@
 """The monotone stages of a curve between its milestones, and the intervals of their boundaries. numpy alone."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -74,6 +75,7 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     Returns:
         The stages, by increasing position.
     """
+    holds = functools.cache(holds)  # all but the neighbours of what was absorbed are asked again
     parts = [
         part
         for start, end in _monotone(curve.value, holds)

@@ -1,5 +1,6 @@
 """The points of one training run in order of step. numpy and scipy alone: reading a run needs no torch."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -66,7 +67,14 @@ class Trajectory(Sequence[Point]):
     @overload
     def __getitem__(self, index: slice) -> "Trajectory": ...
     def __getitem__(self, index: int | slice) -> "Point | Trajectory":
-        return Trajectory(self.points[index]) if isinstance(index, slice) else self.points[index]
+        return self._of(self.points[index]) if isinstance(index, slice) else self.points[index]
+
+    @classmethod
+    def _of(cls, points: tuple[Point, ...]) -> "Trajectory":
+        """Some of a trajectory's points, which need no checks."""
+        made = cls()
+        made.points = points if len(points) < 2 or points[0].step < points[-1].step else points[::-1]
+        return made
 
     def __repr__(self) -> str:
         span = f", steps {self.points[0].step} to {self.points[-1].step}" if self.points else ""
@@ -137,7 +145,7 @@ class Trajectory(Sequence[Point]):
         finite = np.isfinite(self.signal(signal))
         if signal == "llc":
             finite &= np.isfinite(self.loss)
-        return Trajectory(point for point, is_finite in zip(self.points, finite, strict=True) if is_finite)
+        return self if finite.all() else self._of(tuple(itertools.compress(self.points, finite)))
 
     def part(self, name: str) -> "Trajectory":
         """The trajectory of one of the probe's parts: the same steps, losses and metrics, with the part's λ̂.

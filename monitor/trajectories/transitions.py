@@ -1,5 +1,6 @@
 """The search for transitions: the stages of a signal, their kinds, and which of them later points can't take back."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Change, Transition
+from phasewatch.monitor.trajectories.columns import Columns
 from phasewatch.monitor.trajectories.evidence import CONFIDENT, Evidence, error_of_change, unit_of
 from phasewatch.monitor.trajectories.kinds import Kind, Trend
 from phasewatch.monitor.trajectories.smoothing import WITNESSED, Curve, log_steps, smooth
@@ -101,10 +103,16 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, signal: str = 
         >>> transition.kind.label, transition.start < 100 < transition.end, round(transition.llc_change, -1)
         ('A', True, 80.0)
     """
-    usable = Trajectory(p for p in trajectory if signal != "llc" or not p.llc.health.failed).usable(signal)
-    standing = _confirmed_before(usable, signal)
-    found = _merged(standing, [replace(t, provisional=True) for t in _found_now(usable, signal)])
-    return [_with_doubts(transition, usable) for transition in found]
+    if not isinstance(trajectory, Trajectory):
+        trajectory = Trajectory(p for p in trajectory if signal != "llc" or not p.llc.health.failed)
+    usable = trajectory.usable(signal)
+    if len(usable) < FEWEST:
+        return []
+    columns = Columns.of(usable, signal)
+    standing = _confirmed_before(columns, signal)
+    now = _Search(columns, signal)
+    found = _merged(standing, [now.transition(stage) for stage in now.stages])
+    return _with_doubts(found, usable)
 
 
 def is_same_transition(a: Transition, b: Transition) -> bool:
@@ -132,19 +140,19 @@ def is_same_transition(a: Transition, b: Transition) -> bool:
     return a.signal == b.signal and a.kind is b.kind and common > min(a.end - a.start, b.end - b.start) / 2
 
 
-def _confirmed_before(usable: Trajectory, signal: str) -> tuple[Transition, ...]:
+def _confirmed_before(columns: Columns, signal: str) -> tuple[Transition, ...]:
     """The transitions that were confirmed on the first ENOUGH points, on a fifth more, and so on, as they were then."""
     confirmed: tuple[Transition, ...] = ()
     seen, digest, points = 0, hashlib.blake2b(signal.encode()), ENOUGH
-    values = usable.signal(signal) if len(usable) else np.empty(0)
-    while points <= len(usable):
-        for point, value in zip(usable[seen:points], values[seen:points], strict=True):
-            digest.update(np.array([point.step, point.loss, point.llc.value, value, *point.llc.per_chain]).tobytes())
+    while points <= len(columns):
+        for column in (columns.steps, columns.loss, columns.llc, columns.values, columns.chains):
+            digest.update(np.ascontiguousarray(column[seen:points]).tobytes())
         key, seen = digest.digest(), points
         if key not in _LOOKS:
             while len(_LOOKS) >= MOST_LOOKS:
                 del _LOOKS[next(iter(_LOOKS))]
-            sure = [t for t in _found_now(usable[:points], signal) if not t.provisional]
+            look = _Search(columns.first(points), signal)
+            sure = [replace(look.transition(s), provisional=False) for s in look.stages if look.is_sure(s)]
             _LOOKS[key] = *confirmed, *(t for t in sure if not any(_continues(t, old) for old in confirmed))
         confirmed = _LOOKS[key]
         points = math.ceil(LOOK * points)
@@ -176,62 +184,86 @@ def _continues(transition: Transition, old: Transition) -> bool:
     return same_sign and transition.start < old.end and old.start < transition.end
 
 
-def _found_now(usable: Trajectory, signal: str) -> list[Transition]:
-    """The transitions of these points by themselves; one that isn't `provisional` is sure enough to be confirmed."""
-    if len(usable) < FEWEST:
-        return []
-    x = log_steps(usable.steps)
-    evidence = Evidence.of_signal(x, usable, signal)
+class _Search:
+    """The stages of a signal, judged on these points by themselves.
 
-    def holds(start: int, end: int) -> bool:
+    Args:
+        columns: the points.
+        signal: "llc", "loss" or a metric.
+
+    Attributes:
+        stages: those that a transition was found for.
+    """
+
+    def __init__(self, columns: Columns, signal: str) -> None:
+        self._points = len(columns)
+        self._columns = columns = columns.shortened()
+        self._signal = signal
+        self._x = log_steps(columns.steps)
+        chains = columns.usable_chains if signal == "llc" else None
+        self._evidence = Evidence.of_values(self._x, columns.values, chains, is_loss=signal == "loss")
+        found = stages(self._evidence.curve, self._holds, self._evidence.surely)
+        self.stages = [s for s in found if self._evidence.error_and_confidence(s.start, s.end)[1] >= CONFIDENT]
+
+    def _holds(self, start: int, end: int) -> bool:
+        evidence = self._evidence
         return (
             end - start >= 3  # three points of noise are in order once in three times
             and 0 < abs(evidence.change(start, end)) >= MIN_EFFECT * evidence.range_so_far[end]
             and evidence.error_and_confidence(start, end)[1] >= CONFIDENT
         )
 
-    found = stages(evidence.curve, holds, evidence.surely)
-    if not found:
-        return []
-    loss, llc = None, evidence if signal == "llc" else None
-    if signal != "loss" and np.isfinite(usable.loss).all():
-        loss = smooth(x, usable.loss / unit_of(usable.loss), WITNESSED.shape)
-    if llc is None and np.isfinite(usable.llc).all():
-        llc = Evidence.of_signal(x, usable, "llc")
-    transitions = (_transition(usable, signal, evidence, llc, loss, stage) for stage in found)
-    return [transition for transition in transitions if transition.confidence >= CONFIDENT]
+    def is_sure(self, stage: Segment) -> bool:
+        """Whether a stage is sure enough to be confirmed."""
+        size = -(-self._points // len(self._x))
+        change = abs(self._evidence.change(stage.start, stage.end))
+        return (
+            self._points >= ENOUGH
+            and size * (len(self._x) - 1 - stage.end_interval[1]) >= SETTLED
+            and self._evidence.error_and_confidence(stage.start, stage.end)[1] >= CERTAIN
+            and change >= SUBSTANTIAL * self._evidence.range_so_far[stage.end]
+        )
 
+    def transition(self, stage: Segment) -> Transition:
+        """A stage as a transition, provisional."""
+        start, end, evidence = stage.start, stage.end, self._evidence
+        error, confidence = evidence.error_and_confidence(start, end)
+        changes = {self._signal: _change(evidence.curve, start, end, error, evidence.unit, is_flat=False)}
+        if (loss := self._loss) is not None:
+            loss_error, unit = error_of_change(loss, start, end), unit_of(self._columns.loss)
+            changes["loss"] = _change(loss, start, end, loss_error, unit, is_flat=_is_flat(loss, start, end))
+        if (llc := self._llc) is not None:
+            llc_error, llc_confidence = llc.error_and_confidence(start, end)
+            changes["llc"] = _change(llc.curve, start, end, llc_error, llc.unit, is_flat=llc_confidence < CONFIDENT)
+        steps = self._columns.steps.tolist()
+        return Transition(
+            kind=Kind.of(loss=changes.get("loss", UNKNOWN_CHANGE).trend, llc=changes.get("llc", UNKNOWN_CHANGE).trend),
+            signal=self._signal,
+            start=steps[start],
+            end=steps[end],
+            # What begins at the first point may have begun before it.
+            start_interval=(steps[low] if (low := stage.start_interval[0]) else 0, steps[stage.start_interval[1]]),
+            end_interval=(steps[stage.end_interval[0]], steps[stage.end_interval[1]]),
+            confidence=confidence,
+            provisional=True,
+            changes=changes,
+        )
 
-def _transition(
-    usable: Trajectory, signal: str, evidence: Evidence, llc: Evidence | None, loss: Curve | None, stage: Segment
-) -> Transition:
-    start, end = stage.start, stage.end
-    error, confidence = evidence.error_and_confidence(start, end)
-    changes = {signal: _change(evidence.curve, start, end, error, evidence.unit, is_flat=False)}
-    if loss is not None:
-        loss_error, unit = error_of_change(loss, start, end), unit_of(usable.loss)
-        changes["loss"] = _change(loss, start, end, loss_error, unit, is_flat=_is_flat(loss, start, end))
-    if llc is not None and signal != "llc":
-        llc_error, llc_confidence = llc.error_and_confidence(start, end)
-        changes["llc"] = _change(llc.curve, start, end, llc_error, llc.unit, is_flat=llc_confidence < CONFIDENT)
-    settled = (
-        len(usable) >= ENOUGH
-        and len(usable) - 1 - stage.end_interval[1] >= SETTLED
-        and confidence >= CERTAIN
-        and abs(evidence.change(start, end)) >= SUBSTANTIAL * evidence.range_so_far[end]
-    )
-    steps = usable.steps.tolist()
-    return Transition(
-        kind=Kind.of(loss=changes.get("loss", UNKNOWN_CHANGE).trend, llc=changes.get("llc", UNKNOWN_CHANGE).trend),
-        signal=signal,
-        start=steps[start],
-        end=steps[end],
-        start_interval=(steps[stage.start_interval[0]], steps[stage.start_interval[1]]),
-        end_interval=(steps[stage.end_interval[0]], steps[stage.end_interval[1]]),
-        confidence=confidence,
-        provisional=not settled,
-        changes=changes,
-    )
+    @functools.cached_property
+    def _loss(self) -> Curve | None:
+        """The loss beside another signal, where all points have one."""
+        loss = self._columns.loss
+        if self._signal == "loss" or not np.isfinite(loss).all():
+            return None
+        return smooth(self._x, loss / unit_of(loss), WITNESSED.shape)
+
+    @functools.cached_property
+    def _llc(self) -> Evidence | None:
+        """λ̂ beside another signal, where all points have one."""
+        llc = self._columns.llc
+        if self._signal == "llc" or not np.isfinite(llc).all():
+            return None
+        return Evidence.of_values(self._x, llc, self._columns.usable_chains)
 
 
 def _change(curve: Curve, start: int, end: int, error: float, unit: float, *, is_flat: bool) -> Change:
@@ -245,7 +277,15 @@ def _is_flat(loss: Curve, start: int, end: int) -> bool:
     return bool(change <= max(FLAT_LOSS * np.ptp(loss.value), FLAT_LOSS_ERRORS * loss.change_error(start, end)))
 
 
-def _with_doubts(transition: Transition, usable: Trajectory) -> Transition:
-    """With the number of its points that have an estimate, and of those whose estimate is doubtful."""
-    inside = [p.llc.health for p in usable if transition.start <= p.step <= transition.end and not p.llc.health.failed]
-    return replace(transition, points=len(inside), doubtful=sum(health is not Health.OK for health in inside))
+def _with_doubts(found: Sequence[Transition], usable: Trajectory) -> list[Transition]:
+    """With the number of their points that have an estimate, and of those whose estimate is doubtful."""
+    steps = usable.steps
+    healths = [point.llc.health for point in usable]
+    estimates = np.cumsum([0, *(not health.failed for health in healths)])
+    doubtful = np.cumsum([0, *(not health.failed and health is not Health.OK for health in healths)])
+    counted = []
+    for transition in found:
+        first, last = np.searchsorted(steps, transition.start), np.searchsorted(steps, transition.end, side="right")
+        counts = (int(of[last] - of[first]) for of in (estimates, doubtful))
+        counted.append(replace(transition, **dict(zip(("points", "doubtful"), counts, strict=True))))
+    return counted

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from processes import environment
-from tiny_run import a_point, a_snapshot, lines, make_probe, train
+from tiny_run import a_point, a_snapshot, lines, make_probe, rising_points, train
 
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
 
 STEPS = 24
 KILLS = 50
@@ -203,7 +204,7 @@ def test_a_kill_between_the_temporary_file_and_its_new_name(tmp_path, monkeypatc
         patch.setattr(os, "replace", killed)
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process tidies nothing up
         with pytest.raises(SystemExit):
-            folder.write_transitions([])
+            folder.write_transitions(find_transitions(rising_points()))
         with pytest.raises(SystemExit):
             folder.save(a_snapshot(2))
     (folder.path / "snapshots" / ".tmpA1b2C3").write_bytes(b"half")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from processes import environment
 from safetensors import SafetensorError
-from tiny_run import a_point, a_snapshot, lines, no_room, one_warning
+from tiny_run import a_point, a_snapshot, lines, no_room, one_warning, rising_points
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs import folder as run_folder
@@ -22,6 +22,7 @@ from phasewatch.monitor.snapshots import folder as snapshot_folder
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
 from phasewatch.monitor.trajectories.trajectory import Trajectory
+from phasewatch.monitor.trajectories.transitions import find_transitions
 
 SETTINGS = {"sampler": {"step_size": 3e-4, "draws": 200}, "seed": 0, "metrics": ["accuracy"], "data": "abc"}
 
@@ -339,7 +340,26 @@ def test_transitions_that_the_disk_refuses_raise_nothing(folder, path, monkeypat
     assert (path / "transitions.json").read_text() == "[]\n"
     with monkeypatch.context() as patch, one_warning("No space left on device"):
         patch.setattr(run_folder, "write_atomically", full_disk)
-        folder.write_transitions([])
+        folder.write_transitions(find_transitions(rising_points()))
+    assert (path / "transitions.json").read_text() == "[]\n"
+
+
+def test_transitions_are_written_again_only_when_they_change_or_are_gone(folder, path, monkeypatch):
+    written = []
+    real = run_folder.write_atomically
+    monkeypatch.setattr(run_folder, "write_atomically", lambda at, text: (written.append(at.name), real(at, text)))
+    found = find_transitions(rising_points())
+    for transitions in ([], [], found, found):
+        folder.write_transitions(transitions)
+    assert written == ["transitions.json"] * 2
+    (path / "transitions.json").unlink()
+    folder.write_transitions(found)
+    assert written == ["transitions.json"] * 3
+    folder.close()
+    resumed = RunFolder(path, SETTINGS)
+    resumed.write_transitions(found)
+    resumed.close()
+    assert written == ["transitions.json"] * 3
 
 
 def test_a_full_disk_interrupts_nothing_where_warnings_are_errors(folder, path, capsys):

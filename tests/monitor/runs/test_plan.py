@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from phasewatch.monitor.runs import plan
 from phasewatch.monitor.runs.plan import affords, most_useful
 
 
@@ -30,3 +33,10 @@ def test_most_useful_against_the_obvious_search(seed):
     candidates, measured = steps[:25], steps[25:]
     gaps = np.abs(np.log1p(candidates)[:, None] - np.log1p(measured)).min(axis=1)
     assert most_useful(candidates, measured) == candidates[int(gaps.argmax())]
+
+
+def test_most_useful_takes_each_logarithm_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(plan, "math", SimpleNamespace(log1p=lambda step: asked.append(step) or np.log1p(step)))
+    most_useful(range(1, 2000, 2), range(0, 2000, 2))
+    assert len(asked) == 2000

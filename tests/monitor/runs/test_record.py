@@ -3,6 +3,7 @@ import threading
 import time
 import warnings
 
+import numpy as np
 import pytest
 from tiny_run import Told, a_point, lines, one_warning, rising_points, wait_for
 
@@ -311,3 +312,30 @@ def test_a_terminal_that_is_gone_interrupts_nothing(monkeypatch, error):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn("nor this")
+
+
+def test_a_long_run_is_searched_each_time_it_has_grown_by_a_hundredth_and_at_the_end(monkeypatch):
+    searched = []
+    monkeypatch.setattr(record, "find_transitions", lambda trajectory: searched.append(len(trajectory)) or [])
+    recorder = Recorder()
+    for step in range(2000):
+        recorder.record(a_point(step))
+    recorder.close()
+    assert searched[:201] == list(range(201))
+    assert len(searched) < 201 + 100 * np.log(10) * 1.2
+    assert max(np.diff(searched[201:]) / searched[201:-1]) <= 0.01
+    assert searched[-1] == 2000
+
+
+def test_a_point_sorts_no_others(monkeypatch):
+    monkeypatch.setattr(record, "find_transitions", lambda trajectory: [])
+    made = []
+    monkeypatch.setattr(record, "Trajectory", lambda *points: made.append(1) or Trajectory(*points))
+    recorder = Recorder()
+    for step in range(1000):
+        recorder.record(a_point(step))
+    before = len(made)
+    for _ in range(50):
+        recorder.trajectory()
+    assert before < 400
+    assert len(made) <= before + 1

@@ -1,0 +1,81 @@
+"""The series that transitions are sought in: whole, its first points, or means of neighbours. numpy alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from phasewatch.monitor.trajectories.trajectory import Trajectory
+
+MOST_POINTS = 1000
+"""Of more points, means of neighbours are searched, at least half as many as this, so that a search takes the same time
+in a run of any length. The curve has at most 64 knots, which are much further apart."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A signal's usable points by column.
+
+    Attributes:
+        steps: training steps, shape (point,), increasing.
+        values: the signal, shape (point,).
+        loss: the loss, shape (point,).
+        llc: λ̂, shape (point,).
+        chains: λ̂ of each chain at the first points that have the same number of chains, shape (point, chain).
+        is_llc: whether the signal is λ̂.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+    loss: np.ndarray
+    llc: np.ndarray
+    chains: np.ndarray
+    is_llc: bool
+
+    @classmethod
+    def of(cls, usable: Trajectory, signal: str) -> "Columns":
+        """Those of a trajectory whose points all have the signal."""
+        chains = [point.llc.per_chain for point in usable]
+        alike = next((i for i, of_one in enumerate(chains) if len(of_one) != len(chains[0])), len(chains))
+        return cls(
+            usable.steps,
+            usable.signal(signal),
+            usable.loss,
+            usable.llc,
+            np.array(chains[:alike], dtype=float).reshape(alike, -1 if alike and chains[0] else 0),
+            signal == "llc",
+        )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def first(self, count: int) -> "Columns":
+        """The first points."""
+        return Columns(
+            *(column[:count] for column in (self.steps, self.values, self.loss, self.llc, self.chains)), self.is_llc
+        )
+
+    def shortened(self) -> "Columns":
+        """At most `MOST_POINTS` points, each the mean of as many neighbours; its step is that of the middle one."""
+        size = -(-len(self) // MOST_POINTS)
+        if size < 2:
+            return self
+        starts = np.arange(0, len(self), size)
+        middles = np.minimum(starts + size // 2, (starts + np.minimum(starts + size, len(self)) - 1) // 2)
+        counts = np.diff(np.append(starts, len(self)))
+
+        def mean(column: np.ndarray) -> np.ndarray:
+            """The mean of each group, by halves, so that no sum leaves the range of a float."""
+            total = np.add.reduceat(column / size, starts, axis=0)
+            return total * (size / counts).reshape(-1, *[1] * (column.ndim - 1))
+
+        has_chains = len(self.chains) == len(self) and self.chains.shape[1] > 0
+        chains = mean(self.chains) if has_chains else np.empty((0, 0))
+        return Columns(self.steps[middles], *map(mean, (self.values, self.loss, self.llc)), chains, self.is_llc)
+
+    @property
+    def usable_chains(self) -> np.ndarray | None:
+        """λ̂ of the chains that never failed, shape (point, chain); None if there aren't two, or not at all points."""
+        if len(self.chains) < len(self):
+            return None
+        chains = self.chains[:, np.isfinite(self.chains).all(axis=0)]
+        return chains if chains.shape[1] > 1 else None
