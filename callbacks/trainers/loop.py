@@ -9,8 +9,9 @@ from torch import nn
 
 from phasewatch.callbacks.trainers.schedule import Budget, Schedule
 from phasewatch.callbacks.trainers.session import Options, Session
-from phasewatch.monitor.errors import PhasewatchError, in_words, real_number, say, warn
+from phasewatch.monitor.errors import PhasewatchError, in_words, real_number, say, warn, whole_number
 from phasewatch.monitor.probing.attributes import ChangedNumbers
+from phasewatch.monitor.probing.automatic import WORD
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.snapshots.averaging import RunningAverage
@@ -49,6 +50,12 @@ class PhaseMonitor:
             killed and begun anew from its seed repeats it bit for bit; one that goes on from a checkpoint begins
             another there, in which that first step weighs (that step / step)^(1/average), 5 % when three times that
             share of the steps have passed. To watch an average that training keeps itself, give that model instead.
+        sampler: "calibrate" finds the setting on the run's own snapshots, which wait until then: on the first, the
+            middle and the last of the first 3, or of 6 or 12 where none works for fewer. Of the probe's
+            sampler, its class, the batch size and the momentum are kept. What comes out is kept in the run's folder,
+            for a resumed run and a replay with the same probe; where nothing works, the probe's own sampler is used,
+            with steps by curvature, κ = 0.5, if it says nothing of steps.
+        calibrate_at: the step to calibrate at, or the first snapshot after it, in place of the first snapshots.
 
     Raises:
         PhasewatchError: for what can't work, before the first step.
@@ -84,6 +91,8 @@ class PhaseMonitor:
         measure: Literal["inline", "background"] = "inline",
         keep_snapshots: bool = True,
         average: float | None = None,
+        sampler: Literal["calibrate"] | None = None,
+        calibrate_at: int | None = None,
     ) -> None:
         if not callable(at):
             raise PhasewatchError(
@@ -102,6 +111,17 @@ class PhaseMonitor:
         if average is not None:
             hint = "such as 0.02: the share of the steps so far to average over, and no decay"
             average = real_number("PhaseMonitor(average=...)", average, above=0, most=0.5, hint=hint)
+        if sampler is not None and sampler != WORD:
+            raise PhasewatchError(
+                f"PhaseMonitor(sampler={sampler!r}) must be 'calibrate' or left out. A setting belongs to the probe: "
+                "Probe(sampler=...) or probe.with_sampler(...)."
+            )
+        if calibrate_at is not None:
+            calibrate_at = whole_number("PhaseMonitor(calibrate_at=...)", calibrate_at, least=0)
+            if sampler is None:
+                raise PhasewatchError(
+                    f"PhaseMonitor(calibrate_at={calibrate_at}) says when to calibrate: give sampler='calibrate' too."
+                )
         try:
             probe.subject.model.load(Snapshot.of(model, 0))
         except PhasewatchError as error:
@@ -112,6 +132,8 @@ class PhaseMonitor:
             keep_snapshots=keep_snapshots,
             fraction=at.fraction if isinstance(at, Budget) else None,
             average=average,
+            calibrate=sampler is not None,
+            calibrate_at=calibrate_at,
         )
         self._session = Session(run, probe, options)
         self._model = model

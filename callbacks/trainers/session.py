@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phasewatch.callbacks.trainers.backlog import Backlog
+from phasewatch.callbacks.trainers.calibrating import Calibrating
 from phasewatch.callbacks.trainers.measuring import Background, Inline, Measuring
 from phasewatch.monitor.errors import PhasewatchError, in_words, requires, say, warn
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.runs.executor import Executor, InProcess
+from phasewatch.monitor.runs.calibration import RunCalibration, calibrated_before
+from phasewatch.monitor.runs.executor import InProcess
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.plan import Plan
 from phasewatch.monitor.runs.processes import Processes, packed
@@ -38,6 +40,8 @@ class Options:
         keep_snapshots: keep a snapshot's file after it is measured.
         fraction: seconds of measuring for each second of training; None for no limit.
         average: the share of the steps that weights are averaged over; None for weights as they are.
+        calibrate: find the sampler's setting on the run's own snapshots.
+        calibrate_at: the step to do so at; None for the first snapshots.
     """
 
     sinks: Sequence[Sink]
@@ -45,6 +49,8 @@ class Options:
     keep_snapshots: bool
     fraction: float | None
     average: float | None
+    calibrate: bool = False
+    calibrate_at: int | None = None
 
 
 class Session:
@@ -63,10 +69,13 @@ class Session:
     """
 
     def __init__(self, run: str | Path, probe: Probe, options: Options) -> None:
-        self._probe = probe
+        self._given = probe
         self._options = options
+        self._probe, self._calibration = calibrated_before(Path(run), probe)
         self._executor = self._make_executor(SnapshotFolder(Path(run) / "snapshots"))
         self.folder = self._open(run)
+        if self._calibration and self._calibration.steps:
+            say(f"{self.folder.path} goes on with the setting that it was calibrated to: {self._probe.sampler}")
         self._backlog: Backlog | None = None
         self._measuring: Measuring | None = None
         self._recorder: Recorder | None = None
@@ -99,6 +108,7 @@ class Session:
             Plan(self._options.fraction, waits=waits),
             keep_snapshots=self._options.keep_snapshots,
             waits=waits,
+            calibrating=self._calibrating(),
         )
         self._measuring = Inline(self._backlog) if waits else Background(self._backlog)
         self._finish_before_others()
@@ -176,7 +186,12 @@ class Session:
                 f"replay({run}, probe, run={run}) measures them."
             )
 
-    def _make_executor(self, snapshots: SnapshotFolder) -> Executor:
+    def _calibrating(self) -> Calibrating | None:
+        if self._calibration is None or self._calibration.steps:
+            return None
+        return Calibrating(self._probe, self.folder, self._executor, self._calibration, self._options.calibrate_at)
+
+    def _make_executor(self, snapshots: SnapshotFolder) -> InProcess | Processes:
         if self._options.background:
             return Processes(packed(self._probe, snapshots), nice=BACKGROUND_NICE)
         return InProcess(self._probe, snapshots)
@@ -184,6 +199,10 @@ class Session:
     def _open(self, run: str | Path) -> RunFolder:
         folder = RunFolder(run, self._probe.settings)
         folder.keep_averaging(self._options.average, f"PhaseMonitor(average={self._options.average!r})")
+        if self._options.calibrate and self._calibration is None:
+            self._calibration = RunCalibration(self._given.sampler.as_json())
+        if self._calibration:
+            folder.keep_calibration(self._calibration.as_json(), self._probe.settings)
         return folder
 
     def _is_another_training(self, snapshot: Snapshot, first_step: int) -> bool:
@@ -212,6 +231,7 @@ class Session:
         number = 2
         while (path := taken.path.with_name(f"{taken.path.name}-{number}")).exists():
             number += 1
+        self._probe, self._calibration = self._given, None
         self.folder = self._open(path)
         self._executor = self._make_executor(self.folder.snapshots)
         taken.close()
