@@ -36,7 +36,7 @@ class PhaseMonitor:
         probe: measures its snapshots.
         run: the run's folder; made if it isn't there.
         at: which steps: `every(100)`, `log_spaced(1, 50_000, num=80)`, `Budget(0.1, at=...)`, or any `step -> bool`. A
-            due step that the counter jumps over is measured at the next call.
+            due step that the counter jumps over, or that lies before the first call, is measured at the next call.
         sinks: told of each point and each transition; each in a thread of its own.
         measure: "inline" measures before the call returns. "background" measures in another process, so that the loop
             pays for copying the snapshot alone; the probe must have been made with a function that builds its model.
@@ -218,17 +218,19 @@ class PhaseMonitor:
             if step in self._taken:
                 return False
         self._taken.add(step)
-        self._numbers.see(self._model)
+        numbers = self._numbers.see(self._model)
         if self._repeats:
             self._repeats.see(snapshot)
-        self._session.take(snapshot)
+        self._session.take(snapshot, numbers)
         return True
 
     def _is_due(self, step: int) -> bool:
-        """Whether a snapshot is due at this step, or was at one that the counter jumped over since the last call."""
+        """Whether a snapshot is due at this step, or was at one since the last call, or before the first one."""
         last, self._last_step = self._last_step, step
         due = bool(self._at(step))
-        if last is None or not 1 < step - last <= LONGEST_JUMP:
+        if last is None:  # the first call, perhaps of a run that goes on
+            last = max((known for known in self._session.recorded if known <= step), default=0)
+        if not 1 < step - last <= LONGEST_JUMP:
             return due
         jumped = [passed for passed in range(last + 1, step) if self._at(passed)]
         self._jumped_over += jumped

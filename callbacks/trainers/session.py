@@ -2,7 +2,7 @@
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.calibration import RunCalibration, calibrated_before
 from phasewatch.monitor.runs.executor import InProcess
 from phasewatch.monitor.runs.folder import RunFolder
+from phasewatch.monitor.runs.numbers import NumbersFile
 from phasewatch.monitor.runs.plan import Plan
 from phasewatch.monitor.runs.processes import Processes, packed
 from phasewatch.monitor.runs.record import Recorder
@@ -77,6 +78,7 @@ class Session:
         if self._calibration and self._calibration.steps:
             say(f"{self.folder.path} goes on with the setting that it was calibrated to: {self._probe.sampler}")
         self._backlog: Backlog | None = None
+        self._numbers: NumbersFile | None = None
         self._measuring: Measuring | None = None
         self._recorder: Recorder | None = None
         self._process = os.getpid()
@@ -85,6 +87,11 @@ class Session:
     def has_begun(self) -> bool:
         """Whether a snapshot has come, so that it is known which training this is."""
         return self._backlog is not None
+
+    @property
+    def recorded(self) -> set[int]:
+        """The steps of the folder's points and snapshots."""
+        return self.folder.steps.union(self.folder.snapshots.steps)
 
     def begin(self, snapshot: Snapshot | None, first_step: int | None) -> set[int]:
         """Begin or resume the run, now that the first snapshot tells whether it is the same training.
@@ -99,6 +106,7 @@ class Session:
         if snapshot and first_step is not None and self._is_another_training(snapshot, first_step):
             self._divert()
         waits = not self._options.background
+        self._numbers = NumbersFile(self.folder.path)
         self._recorder = Recorder(self._options.sinks, self.folder)
         self._backlog = Backlog(
             self.folder,
@@ -114,9 +122,11 @@ class Session:
         self._finish_before_others()
         return self._backlog.steps
 
-    def take(self, snapshot: Snapshot) -> None:
-        """Have a snapshot saved and measured."""
+    def take(self, snapshot: Snapshot, numbers: Mapping[str, float]) -> None:
+        """Have a snapshot saved and measured, and the numbers beside its tensors kept."""
         assert self._measuring
+        assert self._numbers
+        self._numbers.keep(snapshot.step, numbers)
         self._finish_before_others()
         self._measuring.take(snapshot)
 
@@ -210,8 +220,7 @@ class Session:
 
         A run resumed on hardware that doesn't repeat sums bit for bit has other weights too, so that one goes on.
         """
-        saved = self.folder.snapshots.steps
-        recorded = self.folder.steps.union(saved)
+        saved, recorded = self.folder.snapshots.steps, self.recorded
         if not recorded:
             return False
         began_anew = first_step <= min(recorded)

@@ -121,6 +121,11 @@ class Subject:
         return self.loss.model
 
     @property
+    def given_loss(self) -> Loss:
+        """The loss as the user gave it."""
+        return self._arguments.loss
+
+    @property
     def samples(self) -> int | None:
         """How many samples the data has; None where a function draws them."""
         return self._source.size if isinstance(self._source, HeldData) else None

@@ -1,17 +1,19 @@
 """Measuring a saved series of checkpoints again, in order, with one process or several."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn, whole_number
+from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.automatic import WORD, calibrated, early_middle_late
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.calibration import RunCalibration, calibrated_before, tell
 from phasewatch.monitor.runs.executor import Executor, InProcess
 from phasewatch.monitor.runs.folder import RunFolder
+from phasewatch.monitor.runs.numbers import NumbersFile
 from phasewatch.monitor.runs.processes import Processes, packed
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.runs.sink import Sink
@@ -99,6 +101,7 @@ def replay(
             if folder:
                 folder.close()
             raise
+    _recall_numbers(probe, snapshots, [] if folder is None else folder.steps)
     return _replayed(snapshots, executor, folder, sinks, progress, on_error)
 
 
@@ -136,6 +139,16 @@ def _calibrated(probe: Probe, snapshots: Snapshots, folder: RunFolder | None) ->
         folder.keep_calibration(known.as_json(), found.settings, setting.why)
     tell(setting, steps, folder.path if folder else None)
     return found
+
+
+def _recall_numbers(probe: Probe, snapshots: Snapshots, measured: Collection[int]) -> None:
+    """Say where training had other numbers than the probe has beside the tensors of the snapshots."""
+    if not isinstance(snapshots, SnapshotFolder):
+        return
+    kept, changed = NumbersFile(snapshots.path.parent), ChangedNumbers(probe.subject)
+    for step in snapshots.steps:
+        if step not in measured:
+            changed.recall(step, kept.at(step))
 
 
 def _opened(run: str | Path, probe: Probe, snapshots: Snapshots) -> RunFolder:
