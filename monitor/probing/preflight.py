@@ -33,7 +33,7 @@ SEED = 2**31 - 1
 """Of the global random streams where two losses are compared; no probe is likely to have it, so that a loss which draws
 from them isn't taken for one that doesn't."""
 
-MOST_HOOKS = 4
+MOST_HOOKS = 3
 """Hooks that are tried one by one at most; of more, all are kept if together they change the loss."""
 
 
@@ -180,9 +180,10 @@ def _keep_hooks(loss: ModelLoss, batch: Any, copied: Copied) -> None:
         for hook in hooks:
             hook.attach()
         together = value()
-        for hook in hooks if len(hooks) <= MOST_HOOKS or together == without else []:
+        alone = len(hooks) == 1 and together != without
+        for hook in hooks if not alone and (len(hooks) <= MOST_HOOKS or together == without) else []:
             hook.detach()
-            if value() != together:
+            if together != without and value() != together:
                 hook.attach()
     except Exception:  # what fails without hooks too is said of the loss
         together = None

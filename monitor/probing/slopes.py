@@ -1,5 +1,6 @@
 """Whether a gradient is that of its loss: compared with the loss's own differences along a few directions."""
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -17,18 +18,19 @@ rounding of float32, over longer ones the loss curves."""
 LEAST_SCALE = 0.01
 """A parameter whose weights are smaller than this, such as a bias of zeros, is moved as if they were as large."""
 
-OFF = 0.05
-"""Share of the slope by which the gradient may miss it, beside what rounding and curvature explain."""
+OFF = 0.01
+"""Share of the slope by which the gradient may miss it, beside what rounding and curvature explain: that half of
+the gradient of one of eight like layers is missing is seen."""
 
 BEYOND = 4.0
 """How many times over rounding and curvature may explain a deviation."""
 
 HALVINGS = 5
-"""How often the parameters are halved to name the one whose gradient is off. Each takes two passes."""
+"""How often the parameters are halved to name the one whose gradient is off. Each takes a pass."""
 
 
 def check_gradient(loss: ModelLoss, batch: Any, name: str, *, rough: bool) -> None:
-    """Compare the gradient that the parameters hold with the loss's differences along it, its signs drawn anew twice.
+    """Compare the gradient that the parameters hold with the loss's differences along it, and with signs drawn for it.
 
     Args:
         loss: whose parameters hold the gradient; they are left as they are.
@@ -41,13 +43,14 @@ def check_gradient(loss: ModelLoss, batch: Any, name: str, *, rough: bool) -> No
     """
     line = _Line(loss, batch, rough)
     generator = Generator().manual_seed(0)
-    signs = [torch.randint(2, (len(line.parameters),), generator=generator) * 2 - 1 for _ in range(2)]
+    drawn = torch.randint(2, (len(line.parameters),), generator=generator) * 2 - 1
     off = []
     try:
-        for sign in signs:
-            slope, error = line.slope(sign.tolist())
-            predicted = line.predicted(sign.tolist())
-            if slope == 0 and predicted != 0 and not line.moves(sign.tolist()):
+        slope, error = line.slope([1] * len(line.parameters))
+        for sign in ([1] * len(line.parameters), drawn.tolist()):
+            slope = line.far(sign) if off else slope
+            predicted = line.predicted(sign)
+            if slope == 0 and predicted != 0 and not line.moves(sign):
                 raise PhasewatchError(
                     f"Probe(loss={name}): {name}(model, batch) doesn't change when the weights do, though it has a "
                     "gradient. Something made from the weights is kept between calls: a cache, an attribute, or a "
@@ -56,7 +59,7 @@ def check_gradient(loss: ModelLoss, batch: Any, name: str, *, rough: bool) -> No
             if not abs(slope - predicted) > OFF * line.size + BEYOND * error:
                 return
             off.append((slope, predicted))
-        where = line.worst()
+        where = line.worst(off[0][0] - off[0][1])
     finally:
         line.restore()
     (slope, predicted) = off[0]
@@ -77,16 +80,20 @@ def undifferentiated(loss: ModelLoss, batch: Any, reached: Collection[str]) -> s
         reached: those that a gradient reaches.
     """
     others = {n: p for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if n not in reached}
-    found: set[str] = set()
-    if not others or not _moves(loss, batch, list(others.values())):
-        return found
-    return {name for name, parameter in others.items() if _moves(loss, batch, [parameter])}
+    if not others:
+        return set()
+    with torch.no_grad():
+        still = loss.value(batch)
+    if not _moves(loss, batch, list(others.values()), still):
+        return set()
+    if len(others) == 1:
+        return set(others)
+    return {name for name, parameter in others.items() if _moves(loss, batch, [parameter], still)}
 
 
 @torch.no_grad()
-def _moves(loss: ModelLoss, batch: Any, parameters: Sequence[Tensor]) -> bool:
+def _moves(loss: ModelLoss, batch: Any, parameters: Sequence[Tensor], still: Tensor) -> bool:
     before = [parameter.clone() for parameter in parameters]
-    still = loss.value(batch)
     generator = Generator(before[0].device).manual_seed(0)
     for parameter in parameters:
         parameter.add_(torch.empty_like(parameter).normal_(generator=generator), alpha=10 * REACH * _scale(parameter))
@@ -120,6 +127,7 @@ class _Line:
             self._along.append(factor)
             self._slopes.append(factor * length**2 * grad.numel())
         self.size = sum(self._slopes)
+        self.at_anchor = math.nan
 
     def predicted(self, signs: Sequence[int]) -> float:
         """The slope by the gradient."""
@@ -127,17 +135,24 @@ class _Line:
 
     def slope(self, signs: Sequence[int]) -> tuple[float, float]:
         """The slope by differences of the loss, and what rounding and curvature make of it."""
-        (near, value), (far, _) = self._difference(signs, REACH / 2), self._difference(signs, REACH)
+        (near, value), (far, self.at_anchor) = self._difference(signs, REACH / 2), self._difference(signs, REACH)
         return far, abs(far - near) + 4 * self._rounding * abs(value) / REACH
+
+    def far(self, signs: Sequence[int]) -> float:
+        """The slope by differences of the loss, alone."""
+        return self._difference(signs, REACH)[0]
 
     def moves(self, signs: Sequence[int]) -> bool:
         """Whether the loss changes with a long step."""
         return self._difference(signs, 100 * REACH)[0] != 0
 
-    def worst(self) -> str:
-        """The parameter whose gradient is off, or one of them."""
+    def worst(self, whole: float) -> str:
+        """The parameter whose gradient is off, or one of them.
+
+        Args:
+            whole: by how much all of them together are.
+        """
         chosen = list(range(len(self.parameters)))
-        whole = self._deviation(chosen)
         for _ in range(HALVINGS):
             if len(chosen) == 1:
                 break
@@ -157,18 +172,20 @@ class _Line:
 
     def _deviation(self, chosen: Sequence[int]) -> float:
         signs = [1 if k in set(chosen) else 0 for k in range(len(self.parameters))]
-        return self._difference(signs, REACH)[0] - self.predicted(signs)
+        return (self._at(signs, REACH) - self.at_anchor) / REACH - self.predicted(signs)
+
+    def _difference(self, signs: Sequence[int], reach: float) -> tuple[float, float]:
+        """The slope over twice the reach, and the mean of both ends."""
+        there, back = self._at(signs, reach), self._at(signs, -reach)
+        return (there - back) / (2 * reach), (there + back) / 2
 
     @torch.no_grad()
-    def _difference(self, signs: Sequence[int], reach: float) -> tuple[float, float]:
-        values = []
-        for end in (reach, -reach):
-            for parameter, own, sign, factor in zip(self.parameters, self._own, signs, self._along, strict=True):
-                parameter.copy_(own)
-                if sign:
-                    parameter.add_(parameter.grad, alpha=end * sign * factor)  # pyright: ignore[reportArgumentType]
-            values.append(self._value())
-        return (values[0] - values[1]) / (2 * reach), values[0]
+    def _at(self, signs: Sequence[int], reach: float) -> float:
+        for parameter, own, sign, factor in zip(self.parameters, self._own, signs, self._along, strict=True):
+            parameter.copy_(own)
+            if sign:
+                parameter.add_(parameter.grad, alpha=reach * sign * factor)  # pyright: ignore[reportArgumentType]
+        return self._value()
 
     def _value(self) -> float:
         if self._full is None:
