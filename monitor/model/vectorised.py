@@ -62,7 +62,7 @@ class VectorisedLoss:
         with sdpa_kernel(ATTENTION):
             losses = function(leaves, batches.stacked)
             grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
-        return losses.detach(), list(grads)
+        return losses.detach(), [grad if grad.layout is torch.strided else grad.to_dense() for grad in grads]
 
     def is_compiled(self, rows: int) -> bool:
         """Whether `compile` was called for this many rows."""

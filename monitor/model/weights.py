@@ -82,7 +82,7 @@ class SampledModel:
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in self.names)
             if name in self.names:
-                parameter.register_hook(_dense)
+                parameter.register_post_accumulate_grad_hook(_in_dense_form)
         self._aliases = aliases_of(self.module) | dict(renamed or {})
         self._held = dict(held or {})
         self._optional = {name: self._tensors[name].clone() for name in optional_buffers(self.module)}
@@ -114,6 +114,13 @@ class SampledModel:
             self._tensors[name].requires_grad_(False)
         self.names = [name for name in self.names if name not in names]
         self.parameters = [self._tensors[name] for name in self.names]
+
+    def hold_rows(self, rows: Mapping[str, Sequence[int]]) -> None:
+        """Sample these rows of parameters no longer."""
+        for name, some in rows.items():
+            mask = self._held.get(name, torch.ones(self._tensors[name].shape, dtype=torch.bool)).clone()
+            mask[list(some)] = False
+            self._held[name] = mask
 
     @torch.no_grad()
     def set(self, weights: Sequence[Tensor]) -> None:
@@ -195,9 +202,10 @@ class SampledModel:
             warn(message)
 
 
-def _dense(grad: Tensor) -> Tensor:
-    """A gradient without the layout that sparse embeddings give it."""
-    return grad.to_dense() if grad.layout is not torch.strided else grad
+def _in_dense_form(parameter: Tensor) -> None:
+    """Give a gradient the layout that a sparse embedding took from it."""
+    if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+        parameter.grad = parameter.grad.to_dense()
 
 
 def _refuse_unsampled(module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 It takes at most 20 passes, and is silent if all is well.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.outputs import scalar_of
 from phasewatch.monitor.model.reading import Reading, leaves_of
-from phasewatch.monitor.probing.slopes import check_gradient, undifferentiated
+from phasewatch.monitor.probing.slopes import check_gradient, undifferentiated, unreached_rows
 
 LARGEST_COMPARED = 2**28
 """Models of more parameters than this aren't run beside their copy, which would take a third set of their weights."""
@@ -54,7 +54,7 @@ class Given:
     rough: bool
 
 
-def check(loss: ModelLoss, batch: Any, given: Given) -> set[str]:
+def check(loss: ModelLoss, batch: Any, given: Given) -> tuple[set[str], dict[str, list[int]]]:
     """Find what can't be sampled, or would mean something else than the user's own function.
 
     Hooks that change the output are attached to the copy for good.
@@ -65,16 +65,19 @@ def check(loss: ModelLoss, batch: Any, given: Given) -> set[str]:
         given: what the copy was made from.
 
     Returns:
-        Parameters that the loss depends on and no gradient reaches, which training leaves as they are; to be held fast.
+        Parameters that the loss depends on and no gradient reaches, and rows of others. Training leaves them as they
+        are, so they are to be held fast.
 
     Raises:
         PhasewatchError: for what can't be measured.
     """
     name = getattr(loss.loss, "__name__", "loss")
     _keep_hooks(loss, batch, given.copied)
+    versions = [parameter._version for parameter in loss.model.parameters]
     with untouched_randomness(SEED):
         value = _first_value(loss, batch, name)
     _check_scalar(value, name)
+    written = _say_what_is_written(loss, versions, name)
     first = leaves_of(value)
     value.backward()
     reached = {n for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if p.grad is not None}
@@ -99,8 +102,10 @@ def check(loss: ModelLoss, batch: Any, given: Given) -> set[str]:
             "not the mean over the minibatch. λ̂ is then that of nbeta * batch_size; divide by the batch size."
         )
     held: set[str] = set()
-    if repeats:
+    rows: dict[str, list[int]] = {}
+    if repeats and not written:
         check_gradient(loss, batch, name, rough=reading.rough)
+        rows = unreached_rows(loss, batch, float(again), rough=reading.rough)
         held = undifferentiated(loss, batch, reached)
     loss.model.module.zero_grad(set_to_none=True)
     if held:
@@ -109,7 +114,13 @@ def check(loss: ModelLoss, batch: Any, given: Given) -> set[str]:
             f"{'it' if len(held) == 1 else 'them'} (detached, perhaps), so training leaves "
             f"{'it' if len(held) == 1 else 'them'} as they are. {'It is' if len(held) == 1 else 'They are'} held fast."
         )
-    return held
+    if rows:
+        where = [f"{'row' if len(some) == 1 else 'rows'} {_some(some)} of {of}" for of, some in rows.items()]
+        warn(
+            f"Probe(loss={name}): the loss depends on {' and '.join(where)}, and no gradient reaches them "
+            "(padding_idx, perhaps), so training leaves them as they are. They are held fast."
+        )
+    return held, rows
 
 
 def check_rows(source: Any, rows: int, device: torch.device) -> None:
@@ -224,6 +235,18 @@ def _check_scalar(value: Any, name: str) -> None:
         )
 
 
+def _say_what_is_written(loss: ModelLoss, versions: Sequence[int], name: str) -> bool:
+    """Name weights that an evaluation of the loss writes to."""
+    of = zip(loss.model.names, loss.model.parameters, versions, strict=True)
+    if written := [n for n, parameter, version in of if parameter._version != version]:
+        warn(
+            f"Probe(loss={name}): {name}(model, batch) writes to {_some(written)} while it is evaluated, in evaluation "
+            "mode too, as F.embedding(max_norm=...) and clipping do. Chains are then moved by it, so λ̂ isn't that of "
+            "the loss. Do that after a training step, or use what it makes without writing it to the weights."
+        )
+    return bool(written)
+
+
 def _compare_with_the_original(
     loss: ModelLoss, value: Tensor, original: tuple[float, set[str]], reached: set[str], given: Given, name: str
 ) -> None:
@@ -295,6 +318,6 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or bool(a == b)
 
 
-def _some(names: Collection[str]) -> str:
+def _some(names: Collection[str] | Collection[int]) -> str:
     ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
+    return ", ".join(map(str, ordered[:3])) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -1,7 +1,7 @@
 """Whether a gradient is that of its loss: compared with the loss's own differences along a few directions."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ the gradient of one of eight like layers is missing is seen."""
 
 BEYOND = 4.0
 """How many times over rounding and curvature may explain a deviation."""
+
+MOST_ROWS = 8
+"""Rows without a gradient of their own that are looked for. Each takes about 2 log2 of the number of rows passes."""
 
 HALVINGS = 5
 """How often the parameters are halved to name the one whose gradient is off. Each takes a pass."""
@@ -101,6 +104,60 @@ def _moves(loss: ModelLoss, batch: Any, parameters: Sequence[Tensor], still: Ten
     for parameter, value in zip(parameters, before, strict=True):
         parameter.copy_(value)
     return not torch.equal(still, moved)
+
+
+def unreached_rows(loss: ModelLoss, batch: Any, value: float, *, rough: bool) -> dict[str, list[int]]:
+    """Rows of parameters that the loss depends on and whose own gradient is zero, as of `F.embedding(padding_idx=...)`.
+
+    A loss with a slope there is told from one that only curves, such as at weights of zero, by going both ways.
+
+    Args:
+        loss: whose parameters hold the gradient; they are left as they are.
+        batch: a minibatch.
+        value: the loss on it.
+        rough: whether it computes in half precision, which hides such rows.
+
+    Returns:
+        For each such parameter, its rows, `MOST_ROWS` at most.
+    """
+    if rough:
+        return {}
+    parameters = dict(zip(loss.model.names, loss.model.parameters, strict=True))
+    zero = {
+        name: (parameter.grad == 0).reshape(len(parameter), -1).all(1).nonzero().flatten().tolist()
+        for name, parameter in parameters.items()
+        if parameter.grad is not None and parameter.ndim
+    }
+    waiting = [[(name, row) for name, rows in zero.items() for row in rows]]
+    found: list[tuple[str, int]] = []
+    for group in waiting:
+        if not group or len(found) == MOST_ROWS or not _has_slope(loss, batch, value, parameters, group):
+            continue
+        if len(group) == 1:
+            found += group
+        else:
+            waiting += [group[: len(group) // 2], group[len(group) // 2 :]]
+    return {name: sorted(row for of, row in found if of == name) for name in dict.fromkeys(of for of, _ in found)}
+
+
+@torch.no_grad()
+def _has_slope(
+    loss: ModelLoss, batch: Any, value: float, parameters: Mapping[str, Tensor], group: Sequence[tuple[str, int]]
+) -> bool:
+    rows: dict[str, list[int]] = {}
+    for name, row in group:
+        rows.setdefault(name, []).append(row)
+    before = {name: parameters[name][some].clone() for name, some in rows.items()}
+    ends = []
+    for sign in (1, -1):
+        generator = Generator().manual_seed(0)
+        for name, some in rows.items():
+            noise = torch.empty(before[name].shape).normal_(generator=generator).to(before[name])
+            parameters[name][some] = before[name] + sign * 10 * REACH * _scale(parameters[name]) * noise
+        ends.append(float(loss.value(batch)))
+    for name, some in rows.items():
+        parameters[name][some] = before[name]
+    return abs(ends[0] - ends[1]) > BEYOND * (abs(ends[0] + ends[1] - 2 * value) + 1e-6 * abs(value))
 
 
 class _Line:

@@ -100,7 +100,9 @@ class Subject:
         with self._isolated(arguments.device or torch.device("cpu")):
             given, masks = self._copied()
             batches = [self._draw(generator) for generator in generators[:2]]
-            if undifferentiated := check(self.loss, batches[0], given):
+            undifferentiated, rows = check(self.loss, batches[0], given)
+            self.model.hold_rows(rows)
+            if undifferentiated:
                 self.model.hold(undifferentiated)
                 self.loss = ModelLoss(self.model, self.loss.loss)
             check_rows(self._source, self._batch_size, self.model.device)

@@ -134,6 +134,59 @@ def test_embeddings_have_the_gradient_of_their_loss(options):
     assert made(pw.Snapshot.of(Padding(**options), 1)).llc.value == pytest.approx(point.llc.value, rel=1e-3)
 
 
+class Functional(Padding):
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, tokens):
+        return F.embedding(tokens, self.embed.weight, **self.options).mean((1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:The chains run one after another")  # vmap takes the first row's alone for padding
+def test_rows_that_no_gradient_reaches_are_held_fast_and_named():
+    with pytest.warns(PhasewatchWarning, match=r"depends on row 2 of embed\.weight, and no gradient reaches"):
+        made = probe(Functional(padding_idx=2), data=TOKENS)
+    (mask,) = made.subject.model.mask(None)
+    assert mask.all(1).tolist() == [True, True, False, True, True, True]
+    point = made(pw.Snapshot.of(Functional(padding_idx=2), 1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Probe")
+        by_layer = probe(Padding(padding_idx=2), data=TOKENS)(pw.Snapshot.of(Functional(), 1))
+        probe(Functional(), data=TOKENS.clamp(max=4))  # a token that doesn't come up has no gradient either
+    assert point.llc.value == pytest.approx(by_layer.llc.value, rel=1e-4)
+
+
+def test_weights_of_zero_whose_gradient_is_zero_are_sampled_and_nothing_is_said():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert probe(model).subject.model.mask(None) is None
+
+
+@pytest.mark.filterwarnings("ignore:The chains run one after another")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"scale_grad_by_freq": True}, r"gradient isn't that of the loss.*embed\.weight"),
+        ({"max_norm": 0.5}, r"writes to embed\.weight while it is evaluated"),
+        ({"sparse": True}, None),
+    ],
+    ids=str,
+)
+def test_embeddings_by_function_are_right_or_said(options, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PhasewatchWarning)
+        made = probe(Functional(**options), data=TOKENS)
+    told = [str(w.message) for w in caught if "one after another" not in str(w.message)]
+    assert len(told) == (said is not None), told
+    assert all(re.search(said, message) for message in told)
+    if said is None:
+        expected = probe(Padding(), data=TOKENS)(pw.Snapshot.of(Functional(), 1)).llc.value
+        assert made(pw.Snapshot.of(Functional(), 1)).llc.value == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_padding_row_stays_where_it_is():
     made = probe(Padding(padding_idx=0), data=TOKENS)
     (mask,) = made.subject.model.mask(None)
