@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.model.rebinding import Rebinding, without_compilation
+from phasewatch.monitor.model.rebinding import Rebinding, methods_of_copies, without_compilation
 from phasewatch.monitor.snapshots.snapshot import unwrap
 
 _FORWARD_HOOKS = "_forward_hooks", "_forward_pre_hooks"
@@ -107,10 +107,11 @@ def copy_of(model: nn.Module) -> Copied:
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
     try:
-        functions = Rebinding(model, memo)
-        without_compilation(model, memo)
-        copied = copy.deepcopy(model, memo)
-        functions.bind()
+        with methods_of_copies():
+            functions = Rebinding(model, memo)
+            without_compilation(model, memo)
+            copied = copy.deepcopy(model, memo)
+            functions.bind()
     except Exception as error:
         raise PhasewatchError(
             f"Probe(model={type(model).__name__}(...)) can't copy the model ({error}). "

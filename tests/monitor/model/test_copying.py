@@ -66,6 +66,31 @@ def test_torchs_own_hooks_come_along_and_the_users_stay():
     assert len(model.layer._forward_hooks) == 1
 
 
+def test_a_method_that_was_put_in_place_of_forward_is_bound_to_the_copy_closure_and_all():
+    """As TRL does with `types.MethodType`, whose function `copy.deepcopy` keeps by itself."""
+    model = nn.Linear(4, 3)
+    original = model.forward
+
+    def forward(self, x):
+        return 2 * original(x) + self.bias
+
+    model.forward = types.MethodType(forward, model)
+    model.again = functools.partial(model.forward)
+    copied = own_copy(model)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.zero_()
+    x = BATCHES[0]
+    expected = 2 * nn.functional.linear(x, copied.weight, copied.bias) + copied.bias
+    for function in (copied, copied.again):
+        value = function(x)
+        assert torch.equal(value, expected)
+        copied.zero_grad()
+        value.sum().backward()
+        assert copied.weight.grad is not None
+    assert model.weight.grad is None
+
+
 def test_mixed_precision_that_was_put_around_forward_stays_behind():
     """As accelerate's `prepare(model)` does with mixed_precision="bf16"."""
     model = nn.Linear(4, 3)
