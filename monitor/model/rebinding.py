@@ -57,7 +57,7 @@ class Rebinding:
 
 @contextmanager
 def methods_of_copies() -> Iterator[None]:
-    """Have `copy.deepcopy` take a bound method's function from its memo too, as it takes the object that it is bound to.
+    """Have `copy.deepcopy` take a bound method's function from its memo too, as it does with what it is bound to.
 
     A `forward` that was patched with `types.MethodType` is one; by itself, `copy.deepcopy` keeps its function, closure
     and all.
