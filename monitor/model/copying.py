@@ -1,6 +1,9 @@
 """A copy of the user's model to measure with, so that the one in training is never run, switched or hooked into."""
 
 import copy
+import io
+import threading
+import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +15,17 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.model.random_state import parts_of
 from phasewatch.monitor.model.rebinding import Rebinding, methods_of_copies, without_compilation
 from phasewatch.monitor.snapshots.snapshot import unwrap
 
 _FORWARD_HOOKS = "_forward_hooks", "_forward_pre_hooks"
 _BACKWARD_HOOKS = "_backward_hooks", "_backward_pre_hooks"
+_SHARED = (
+    type(threading.Lock()), type(threading.RLock()), threading.local, threading.Thread, io.IOBase, types.GeneratorType,
+)  # fmt: skip
+"""What has no copy and holds no weights: a model that has such an attribute shares it with its copy."""
+
 _CAST = "_original_forward"
 """Where accelerate keeps the `forward` that it puts mixed precision around."""
 
@@ -100,12 +109,18 @@ def copy_of(model: nn.Module) -> Copied:
         PhasewatchError: if the module can't be copied.
     """
     model = unwrap(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise PhasewatchError(
+            f"Probe(model={type(model).__name__}(...)) has parts that torch.jit compiled, whose weights no copy can be "
+            "given. Give the model that they were compiled from, or the function that builds it."
+        )
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in tree_leaves(list(vars(module).values()))
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
+    memo |= {id(part): part for part in parts_of((model,), through_globals=False) if isinstance(part, _SHARED)}
     try:
         with methods_of_copies():
             functions = Rebinding(model, memo)

@@ -41,6 +41,7 @@ class ModelLoss:
         at_rows: the loss at many sets of weights at once.
         mask_forms: how attention masks may be given to it.
         vectorised: whether chains use that.
+        with_gradient: whether it is evaluated as if a gradient were asked for, since it is another one without.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -54,6 +55,7 @@ class ModelLoss:
         self.model = model
         self.loss = loss
         self.vectorised = False
+        self.with_gradient = False
         self.at_rows = VectorisedLoss(model, loss)
         self.mask_forms: list[MaskForm] = []
         self._warned: set[str] = set()
@@ -65,6 +67,9 @@ class ModelLoss:
     def value(self, batch: Any) -> Tensor:
         """The loss at the weights that the model has now, a scalar tensor."""
         torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
+        if self.with_gradient and not torch.is_grad_enabled():
+            with torch.enable_grad():
+                return scalar_of(self.loss(self.model.module, batch)).detach()
         return scalar_of(self.loss(self.model.module, batch))
 
     def add_gradient(self, batch: Any, scale: float = 1.0) -> Tensor:
@@ -74,8 +79,15 @@ class ModelLoss:
             The loss, a scalar without a gradient.
         """
         value = self.value(batch)
-        (value if scale == 1.0 else scale * value).backward()
+        self.backward(value if scale == 1.0 else scale * value)
         return value.detach()
+
+    def backward(self, value: Tensor) -> None:
+        """The backward pass of a value, whatever layout a sparse embedding gives its gradient."""
+        value.backward()
+        for parameter in self.model.parameters:
+            if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+                parameter.grad = parameter.grad.to_dense()
 
     def choose_path(self, batches: Batches) -> None:
         """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
@@ -99,12 +111,14 @@ class ModelLoss:
         for form in forms_for(batches) if batches.stacked is not None else []:
             try:
                 adapted = batches.changed(form)
-                found = *self.at_rows.rows_and_gradients(weights, adapted), self.at_rows.rows(weights, adapted)
+                with self.model.attributes_kept() as left:
+                    found = *self.at_rows.rows_and_gradients(weights, adapted), self.at_rows.rows(weights, adapted)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 reason = _first_line(error) if form is AS_GIVEN else reason
                 continue
+            self.at_rows.leaves_something = bool(left)
             if self._agree(expected, found, self._tolerance, weights, batches):
                 self.mask_forms.append(form)
                 if form is AS_GIVEN:
@@ -162,8 +176,13 @@ class ModelLoss:
         def count(tensor: Tensor) -> None:  # a tensor that were returned would keep its own graph alive
             kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
 
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda _: torch.empty(0)):
-            self.value(batch)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda _: torch.empty(0)):
+                self.value(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # derivatives inside the loss, by torch.func, can't be counted so
+            kept.clear()
         saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         return 2 * saved + 6 * self.model.size * self.model.dtype.itemsize
 

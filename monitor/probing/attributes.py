@@ -8,6 +8,7 @@ from torch import nn
 from phasewatch.monitor.errors import warn
 from phasewatch.monitor.model.numbers import Place, places_in, places_outside, values_of
 from phasewatch.monitor.probing.subject import Subject
+from phasewatch.monitor.snapshots.snapshot import unwrap
 
 
 class ChangedNumbers:
@@ -33,6 +34,7 @@ class ChangedNumbers:
         Returns:
             The numbers as they are now, by name.
         """
+        self._see_what_trains(unwrap(model))
         theirs, outside = values_of(places_in(model)), values_of(self._outside)
         for name, place in self._inside.items():
             then, now = place.get(), theirs.get(name)
@@ -50,6 +52,20 @@ class ChangedNumbers:
                     f"replay measures all of them with what it is then. Give the probe a loss with a fixed {read}."
                 )
         return theirs | outside
+
+    def _see_what_trains(self, model: nn.Module) -> None:
+        """Say where other parameters train than when the probe was made."""
+        known, now = self._subject.trains, {name: p.requires_grad for name, p in model.named_parameters()}
+        begun = [name for name, trains in now.items() if trains and known.get(name) is False]
+        ended = [name for name, trains in now.items() if not trains and known.get(name) is True]
+        for names, what in ((begun, "trains, and is held fast by"), (ended, "doesn't train, and is sampled by")):
+            if names and what not in self._known:
+                self._known.add(what)
+                more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                warn(
+                    f"{names[0]}{more} {what} the probe, in whose model requires_grad is {not now[names[0]]}. Make the "
+                    "probe with the model as it is trained, and a probe of its own for each stage of a training."
+                )
 
     def recall(self, step: int, numbers: Mapping[str, float]) -> None:
         """Compare what the probe has with what training had.

@@ -3,13 +3,13 @@
 It takes at most 20 passes, and is silent if all is well.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
 from phasewatch.monitor.model.copying import Copied, as_it_was
@@ -17,21 +17,25 @@ from phasewatch.monitor.model.data import HeldData, move
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.outputs import scalar_of
+from phasewatch.monitor.model.random_state import iterators_in
 from phasewatch.monitor.model.reading import Reading, leaves_of
+from phasewatch.monitor.probing.loss_faults import (
+    ALIKE,
+    SEED,
+    check_scalar,
+    is_a_sum,
+    say_what_else_trains,
+    say_what_is_written,
+    some_of,
+    take_gradients_along,
+)
 from phasewatch.monitor.probing.slopes import check_gradient, undifferentiated, unreached_rows
 
 LARGEST_COMPARED = 2**28
 """Models of more parameters than this aren't run beside their copy, which would take a third set of their weights."""
 
-ALIKE = 1e-3
-"""How far the losses of a model and of its copy may be apart, relative to the loss."""
-
 ROUGH = 0.05
 """The same where one of them is taken in mixed or half precision."""
-
-SEED = 2**31 - 1
-"""Of the global random streams where two losses are compared; no probe is likely to have it, so that a loss which draws
-from them isn't taken for one that doesn't."""
 
 MOST_HOOKS = 3
 """Hooks that are tried one by one at most; of more, all are kept if together they change the loss."""
@@ -76,27 +80,34 @@ def check(loss: ModelLoss, batch: Any, given: Given) -> tuple[set[str], dict[str
     versions = [parameter._version for parameter in loss.model.parameters]
     with untouched_randomness(SEED):
         value = _first_value(loss, batch, name)
-    _check_scalar(value, name)
-    written = _say_what_is_written(loss, versions, name)
+    check_scalar(value, name)
+    written = say_what_is_written(loss, versions, name)
     first = leaves_of(value)
-    value.backward()
+    loss.backward(value)
     reached = {n for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if p.grad is not None}
     if not reached:
         raise PhasewatchError(
             f"Probe(loss={name}): the gradient of {name}(model, batch) reaches no parameter of the model it was "
             "given. Call the model that comes as its argument, not another one, such as the one in training."
         )
+    take_gradients_along(loss, batch, value)
+    say_what_else_trains(loss, first, given.model, name)
     original = loss_of_the_original(loss, batch, given.model)
     if original is not None:
         _compare_with_the_original(loss, value, original, reached, given, name)
     again, reading = _once_more(loss, batch, given.model, first, name)
     repeats = torch.allclose(again, value.detach(), rtol=1e-3, equal_nan=True)
+    if (not repeats or loss.with_gradient) and iterators_in(loss.loss):
+        raise PhasewatchError(
+            f"Probe(loss={name}): {name}(model, batch) takes something else from an iterator in each call. Measuring "
+            "would take from it what training is to get. Draw in data instead, or hand the loss all that it needs."
+        )
     if not repeats:
         warn(
             f"Probe(loss={name}): {name}(model, batch) returned {value.item():g} and then {again.item():g} "
             "for the same weights and minibatch. What is drawn inside it adds noise to λ̂; draw it in data instead."
         )
-    elif _is_a_sum(loss, batch, value):
+    elif is_a_sum(loss, batch, value):
         warn(
             f"Probe(loss={name}): {name}(model, batch) doubles when the minibatch comes twice, so it is a sum and "
             "not the mean over the minibatch. λ̂ is then that of nbeta * batch_size; divide by the batch size."
@@ -110,12 +121,12 @@ def check(loss: ModelLoss, batch: Any, given: Given) -> tuple[set[str], dict[str
     loss.model.module.zero_grad(set_to_none=True)
     if held:
         warn(
-            f"Probe(loss={name}): the loss depends on {_some(held)}, and no gradient reaches "
+            f"Probe(loss={name}): the loss depends on {some_of(held)}, and no gradient reaches "
             f"{'it' if len(held) == 1 else 'them'} (detached, perhaps), so training leaves "
             f"{'it' if len(held) == 1 else 'them'} as they are. {'It is' if len(held) == 1 else 'They are'} held fast."
         )
     if rows:
-        where = [f"{'row' if len(some) == 1 else 'rows'} {_some(some)} of {of}" for of, some in rows.items()]
+        where = [f"{'row' if len(some) == 1 else 'rows'} {some_of(some)} of {of}" for of, some in rows.items()]
         warn(
             f"Probe(loss={name}): the loss depends on {' and '.join(where)}, and no gradient reaches them "
             "(padding_idx, perhaps), so training leaves them as they are. They are held fast."
@@ -215,38 +226,6 @@ def _first_value(loss: ModelLoss, batch: Any, name: str) -> Any:
         ) from error
 
 
-def _check_scalar(value: Any, name: str) -> None:
-    if not isinstance(value, Tensor) or value.ndim != 0:
-        came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise PhasewatchError(
-            f"Probe(loss={name}): {name}(model, batch) returned {came}; "
-            "it must return a scalar tensor, the mean over the batch"
-            f"{', so perhaps .mean() is missing' if isinstance(value, Tensor) else ''}."
-        )
-    if not value.isfinite():
-        raise PhasewatchError(
-            f"Probe(loss={name}): {name}(model, batch) returned {value.item()} on a minibatch of data. "
-            "Check the data and the model's weights for values that are not finite."
-        )
-    if not value.requires_grad:
-        raise PhasewatchError(
-            f"Probe(loss={name}): {name}(model, batch) returned a tensor that needs no gradient. "
-            "Sampling follows the gradient, so return it without .detach(), .item() or torch.no_grad()."
-        )
-
-
-def _say_what_is_written(loss: ModelLoss, versions: Sequence[int], name: str) -> bool:
-    """Name weights that an evaluation of the loss writes to."""
-    of = zip(loss.model.names, loss.model.parameters, versions, strict=True)
-    if written := [n for n, parameter, version in of if parameter._version != version]:
-        warn(
-            f"Probe(loss={name}): {name}(model, batch) writes to {_some(written)} while it is evaluated, in evaluation "
-            "mode too, as F.embedding(max_norm=...) and clipping do. Chains are then moved by it, so λ̂ isn't that of "
-            "the loss. Do that after a training step, or use what it makes without writing it to the weights."
-        )
-    return bool(written)
-
-
 def _compare_with_the_original(
     loss: ModelLoss, value: Tensor, original: tuple[float, set[str]], reached: set[str], given: Given, name: str
 ) -> None:
@@ -255,9 +234,9 @@ def _compare_with_the_original(
     wanted = {given.renamed.get(parameter, parameter) for parameter in names}
     if lost := (wanted & sampled) - reached:
         raise PhasewatchError(
-            f"Probe(loss={name}): in your model the loss depends on {_some(lost)}, and in the probe's copy it doesn't. "
-            "Something made from the weights is kept in the model, or a function in it belongs to the original. "
-            "Give the function that builds the model: Probe(make_model, ...)."
+            f"Probe(loss={name}): in your model the loss depends on {some_of(lost)}, and in the probe's copy it "
+            "doesn't. Something made from the weights is kept in the model, or a function in it belongs to the "
+            "original. Give the function that builds the model: Probe(make_model, ...)."
         )
     tolerance = ROUGH if given.rough else ALIKE
     mine = float(value.detach())
@@ -282,7 +261,7 @@ def _once_more(
             "Give the function that builds the model: Probe(make_model, ...)."
         )
     try:
-        again.backward()
+        loss.backward(again)
         lost = set(first) - leaves_of(again)
     except RuntimeError as error:
         if "second time" not in str(error):
@@ -291,7 +270,7 @@ def _once_more(
     parameters = dict(zip(loss.model.names, loss.model.parameters, strict=True))
     if names := {n for n, parameter in parameters.items() if id(parameter) in lost}:
         raise PhasewatchError(
-            f"Probe(loss={name}): called again, {name}(model, batch) no longer depends on {_some(names)}. Something "
+            f"Probe(loss={name}): called again, {name}(model, batch) no longer depends on {some_of(names)}. Something "
             "made from the weights is kept between calls, by functools.cache or in an attribute, so the loss wouldn't "
             "move with them. Compute it anew in each call, at least in evaluation mode."
         )
@@ -301,23 +280,7 @@ def _once_more(
     return again.detach(), reading
 
 
-def _is_a_sum(loss: ModelLoss, batch: Any, value: Tensor) -> bool:
-    """Whether a loss doubles with a minibatch that holds every sample twice; False where that can't be tried."""
-    try:
-        doubled = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, batch)
-        with torch.no_grad():
-            twice = loss.value(doubled)
-        return bool(abs(twice - 2 * value) < 1e-3 * abs(value))
-    except Exception:
-        return False
-
-
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
     return a is b or bool(a == b)
-
-
-def _some(names: Collection[str] | Collection[int]) -> str:
-    ordered = sorted(names)
-    return ", ".join(map(str, ordered[:3])) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -45,33 +45,44 @@ def check_gradient(loss: ModelLoss, batch: Any, name: str, *, rough: bool) -> No
         PhasewatchError: if the loss doesn't move with the weights.
     """
     line = _Line(loss, batch, rough)
-    generator = Generator().manual_seed(0)
-    drawn = torch.randint(2, (len(line.parameters),), generator=generator) * 2 - 1
-    off = []
     try:
-        slope, error = line.slope([1] * len(line.parameters))
-        for sign in ([1] * len(line.parameters), drawn.tolist()):
-            slope = line.far(sign) if off else slope
-            predicted = line.predicted(sign)
-            if slope == 0 and predicted != 0 and not line.moves(sign):
-                raise PhasewatchError(
-                    f"Probe(loss={name}): {name}(model, batch) doesn't change when the weights do, though it has a "
-                    "gradient. Something made from the weights is kept between calls: a cache, an attribute, or a "
-                    "graph with constants in it. Compute it anew in each call, at least in evaluation mode."
-                )
-            if not abs(slope - predicted) > OFF * line.size + BEYOND * error:
-                return
-            off.append((slope, predicted))
-        where = line.worst(off[0][0] - off[0][1])
+        off = _off_along_gradient(line, name) or _off_along_weights(line)
+        where = line.worst(off[0] - off[1]) if off else ""
     finally:
         line.restore()
-    (slope, predicted) = off[0]
-    warn(
-        f"Probe(loss={name}): the gradient isn't that of the loss. Along one direction the loss changes by {slope:.3g} "
-        f"and the gradient says {predicted:.3g}, most of all in {where}. Straight-through estimators, gradient hooks "
-        "and detached paths do this. Chains follow the gradient, so λ̂ isn't that of the loss; hold such parameters "
-        "fast with parts=..., or give a loss that is differentiated as it is."
-    )
+    if off:
+        warn(
+            f"Probe(loss={name}): the gradient isn't that of the loss. Along one direction the loss changes by "
+            f"{off[0]:.3g} and the gradient says {off[1]:.3g}, most of all in {where}. Straight-through estimators, "
+            "gradient hooks and detached paths do this. Chains follow the gradient, so λ̂ isn't that of the loss; hold "
+            "such parameters fast with parts=..., or give a loss that is differentiated as it is."
+        )
+
+
+def _off_along_gradient(line: "_Line", name: str) -> tuple[float, float] | None:
+    """The slope and what the gradient says of it, if they don't agree in two directions made of it."""
+    everything = [1] * len(line.parameters)
+    drawn = torch.randint(2, (len(everything),), generator=Generator().manual_seed(0)) * 2 - 1
+    first, error = line.slope(everything)
+    for sign in (everything, drawn.tolist()):
+        slope = first if sign is everything else line.far(sign)
+        predicted = line.predicted(sign)
+        if slope == 0 and predicted != 0 and not line.moves(sign):
+            raise PhasewatchError(
+                f"Probe(loss={name}): {name}(model, batch) doesn't change when the weights do, though it has a "
+                "gradient. Something made from the weights is kept between calls: a cache, an attribute, or a "
+                "graph with constants in it. Compute it anew in each call, at least in evaluation mode."
+            )
+        if not abs(slope - predicted) > OFF * line.size + BEYOND * error:
+            return None
+    return first, line.predicted(everything)
+
+
+def _off_along_weights(line: "_Line") -> tuple[float, float] | None:
+    """The same along the weights themselves, where a gradient that lacks a norm's share is off the most."""
+    line.turn_to_weights()
+    slope, predicted = line.far([1] * len(line.parameters)), line.predicted([1] * len(line.parameters))
+    return (slope, predicted) if abs(slope - predicted) > OFF * line.size + BEYOND * line.rounding else None
 
 
 def undifferentiated(loss: ModelLoss, batch: Any, reached: Collection[str]) -> set[str]:
@@ -126,7 +137,7 @@ def unreached_rows(loss: ModelLoss, batch: Any, value: float, *, rough: bool) ->
     zero = {
         name: (parameter.grad == 0).reshape(len(parameter), -1).all(1).nonzero().flatten().tolist()
         for name, parameter in parameters.items()
-        if parameter.grad is not None and parameter.ndim
+        if parameter.grad is not None and parameter.ndim and parameter.numel()
     }
     waiting = [[(name, row) for name, rows in zero.items() for row in rows]]
     found: list[tuple[str, int]] = []
@@ -174,7 +185,7 @@ class _Line:
         exact &= self._own[0].device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
         coarse = rough and self._full is None
         double = all(parameter.dtype is torch.float64 for parameter in self.parameters)
-        self._rounding = 1e-15 if double else 1e-2 if coarse or not exact else 1e-6
+        self._rounding = 1e-15 if double else 1e-2 if coarse or not exact else 3e-7
         self._along, self._slopes = [], []
         for parameter in self.parameters:
             grad = parameter.grad
@@ -185,6 +196,14 @@ class _Line:
             self._slopes.append(factor * length**2 * grad.numel())
         self.size = sum(self._slopes)
         self.at_anchor = math.nan
+        self._by_weights = False
+
+    def turn_to_weights(self) -> None:
+        """From now on, take the weights themselves for the direction."""
+        self._by_weights = True
+        grads = [cast(Tensor, parameter.grad) for parameter in self.parameters]
+        self._slopes = [float((g.double() * own.double()).sum()) for g, own in zip(grads, self._own, strict=True)]
+        self.size = sum(map(abs, self._slopes))
 
     def predicted(self, signs: Sequence[int]) -> float:
         """The slope by the gradient."""
@@ -192,8 +211,13 @@ class _Line:
 
     def slope(self, signs: Sequence[int]) -> tuple[float, float]:
         """The slope by differences of the loss, and what rounding and curvature make of it."""
-        (near, value), (far, self.at_anchor) = self._difference(signs, REACH / 2), self._difference(signs, REACH)
-        return far, abs(far - near) + 4 * self._rounding * abs(value) / REACH
+        (near, _), (far, self.at_anchor) = self._difference(signs, REACH / 2), self._difference(signs, REACH)
+        return far, abs(far - near) + self.rounding
+
+    @property
+    def rounding(self) -> float:
+        """What rounding makes of a slope."""
+        return 4 * self._rounding * abs(self.at_anchor) / REACH
 
     def far(self, signs: Sequence[int]) -> float:
         """The slope by differences of the loss, alone."""
@@ -240,7 +264,9 @@ class _Line:
     def _at(self, signs: Sequence[int], reach: float) -> float:
         for parameter, own, sign, factor in zip(self.parameters, self._own, signs, self._along, strict=True):
             parameter.copy_(own)
-            if sign:
+            if sign and self._by_weights:
+                parameter.add_(own * (parameter.grad != 0), alpha=reach * sign)  # pyright: ignore[reportOptionalOperand]
+            elif sign:
                 parameter.add_(parameter.grad, alpha=reach * sign * factor)  # pyright: ignore[reportArgumentType]
         return self._value()
 

@@ -80,6 +80,7 @@ class Subject:
         loss: the model's loss, chosen to run vectorised or not.
         parts: the names of what is sampled, `WHOLE` first, each with its mask.
         eval_batch: what the loss and the metrics of a point are taken on.
+        trains: whether each parameter is trained, by its name in snapshots.
 
     Raises:
         PhasewatchError: for a model, loss or data that can't be measured.
@@ -104,7 +105,8 @@ class Subject:
             self.model.hold_rows(rows)
             if undifferentiated:
                 self.model.hold(undifferentiated)
-                self.loss = ModelLoss(self.model, self.loss.loss)
+                fewer = ModelLoss(self.model, self.loss.loss)
+                fewer.with_gradient, self.loss = self.loss.with_gradient, fewer
             check_rows(self._source, self._batch_size, self.model.device)
             by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: arguments.parts}
             self.parts: dict[str, Mask] = {
@@ -206,6 +208,7 @@ class Subject:
         by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: cast(Part, arguments.parts)}
         masks = {name: masks_of(mine, part) for name, part in by_name.items() if part is not None}
         order = [name for name, _ in mine.named_parameters()]
+        self.trains = {name: parameter.requires_grad for name, parameter in mine.named_parameters()}
         held, renamed = padding_rows(mine), in_real_parts(mine)
         held, *of_parts = (masks_in_real_parts(some, renamed) for some in (held, *masks.values()))
         masks = dict(zip(masks, of_parts, strict=True))

@@ -122,6 +122,21 @@ def test_a_number_that_the_loss_reads_and_that_changes_is_said(tmp_path, where, 
         list(replay(tmp_path / "run", make_probe(model, loss=of)))
 
 
+@pytest.mark.parametrize(
+    ("before", "said"), [(False, r"trains, and is held fast"), (True, r"doesn't train, and is sampled")]
+)
+def test_a_layer_that_is_unfrozen_or_frozen_later_is_said_once(tmp_path, before, said):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
+    model[0].requires_grad_(before)
+    with one_warning(rf"0\.weight \(and 1 more\) {said} by the probe"):
+        with PhaseMonitor(model, make_probe(model), run=tmp_path / "run", at=every(1)) as monitor:
+            for step in range(1, 4):
+                with torch.no_grad():
+                    model[1].weight.add_(0.1)
+                monitor(step)
+                model[0].requires_grad_(not before)
+
+
 def test_three_points_with_one_doubtful_verdict_name_calibrate(tmp_path):
     torch.manual_seed(0)
     model = make_model()

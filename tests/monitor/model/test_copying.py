@@ -40,11 +40,26 @@ def test_a_model_that_has_run_can_be_copied():
     assert live.last.grad_fn is not None
 
 
+class Uncopied:
+    def __reduce_ex__(self, protocol):
+        raise TypeError("not this one")
+
+
 def test_what_cant_be_copied_asks_for_a_factory():
     model = nn.Linear(2, 2)
-    model.lock = threading.Lock()
+    model.lock = Uncopied()
     with pytest.raises(PhasewatchError, match=r"can't copy the model.*Give the function that builds it instead"):
         own_copy(model)
+
+
+def test_locks_files_and_threads_are_shared(tmp_path):
+    model = nn.Linear(2, 2)
+    with (tmp_path / "log").open("w") as file:
+        model.lock, model.log, model.stream = threading.RLock(), {"file": file}, iter(x for x in "ab")
+        copied = own_copy(model)
+    assert copied.lock is model.lock
+    assert copied.log["file"] is model.log["file"]
+    assert copied.weight is not model.weight
 
 
 def test_wrappers_are_looked_through():

@@ -1,6 +1,7 @@
 """What a user's model, loss or data gets wrong is said when the probe is made, and nothing where all is well."""
 
 import functools
+import itertools
 import re
 import warnings
 
@@ -74,13 +75,53 @@ class CachedInAttribute(Weighted):
         return self.made
 
 
+class DetachedNorm(Weighted):
+    def weight(self):
+        return self.body.weight / self.body.weight.detach().norm()
+
+
+class DerivativeAlone(Weighted):
+    """A gradient penalty by hand: without gradients it fails."""
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(super().forward(x).sum(), x, create_graph=True)
+        return slope
+
+
+class Derivative(Weighted):
+    """The same by torch.func, which takes no saved-tensor hooks."""
+
+    def forward(self, x):
+        return torch.func.vmap(torch.func.grad(lambda row: Weighted.forward(self, row).sum()))(x)
+
+
+class WithoutGradients(Weighted):
+    def forward(self, x):
+        return super().forward(x) * (1.0 if torch.is_grad_enabled() else 1.5)
+
+
+class Keeping(Weighted):
+    """Leaves what it computed in an attribute, a buffer made anew among them, and goes on from there."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = None
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        self.state = super().forward(x) + (0 if self.state is None else 1e-6 * self.state.detach()[: len(x)])
+        return self.state
+
+
 class Detached(Weighted):
     def weight(self):
         return self.body.weight.detach()
 
 
 @pytest.mark.filterwarnings("ignore:The chains run one after another")
-@pytest.mark.parametrize("make", [StraightThrough, GradientHook, HalfDetached])
+@pytest.mark.parametrize("make", [StraightThrough, GradientHook, HalfDetached, DetachedNorm])
 def test_a_gradient_that_is_not_that_of_the_loss_is_said_with_its_parameter(make):
     with pytest.warns(PhasewatchWarning, match=r"gradient isn't that of the loss.*body\.weight"):
         probe(make())
@@ -97,6 +138,63 @@ def test_something_kept_by_the_model_that_trains_is_refused():
     model(X)
     with pytest.raises(PhasewatchError, match=r"in your model the loss depends on body\.weight"):
         probe(model)
+
+
+@pytest.mark.filterwarnings("ignore:The chains run one after another")
+@pytest.mark.parametrize("make", [DerivativeAlone, Derivative, WithoutGradients])
+def test_a_loss_that_needs_gradients_inside_is_evaluated_as_in_training(make):
+    made, model = probe(make(), eval_batch=X), make()
+    assert made(pw.Snapshot.of(model, 1)).loss == pytest.approx(loss(model, X).item(), rel=1e-6)
+    assert made(pw.Snapshot.of(model, 1)).llc.value == probe(make, eval_batch=X)(pw.Snapshot.of(model, 1)).llc.value
+
+
+@pytest.mark.filterwarnings("ignore:The chains run one after another")
+def test_what_an_evaluation_leaves_in_the_model_is_gone_before_the_next_measurement():
+    made = probe(Keeping())
+    points = [made(pw.Snapshot.of(Keeping(), 1)) for _ in range(2)]
+    assert points[0] == points[1] == probe(Keeping)(pw.Snapshot.of(Keeping(), 1))
+    module = made.subject.model.module
+    made.subject.model.load(pw.Snapshot.of(Keeping(), 1))
+    assert module.calls is dict(module.named_buffers())["calls"]
+    assert module.calls == 0
+    assert module.state is None or type(module.state) is torch.Tensor
+
+
+def test_trained_tensors_that_the_loss_has_to_itself_are_named():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, model, x):
+            return self.scale * loss(model, x)
+
+    with pytest.warns(PhasewatchWarning, match=r"depends on Scaled\.scale, with requires_grad=True"):
+        probe(Weighted(), Scaled())
+
+
+def test_a_loss_that_takes_from_an_iterator_is_refused_and_data_that_does_is_said():
+    weights = itertools.cycle([1.0, 2.0, 3.0])
+    with pytest.raises(PhasewatchError, match="takes something else from an iterator in each call"):
+        probe(Weighted, lambda model, x: next(weights) * loss(model, x))
+    batches = iter([X[:16]] * 2)
+    with (
+        pytest.warns(PhasewatchWarning, match="is a function that takes from an iterator"),
+        pytest.raises(PhasewatchError, match=r"\(generator, 1024\) failed \(StopIteration"),
+    ):
+        probe(Weighted, data=lambda generator, size: next(batches))
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (lambda model, x: loss(model, x) + 0j, "returned a complex number"),
+        (lambda model, x: loss(model, x)[None], r"returned a tensor of shape \(1,\)"),
+    ],
+)
+def test_losses_that_are_no_real_scalar_are_a_sentence(of, said):
+    with pytest.raises(PhasewatchError, match=said):
+        probe(Weighted(), of)
 
 
 def test_what_no_gradient_reaches_is_held_fast():
@@ -331,7 +429,7 @@ def hooked(*gains):
     ],
 )
 def test_making_a_probe_takes_at_most_20_passes_whatever_is_found(make, said):
-    """With the seven that choose between the paths, if nothing is found, and without them where a culprit is sought."""
+    """Without the seven that choose between the paths, and for a plain model with them."""
     passes = []
 
     def counted(model, x):
@@ -344,5 +442,5 @@ def test_making_a_probe_takes_at_most_20_passes_whatever_is_found(make, said):
     told = [str(warning.message) for warning in caught]
     assert len(told) == (said is not None), told
     assert all(re.search(said, message) for message in told)
-    assert len(passes) <= (20 if said is None else 20 + 7)
+    assert len(passes) <= (20 if made.subject.model.module._get_name() == "Weighted" else 20 + 7)
     assert made.subject.loss.vectorised
