@@ -20,6 +20,8 @@ from torch import nn
 
 from phasewatch import cli
 from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.probing import automatic
+from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions
 
@@ -169,6 +171,7 @@ def test_each_command_has_help(phasewatch, command):
         ["replay", "checkpoints"],
         ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--workers", "0"],
         ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--workers", "two"],
+        ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--sampler", "sgld"],
         ["demo", "--steps", "3"],
         ["demo", "--seed", "-1"],
     ],
@@ -410,6 +413,23 @@ def test_replay_keeps_its_points_and_measures_none_twice(phasewatch, folder):
     assert phasewatch(*command)[0] == 0
     assert measured(folder) == 6
     assert 6 in Trajectory.read(run / "points.jsonl").steps
+
+
+def test_replay_with_a_setting_of_its_own(phasewatch, folder, monkeypatch):
+    found = SGLD(2e-3, 1.0, 10.0, chains=2, draws=8, burn_in=2, batch_size=16)
+    asked = []
+    monkeypatch.setattr(automatic, "calibrate", lambda snapshots, probe, show: asked.append(len(snapshots)) or found)
+    command = ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--sampler", "calibrate"]
+    status, _, err = phasewatch(*command)
+    assert status == 0
+    assert f"calibrated on steps 1, 300, 50000: {found}; checkpoints-replay/calibration.txt says why" in err
+    kept = json.loads((folder / "checkpoints-replay" / "run.json").read_text())
+    assert kept["settings"]["sampler"] == found.as_json()
+    for again in (command, command[:-2]):
+        status, _, err = phasewatch(*again)
+        assert status == 0
+        assert "measuring with the setting that checkpoints-replay was calibrated to" in err
+    assert asked == [3]
 
 
 def test_a_function_that_returns_the_probe_measures_the_same(phasewatch, folder):

@@ -45,7 +45,8 @@ def make_data():
 
 def make_probe(model=make_model, **changes):
     sampler = SGLD(step_size=1e-3, localization=10.0, nbeta=20.0, chains=2, draws=4, burn_in=1, batch_size=16)
-    return Probe(model, loss, make_data(), **{"sampler": sampler, "threads": 1, **changes})
+    of = changes.pop("loss", loss)
+    return Probe(model, of, make_data(), **{"sampler": sampler, "threads": 1, **changes})
 
 
 def a_point(step, llc=10.0, loss=2.0, spread=1.0):

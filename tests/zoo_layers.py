@@ -1,10 +1,13 @@
 """Small models of torch's own layers and of the kinds that people write by hand, each with a loss and data."""
 
+import warnings
+
 import torch
+from awkward_models import Symmetric
 from law_models import PERCEPTRON, TRANSFORMER, Case
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 
@@ -204,8 +207,24 @@ def patched() -> nn.Module:
     return model
 
 
-def old_weight_norm() -> nn.Module:
+def weight_norm() -> nn.Module:
     return nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 1))
+
+
+def norms_by_hooks() -> nn.Module:
+    """The older weight and spectral norms, which set the weight in a hook before `forward`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        weight = nn.utils.weight_norm(nn.Linear(4, 4))
+        return nn.Sequential(weight, nn.Tanh(), nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 1))
+
+
+def masked() -> nn.Module:
+    """A pruned layer, and one whose weight is symmetric by a parametrization."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 1))
+    prune.random_unstructured(model[0], "weight", amount=0.3)
+    parametrize.register_parametrization(model[2], "weight", Symmetric())
+    return model
 
 
 def orthogonal() -> nn.Module:
@@ -256,7 +275,9 @@ LAYERS = {
         lambda: nn.Sequential(nn.Embedding(7, 3, sparse=True), nn.Linear(3, 1)), mean_square, tokens()
     ),
     "padded embedding": Case(Padded, mean_square, lambda: tokens()() * (torch.arange(5) < 3)),
-    "weight norm": Case(old_weight_norm, mean_square, X),
+    "weight norm": Case(weight_norm, mean_square, X),
+    "norms by hooks": Case(norms_by_hooks, mean_square, X),
+    "pruned and parametrized": Case(masked, mean_square, X),
     "spectral norm": Case(spectral_norm, mean_square, X),
     "orthogonal": Case(orthogonal, mean_square, X),
     "layer, group and rms norm": Case(

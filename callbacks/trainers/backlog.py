@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from phasewatch.callbacks.trainers.calibrating import Calibrating
 from phasewatch.monitor.errors import in_words, warn
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.probing.probe import Probe
@@ -40,6 +41,7 @@ class Backlog:
         plan: which one is next.
         keep_snapshots: keep a snapshot's file after it is measured.
         waits: whether training waits while measuring, so that snapshots in memory are measured meanwhile.
+        calibrating: makes the probe's setting out of the first snapshots, before any is measured; None if it has one.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Backlog:
         *,
         keep_snapshots: bool,
         waits: bool,
+        calibrating: Calibrating | None = None,
     ) -> None:
         self._folder = folder
         self._recorder = recorder
@@ -60,6 +63,7 @@ class Backlog:
         self._plan = plan
         self._keep_snapshots = keep_snapshots
         self._waits = waits
+        self._calibrating = calibrating
         self._waiting: dict[int, Snapshot | None] = dict.fromkeys(sorted(set(folder.snapshots.steps) - folder.steps))
         self._unwritten: dict[int, Snapshot] = {}
         self._spare: list[int] = []
@@ -106,6 +110,9 @@ class Backlog:
         with self._lock:
             self._save()
             ready = [step for step, held in self._waiting.items() if held is None or self._waits or over]
+        if self._calibrating and not self._settle(ready, over):
+            return False
+        with self._lock:
             step = self._plan.choose(ready, self._folder.steps)
             if step is None:
                 return False
@@ -123,6 +130,17 @@ class Backlog:
             else:
                 self._record(result)
         return True
+
+    def _settle(self, ready: list[int], over: bool) -> bool:
+        """Calibrate if that can be done now; whether the setting is known."""
+        assert self._calibrating
+        while chosen := self._calibrating.due(sorted(ready), over=over):
+            with self._plan.account():
+                probe = self._calibrating.settle(chosen)
+            if probe is not None:
+                self._probe, self._calibrating = probe, None
+                return True
+        return False
 
     def _measure(self, step: int, held: Snapshot | None) -> Point | Exception | None:
         if held is None:

@@ -9,9 +9,10 @@ from torch import nn
 
 from phasewatch.callbacks.trainers.schedule import Budget, Schedule
 from phasewatch.callbacks.trainers.session import Options, Session
-from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError, in_words, real_number, say, warn
+from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError, in_words, real_number, say, warn, whole_number
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.probing.attributes import ChangedNumbers
+from phasewatch.monitor.probing.automatic import WORD
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.snapshots.averaging import RunningAverage
@@ -36,7 +37,7 @@ class PhaseMonitor:
         probe: measures its snapshots.
         run: the run's folder; made if it isn't there.
         at: which steps: `every(100)`, `log_spaced(1, 50_000, num=80)`, `Budget(0.1, at=...)`, or any `step -> bool`. A
-            due step that the counter jumps over is measured at the next call.
+            due step that the counter jumps over, or that lies before the first call, is measured at the next call.
         sinks: told of each point and each transition; each in a thread of its own.
         measure: "inline" measures before the call returns. "background" measures in another process, so that the loop
             pays for copying the snapshot alone; the probe must have been made with a function that builds its model.
@@ -50,6 +51,12 @@ class PhaseMonitor:
             killed and begun anew from its seed repeats it bit for bit; one that goes on from a checkpoint begins
             another there, in which that first step weighs (that step / step)^(1/average), 5 % when three times that
             share of the steps have passed. To watch an average that training keeps itself, give that model instead.
+        sampler: "calibrate" finds the setting on the run's own snapshots, which wait until then: on the first, the
+            middle and the last of the first 3, or of 6 or 12 where none works for fewer. Of the probe's
+            sampler, its class, the batch size and the momentum are kept. What comes out is kept in the run's folder,
+            for a resumed run and a replay with the same probe; where nothing works, the probe's own sampler is used,
+            with steps by curvature, κ = 0.5, if it says nothing of steps.
+        calibrate_at: the step to calibrate at, or the first snapshot after it, in place of the first snapshots.
 
     Raises:
         PhasewatchError: for what can't work, before the first step.
@@ -85,6 +92,8 @@ class PhaseMonitor:
         measure: Literal["inline", "background"] = "inline",
         keep_snapshots: bool = True,
         average: float | None = None,
+        sampler: Literal["calibrate"] | None = None,
+        calibrate_at: int | None = None,
     ) -> None:
         if not callable(at):
             raise PhasewatchError(
@@ -103,6 +112,17 @@ class PhaseMonitor:
         if average is not None:
             hint = "such as 0.02: the share of the steps so far to average over, and no decay"
             average = real_number("PhaseMonitor(average=...)", average, above=0, most=0.5, hint=hint)
+        if sampler is not None and sampler != WORD:
+            raise PhasewatchError(
+                f"PhaseMonitor(sampler={sampler!r}) must be 'calibrate' or left out. A setting belongs to the probe: "
+                "Probe(sampler=...) or probe.with_sampler(...)."
+            )
+        if calibrate_at is not None:
+            calibrate_at = whole_number("PhaseMonitor(calibrate_at=...)", calibrate_at, least=0)
+            if sampler is None:
+                raise PhasewatchError(
+                    f"PhaseMonitor(calibrate_at={calibrate_at}) says when to calibrate: give sampler='calibrate' too."
+                )
         try:
             probe.subject.model.load(Snapshot.of(model, 0))
         except PhasewatchError as error:
@@ -113,6 +133,8 @@ class PhaseMonitor:
             keep_snapshots=keep_snapshots,
             fraction=at.fraction if isinstance(at, Budget) else None,
             average=average,
+            calibrate=sampler is not None,
+            calibrate_at=calibrate_at,
         )
         self._session = Session(run, probe, options)
         self._model = model
@@ -203,17 +225,19 @@ class PhaseMonitor:
             if step in self._taken:
                 return False
         self._taken.add(step)
-        self._numbers.see(self._model)
+        numbers = self._numbers.see(self._model)
         if self._repeats:
             self._repeats.see(snapshot)
-        self._session.take(snapshot)
+        self._session.take(snapshot, numbers)
         return True
 
     def _is_due(self, step: int) -> bool:
-        """Whether a snapshot is due at this step, or was at one that the counter jumped over since the last call."""
+        """Whether a snapshot is due at this step, or was at one since the last call, or before the first one."""
         last, self._last_step = self._last_step, step
         due = bool(self._at(step))
-        if last is None or not 1 < step - last <= LONGEST_JUMP:
+        if last is None:  # the first call, perhaps of a run that goes on
+            last = max((known for known in self._session.recorded if known <= step), default=0)
+        if not 1 < step - last <= LONGEST_JUMP:
             return due
         jumped = [passed for passed in range(last + 1, step) if self._at(passed)]
         self._jumped_over += jumped

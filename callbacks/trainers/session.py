@@ -2,16 +2,19 @@
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from phasewatch.callbacks.trainers.backlog import Backlog
+from phasewatch.callbacks.trainers.calibrating import Calibrating
 from phasewatch.callbacks.trainers.measuring import DISK_SECONDS, Background, Inline, Measuring
 from phasewatch.monitor.errors import PhasewatchError, in_words, requires, say, warn
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.runs.executor import Executor, InProcess
+from phasewatch.monitor.runs.calibration import RunCalibration, calibrated_before
+from phasewatch.monitor.runs.executor import InProcess
 from phasewatch.monitor.runs.folder import RunFolder
+from phasewatch.monitor.runs.numbers import NumbersFile
 from phasewatch.monitor.runs.plan import Plan
 from phasewatch.monitor.runs.processes import Processes, packed
 from phasewatch.monitor.runs.record import Recorder
@@ -38,6 +41,8 @@ class Options:
         keep_snapshots: keep a snapshot's file after it is measured.
         fraction: seconds of measuring for each second of training; None for no limit.
         average: the share of the steps that weights are averaged over; None for weights as they are.
+        calibrate: find the sampler's setting on the run's own snapshots.
+        calibrate_at: the step to do so at; None for the first snapshots.
     """
 
     sinks: Sequence[Sink]
@@ -45,6 +50,8 @@ class Options:
     keep_snapshots: bool
     fraction: float | None
     average: float | None
+    calibrate: bool = False
+    calibrate_at: int | None = None
 
 
 class Session:
@@ -63,11 +70,15 @@ class Session:
     """
 
     def __init__(self, run: str | Path, probe: Probe, options: Options) -> None:
-        self._probe = probe
+        self._given = probe
         self._options = options
+        self._probe, self._calibration = calibrated_before(Path(run), probe)
         self._executor = self._make_executor(SnapshotFolder(Path(run) / "snapshots"))
         self.folder = self._open(run)
+        if self._calibration and self._calibration.steps:
+            say(f"{self.folder.path} goes on with the setting that it was calibrated to: {self._probe.sampler}")
         self._backlog: Backlog | None = None
+        self._numbers: NumbersFile | None = None
         self._measuring: Measuring | None = None
         self._recorder: Recorder | None = None
         self._process = os.getpid()
@@ -76,6 +87,11 @@ class Session:
     def has_begun(self) -> bool:
         """Whether a snapshot has come, so that it is known which training this is."""
         return self._backlog is not None
+
+    @property
+    def recorded(self) -> set[int]:
+        """The steps of the folder's points and snapshots."""
+        return self.folder.steps.union(self.folder.snapshots.steps)
 
     def begin(self, snapshot: Snapshot | None, first_step: int | None) -> set[int]:
         """Begin or resume the run, now that the first snapshot tells whether it is the same training.
@@ -90,6 +106,7 @@ class Session:
         if snapshot and first_step is not None and self._is_another_training(snapshot, first_step):
             self._divert()
         waits = not self._options.background
+        self._numbers = NumbersFile(self.folder.path)
         self._recorder = Recorder(self._options.sinks, self.folder)
         self._backlog = Backlog(
             self.folder,
@@ -99,14 +116,17 @@ class Session:
             Plan(self._options.fraction, waits=waits),
             keep_snapshots=self._options.keep_snapshots,
             waits=waits,
+            calibrating=self._calibrating(),
         )
         self._measuring = Inline(self._backlog) if waits else Background(self._backlog)
         self._finish_before_others()
         return self._backlog.steps
 
-    def take(self, snapshot: Snapshot) -> None:
-        """Have a snapshot saved and measured."""
+    def take(self, snapshot: Snapshot, numbers: Mapping[str, float]) -> None:
+        """Have a snapshot saved and measured, and the numbers beside its tensors kept."""
         assert self._measuring
+        assert self._numbers
+        self._numbers.keep(snapshot.step, numbers)
         self._finish_before_others()
         self._measuring.take(snapshot)
 
@@ -183,7 +203,12 @@ class Session:
                 f"replay({run}, probe, run={run}) measures them."
             )
 
-    def _make_executor(self, snapshots: SnapshotFolder) -> Executor:
+    def _calibrating(self) -> Calibrating | None:
+        if self._calibration is None or self._calibration.steps:
+            return None
+        return Calibrating(self._probe, self.folder, self._executor, self._calibration, self._options.calibrate_at)
+
+    def _make_executor(self, snapshots: SnapshotFolder) -> InProcess | Processes:
         if self._options.background:
             return Processes(packed(self._probe, snapshots), nice=BACKGROUND_NICE)
         return InProcess(self._probe, snapshots)
@@ -191,6 +216,10 @@ class Session:
     def _open(self, run: str | Path) -> RunFolder:
         folder = RunFolder(run, self._probe.settings)
         folder.keep_averaging(self._options.average, f"PhaseMonitor(average={self._options.average!r})")
+        if self._options.calibrate and self._calibration is None:
+            self._calibration = RunCalibration(self._given.sampler.as_json())
+        if self._calibration:
+            folder.keep_calibration(self._calibration.as_json(), self._probe.settings)
         return folder
 
     def _is_another_training(self, snapshot: Snapshot, first_step: int) -> bool:
@@ -198,8 +227,7 @@ class Session:
 
         A run resumed on hardware that doesn't repeat sums bit for bit has other weights too, so that one goes on.
         """
-        saved = self.folder.snapshots.steps
-        recorded = self.folder.steps.union(saved)
+        saved, recorded = self.folder.snapshots.steps, self.recorded
         if not recorded:
             return False
         began_anew = first_step <= min(recorded)
@@ -219,6 +247,7 @@ class Session:
         number = 2
         while (path := taken.path.with_name(f"{taken.path.name}-{number}")).exists():
             number += 1
+        self._probe, self._calibration = self._given, None
         self.folder = self._open(path)
         self._executor = self._make_executor(self.folder.snapshots)
         taken.close()

@@ -2,6 +2,9 @@
 
 import copy
 import gc
+import io
+import threading
+import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +17,17 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.model.rebinding import Rebinding, without_compilation
+from phasewatch.monitor.model.random_state import parts_of
+from phasewatch.monitor.model.rebinding import Rebinding, methods_of_copies, without_compilation
 from phasewatch.monitor.snapshots.snapshot import unwrap
 
 _FORWARD_HOOKS = "_forward_hooks", "_forward_pre_hooks"
 _BACKWARD_HOOKS = "_backward_hooks", "_backward_pre_hooks"
+_SHARED = (
+    type(threading.Lock()), type(threading.RLock()), threading.local, threading.Thread, io.IOBase, types.GeneratorType,
+)  # fmt: skip
+"""What has no copy and holds no weights: a model that has such an attribute shares it with its copy."""
+
 _CAST = "_original_forward"
 """Where accelerate keeps the `forward` that it puts mixed precision around."""
 
@@ -107,6 +116,11 @@ def copy_of(model: nn.Module, *, built: bool = False) -> Copied:
         PhasewatchError: if the module can't be copied.
     """
     model = unwrap(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise PhasewatchError(
+            f"Probe(model={type(model).__name__}(...)) has parts that torch.jit compiled, whose weights no copy can be "
+            "given. Give the model that they were compiled from, or the function that builds it."
+        )
     large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
     return _prepared(model if built and large and not _is_referred_to(model) else _copied(model))
 
@@ -118,11 +132,13 @@ def _copied(model: nn.Module) -> nn.Module:
         for value in tree_leaves(list(vars(module).values()))
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
+    memo |= {id(part): part for part in parts_of((model,), through_globals=False) if isinstance(part, _SHARED)}
     try:
-        functions = Rebinding(model, memo)
-        without_compilation(model, memo)
-        copied = copy.deepcopy(model, memo)
-        functions.bind()
+        with methods_of_copies():
+            functions = Rebinding(model, memo)
+            without_compilation(model, memo)
+            copied = copy.deepcopy(model, memo)
+            functions.bind()
     except Exception as error:
         raise PhasewatchError(
             f"Probe(model={type(model).__name__}(...)) can't copy the model ({error}). "

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data import default_collate as collate_by_default
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
-from phasewatch.monitor.model.random_state import own_copy_of
+from phasewatch.monitor.model.random_state import iterators_in, own_copy_of
 
 _FORMS = (
     "Probe(data=...) takes a tensor, a tuple or dict of tensors with the sample axis first, a Dataset with a length, "
@@ -84,6 +84,30 @@ class DatasetData(HeldData):
             ) from error
 
 
+@dataclass(frozen=True)
+class FunctionData:
+    """Minibatches that a function draws."""
+
+    draw: Callable[[Generator, int], Any]
+
+    def __call__(self, generator: Generator, batch_size: int) -> Any:
+        """Draw `batch_size` samples.
+
+        Raises:
+            PhasewatchError: if the function fails.
+        """
+        try:
+            return self.draw(generator, batch_size)
+        except (PhasewatchError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            name = getattr(self.draw, "__name__", type(self.draw).__name__)
+            raise PhasewatchError(
+                f"Probe(data={name}): {name}(generator, {batch_size}) failed ({in_words(error)}). It is called with a "
+                "torch.Generator and how many samples to draw, as often as minibatches are needed."
+            ) from error
+
+
 def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin") -> Minibatches:
     """Turn any form of data into a source of minibatches.
 
@@ -132,12 +156,18 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
         dataset, collate = own_copy_of((dataset, collate))
         source = DatasetData(dataset, len(dataset), collate)
     elif callable(data):
+        if iterators_in(data):
+            warn(
+                "Probe(data=...) is a function that takes from an iterator. What it draws then depends on what was "
+                "taken before, so a replay sees other data; and if training takes from it too, it misses what the "
+                "probe takes. Draw by the generator that the function is given, or give some of the samples as tensors."
+            )
         if batch_size is None:
             raise PhasewatchError(
                 f"{sampler}(batch_size=None) means all of the data at each step, and Probe(data=...) is a function, "
                 "which has no end. Give batch_size a number, or give the data as tensors."
             )
-        return cast(Minibatches, data)
+        return data if isinstance(data, FunctionData) else FunctionData(data)
     else:
         raise PhasewatchError(f"{_FORMS}; a {type(dataset).__name__} came.")
     if source.size < (batch_size or 1):

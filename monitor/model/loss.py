@@ -54,6 +54,7 @@ class ModelLoss:
         path: in a sentence, whether chains run together and why.
         way: in a sentence, how the last chains ran.
         activations: bytes that a pass over a minibatch keeps for its backward pass, on a GPU.
+        with_gradient: whether it is evaluated as if a gradient were asked for, since it is another one without.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -67,6 +68,7 @@ class ModelLoss:
         self.model = model
         self.loss = loss
         self.vectorised = False
+        self.with_gradient = False
         self.at_rows = VectorisedLoss(model, loss)
         self.mask_forms: list[MaskForm] = []
         self.path = ""
@@ -82,6 +84,9 @@ class ModelLoss:
     def value(self, batch: Any) -> Tensor:
         """The loss at the weights that the model has now, a scalar tensor."""
         torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
+        if self.with_gradient and not torch.is_grad_enabled():
+            with torch.enable_grad():
+                return scalar_of(self.loss(self.model.module, batch)).detach()
         return scalar_of(self.loss(self.model.module, batch))
 
     def add_gradient(self, batch: Any, scale: float = 1.0, *, pieces: int = 1) -> Tensor:
@@ -98,7 +103,7 @@ class ModelLoss:
         total = []
         for share, piece in in_pieces(batch, pieces):
             value = self.value(piece)
-            (value if scale * share == 1.0 else scale * share * value).backward()
+            self.backward(value if scale * share == 1.0 else scale * share * value)
             total.append(share * value.detach())
         return total[0] if pieces == 1 else torch.stack(total).sum()
 
@@ -118,6 +123,13 @@ class ModelLoss:
             except Exception:  # a loss that needs a minibatch of one size, say
                 self._splits = False
         return self._splits
+
+    def backward(self, value: Tensor) -> None:
+        """The backward pass of a value, whatever layout a sparse embedding gives its gradient."""
+        value.backward()
+        for parameter in self.model.parameters:
+            if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+                parameter.grad = parameter.grad.to_dense()
 
     def choose_path(self, batches: Batches) -> None:
         """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
@@ -143,12 +155,14 @@ class ModelLoss:
         for form in forms_for(batches) if batches.stacked is not None else []:
             try:
                 adapted = batches.changed(form)
-                found = *self.at_rows.rows_and_gradients(weights, adapted), self.at_rows.rows(weights, adapted)
+                with self.model.attributes_kept() as left:
+                    found = *self.at_rows.rows_and_gradients(weights, adapted), self.at_rows.rows(weights, adapted)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 reason = _first_line(error) if form is AS_GIVEN else reason
                 continue
+            self.at_rows.leaves_something = bool(left)
             if self._agree(expected, found, self._tolerance, weights, batches):
                 self.mask_forms.append(form)
                 if form is AS_GIVEN:
@@ -207,8 +221,13 @@ class ModelLoss:
         def count(tensor: Tensor) -> None:  # a tensor that were returned would keep its own graph alive
             kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
 
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda _: torch.empty(0)):
-            self.value(batch)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda _: torch.empty(0)):
+                self.value(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # derivatives inside the loss, by torch.func, can't be counted so
+            kept.clear()
         for parameter in self.model.module.parameters():
             kept.pop(parameter.untyped_storage().data_ptr(), None)
         saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import random
 import types
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -60,6 +61,20 @@ def generators_in(*things: Any) -> list[Any]:
     """
     everyones = {id(torch.default_generator), id(np.random.mtrand._rand), id(getattr(random, "_inst", None))}
     return [part for part in parts_of(things) if isinstance(part, _GENERATORS) and id(part) not in everyones]
+
+
+def iterators_in(*things: Any) -> list[Any]:
+    """The iterators that objects hold, also those in the closures and globals of functions; files aren't meant.
+
+    Args:
+        things: what to look into.
+
+    Example:
+        >>> stream = iter([1, 2])
+        >>> len(iterators_in(lambda: next(stream))), iterators_in(lambda: [1, 2])
+        (1, [])
+    """
+    return [part for part in parts_of(things) if isinstance(part, Iterator) and not isinstance(part, io.IOBase)]
 
 
 @contextmanager

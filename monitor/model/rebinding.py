@@ -6,7 +6,8 @@ bound to the model that it was made for.
 
 import copy
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -52,6 +53,24 @@ class Rebinding:
             new.__defaults__ = _copied(function.__defaults__, memo)
             new.__kwdefaults__ = _copied(function.__kwdefaults__, memo)
             vars(new).update({name: _copied(value, memo) for name, value in vars(function).items()})
+
+
+@contextmanager
+def methods_of_copies() -> Iterator[None]:
+    """Have `copy.deepcopy` take a bound method's function from its memo too, as it does with what it is bound to.
+
+    A `forward` that was patched with `types.MethodType` is one; by itself, `copy.deepcopy` keeps its function, closure
+    and all.
+    """
+    dispatch: dict[Any, Any] = copy._deepcopy_dispatch  # pyright: ignore[reportAttributeAccessIssue]
+    before = dispatch[types.MethodType]
+    dispatch[types.MethodType] = lambda method, memo: type(method)(
+        memo.get(id(method.__func__), method.__func__), copy.deepcopy(method.__self__, memo)
+    )
+    try:
+        yield
+    finally:
+        dispatch[types.MethodType] = before
 
 
 def without_compilation(model: nn.Module, memo: dict[int, Any]) -> None:

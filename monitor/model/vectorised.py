@@ -1,6 +1,7 @@
 """A model's loss at many sets of weights at once, as one vectorised axis (`torch.func.vmap`)."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,12 +24,16 @@ class VectorisedLoss:
     Args:
         model: whose parameters the weights stand for.
         loss: `loss(model, batch)`, a scalar tensor.
+
+    Attributes:
+        leaves_something: whether an evaluation sets attributes of the model's modules, which are then put back.
     """
 
     def __init__(self, model: SampledModel, loss: Callable[[nn.Module, Any], Tensor]) -> None:
         self._model = model
         self._slots = _slots(model)
         self._called = _LossModule(model.module, loss)
+        self.leaves_something = False
         self._compiled: dict[int, Callable[[Weights, Any], Tensor]] = {}
 
     def rows(self, weights: Weights, batches: Batches) -> Tensor:
@@ -43,7 +48,7 @@ class VectorisedLoss:
         """
         torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
         shared = weights[0].shape == self._model.parameters[0].shape
-        with torch.no_grad(), sdpa_kernel(ATTENTION):
+        with torch.no_grad(), sdpa_kernel(ATTENTION), self._left_as_it_was():
             return vmap(self._functional_loss, (None if shared else 0, 0))(weights, batches.stacked)
 
     def rows_and_gradients(self, weights: Weights, batches: Batches) -> tuple[Tensor, Weights]:
@@ -59,10 +64,10 @@ class VectorisedLoss:
         torch.clear_autocast_cache()
         leaves = [weight.detach().requires_grad_() for weight in weights]
         function = self._compiled.get(len(weights[0])) or vmap(self._functional_loss)
-        with sdpa_kernel(ATTENTION):
+        with sdpa_kernel(ATTENTION), self._left_as_it_was():
             losses = function(leaves, batches.stacked)
             grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
-        return losses.detach(), list(grads)
+        return losses.detach(), [grad if grad.layout is torch.strided else grad.to_dense() for grad in grads]
 
     def is_compiled(self, rows: int) -> bool:
         """Whether `compile` was called for this many rows."""
@@ -81,6 +86,9 @@ class VectorisedLoss:
     def forget_compiled(self, rows: int) -> None:
         """Let `compile` be tried again."""
         self._compiled.pop(rows, None)
+
+    def _left_as_it_was(self) -> AbstractContextManager[Any]:
+        return self._model.attributes_kept() if self.leaves_something else nullcontext()
 
     def _functional_loss(self, weights: Weights, batch: Any) -> Tensor:
         tensors = {}

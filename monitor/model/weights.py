@@ -1,7 +1,8 @@
 """The parameters of a model that are sampled, as a list of tensors."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,8 @@ class SampledModel:
                 "Probe(model=...) lies on the meta device, which holds shapes and no weights. "
                 "Build it on a real device, or call model.to_empty(device=...) and load its weights first."
             )
-        names = [name for name, p in module.named_parameters() if p.requires_grad and p.is_floating_point()]
+        trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad and p.numel()]
+        names = [name for name, parameter in trained if parameter.is_floating_point()]
         _refuse_unsampled(module)
         if not names:
             raise PhasewatchError(
@@ -82,13 +84,12 @@ class SampledModel:
         is_sampled = frozenset(self.names)
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in is_sampled)
-            if name in is_sampled:
-                parameter.register_hook(_dense)
         self._aliases = aliases_of(self.module) | dict(renamed or {})
         self._held = dict(held or {})
         self._optional = {name: self._tensors[name].clone() for name in optional_buffers(self.module)}
         self._constants = constants
         self._told: set[str] = set()
+        self._attributes = self._as_they_are()
 
     @property
     def size(self) -> int:
@@ -117,6 +118,13 @@ class SampledModel:
             self._tensors[name].requires_grad_(False)
         self.names = [name for name in self.names if name not in names]
         self.parameters = [self._tensors[name] for name in self.names]
+
+    def hold_rows(self, rows: Mapping[str, Sequence[int]]) -> None:
+        """Sample these rows of parameters no longer."""
+        for name, some in rows.items():
+            mask = self._held.get(name, torch.ones(self._tensors[name].shape, dtype=torch.bool)).clone()
+            mask[list(some)] = False
+            self._held[name] = mask
 
     @torch.no_grad()
     def set(self, weights: Sequence[Tensor]) -> None:
@@ -147,7 +155,8 @@ class SampledModel:
     def load(self, snapshot: Snapshot) -> None:
         """Take over a snapshot's weights, whichever of a tensor's names the snapshot uses, in evaluation mode.
 
-        Non-persistent buffers that the snapshot lacks become what they were when the model was given.
+        Non-persistent buffers that the snapshot lacks become what they were when the model was given, and so do the
+        attributes of its modules, which an evaluation may have set.
 
         Args:
             snapshot: of this model or one built like it.
@@ -155,6 +164,7 @@ class SampledModel:
         Raises:
             PhasewatchError: if a tensor is missing or has another shape.
         """
+        _put_back(self._attributes)
         for name, tensor in self.fitting(snapshot).items():
             self._tensors[name].copy_(tensor)
         self.module.eval()
@@ -183,6 +193,24 @@ class SampledModel:
                 )
         return found
 
+    @contextmanager
+    def attributes_kept(self) -> Iterator[list[str]]:
+        """Put the modules' attributes back after what is done inside, which may leave its own there.
+
+        Yields:
+            The names of those that were put back, once they are.
+        """
+        before, names = self._as_they_are(), []
+        try:
+            yield names
+        finally:
+            names += _put_back(before)
+
+    def _as_they_are(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The modules' variables and registered buffers, each with its content now."""
+        found = [variables for module in self.module.modules() for variables in (vars(module), module._buffers)]
+        return [(variables, dict(variables)) for variables in found]
+
     def _match(self, snapshot: Snapshot) -> NameMatch:
         """Names of the snapshot; what training leaves as it is may be missing, and is then the probe's own."""
         saved, step = snapshot.tensors.keys(), snapshot.step
@@ -209,9 +237,16 @@ class SampledModel:
             warn(message)
 
 
-def _dense(grad: Tensor) -> Tensor:
-    """A gradient without the layout that sparse embeddings give it."""
-    return grad.to_dense() if grad.layout is not torch.strided else grad
+def _put_back(kept: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Restore mappings, and name what had changed in them."""
+    names = []
+    for variables, before in kept:
+        changed = [name for name in variables.keys() | before.keys() if variables.get(name) is not before.get(name)]
+        if changed or variables.keys() != before.keys():
+            variables.clear()
+            variables.update(before)
+            names += changed
+    return names
 
 
 def _refuse_unsampled(module: nn.Module) -> None:

@@ -1,17 +1,18 @@
-"""Numbers among a model's attributes that change in training, which no snapshot of tensors can know of."""
+"""Says where numbers that the loss depends on change in training, which no snapshot of tensors can know of."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from phasewatch.monitor.errors import warn
+from phasewatch.monitor.model.numbers import Place, places_in, places_outside, values_of
 from phasewatch.monitor.probing.subject import Subject
 from phasewatch.monitor.snapshots.snapshot import unwrap
 
 
 class ChangedNumbers:
-    """Warns where a number of the model in training, such as an annealed temperature, is another one in the probe.
+    """Warns, once for each, where such a number is another one than the probe has; one that doesn't matter is left.
 
     Args:
         subject: of the probe.
@@ -19,46 +20,88 @@ class ChangedNumbers:
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
+        self._inside = places_in(subject.model.module)
+        self._outside = places_outside(subject.given_loss, subject.model.module)
+        self._first = values_of(self._outside)
         self._known: set[str] = set()
 
-    def see(self, model: nn.Module) -> None:
-        """Compare the model in training with the probe's; a number that doesn't change the loss is left in peace.
+    def see(self, model: nn.Module) -> dict[str, float]:
+        """Compare the model in training, and what the loss reads, with what the probe began with.
 
         Args:
             model: the one in training, only read.
-        """
-        subject, theirs = self._subject, dict(unwrap(model).named_modules())
-        for prefix, module in subject.model.module.named_modules():
-            for name, then in _numbers(module).items() if prefix in theirs else ():
-                now, full = _numbers(theirs[prefix]).get(name, then), f"{prefix}.{name}" if prefix else name
-                if now == then or full in self._known:
-                    continue
-                self._known.add(full)
-                if self._matters(module, name, now):
-                    warn(
-                        f"{full} is {now:g} in the model that trains and {then:g} in the probe's. A snapshot holds "
-                        f"tensors alone, so every point is measured with {then:g}, live and in a replay. Keep the "
-                        f"number in a buffer, register_buffer({name!r}, torch.tensor(...)), to have it measured."
-                    )
 
-    def _matters(self, module: nn.Module, name: str, now: Any) -> bool:
-        subject, then = self._subject, vars(module)[name]
-        losses = []
-        try:
-            for value in (then, now):
-                vars(module)[name] = value
+        Returns:
+            The numbers as they are now, by name.
+        """
+        self._see_what_trains(unwrap(model))
+        theirs, outside = values_of(places_in(model)), values_of(self._outside)
+        for name, place in self._inside.items():
+            then, now = place.get(), theirs.get(name)
+            if then is not None and now is not None and self._differs(name, place, then, now):
+                warn(
+                    f"{name} is {now:g} in the model that trains and {then:g} in the probe's. A snapshot holds "
+                    f"tensors alone, so every point is measured with {then:g}, live and in a replay. {_mend(name)}"
+                )
+        for name, then in self._first.items():
+            if name in outside and self._differs(name, self._outside[name], then, outside[name]):
+                reader, _, read = name.partition(": ")
+                warn(
+                    f"{read}, which {reader} reads, is {outside[name]:g} now and was {then:g} when the monitor began. "
+                    "A snapshot holds tensors alone, so points before and after are of different functions, and a "
+                    f"replay measures all of them with what it is then. Give the probe a loss with a fixed {read}."
+                )
+        return theirs | outside
+
+    def _see_what_trains(self, model: nn.Module) -> None:
+        """Say where other parameters train than when the probe was made."""
+        known, now = self._subject.trains, {name: p.requires_grad for name, p in model.named_parameters()}
+        begun = [name for name, trains in now.items() if trains and known.get(name) is False]
+        ended = [name for name, trains in now.items() if not trains and known.get(name) is True]
+        for names, what in ((begun, "trains, and is held fast by"), (ended, "doesn't train, and is sampled by")):
+            if names and what not in self._known:
+                self._known.add(what)
+                more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                warn(
+                    f"{names[0]}{more} {what} the probe, in whose model requires_grad is {not now[names[0]]}. Make the "
+                    "probe with the model as it is trained, and a probe of its own for each stage of a training."
+                )
+
+    def recall(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Compare what the probe has with what training had.
+
+        Args:
+            step: of training.
+            numbers: what `see` returned there.
+        """
+        for name, place in (self._inside | self._outside).items():
+            mine, theirs = place.get(), numbers.get(name)
+            if mine is not None and theirs is not None and self._differs(name, place, mine, theirs):
+                reader, _, read = name.rpartition(": ")
+                warn(
+                    f"{f'{read}, which {reader} reads,' if reader else name} was {theirs:g} at step {step} of the "
+                    f"training and is {mine:g} here. A snapshot holds tensors alone, so every point is measured with "
+                    f"{mine:g}. {'' if reader else _mend(name)}".rstrip()
+                )
+
+    def _differs(self, name: str, place: Place, then: float, now: float) -> bool:
+        """Whether it is another number that the loss isn't the same with; says so once."""
+        if then == now or name in self._known:
+            return False
+        self._known.add(name)
+        subject, losses = self._subject, []
+        for value in (then, now):
+            before = place.put(value)
+            try:
                 with subject.measuring(), torch.no_grad():
                     losses.append(float(subject.loss.value(subject.eval_batch)))
-        except Exception:  # a number that the probe's model doesn't work with
-            return True
-        finally:
-            vars(module)[name] = then
+            except Exception:  # a number that the probe's model doesn't work with
+                return True
+            finally:
+                place.restore(before)
         return losses[0] != losses[1]
 
 
-def _numbers(module: nn.Module) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and not name.startswith("_")
-    }
+def _mend(name: str) -> str:
+    own = name.rpartition(".")[2]
+    return f"Keep the number in a buffer, register_buffer({own!r}, torch.tensor(...)), to have it measured."

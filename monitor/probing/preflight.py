@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
 from phasewatch.monitor.model.copying import Copied, as_it_was
@@ -17,23 +17,27 @@ from phasewatch.monitor.model.data import HeldData, move
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.outputs import scalar_of
+from phasewatch.monitor.model.random_state import iterators_in
 from phasewatch.monitor.model.reading import Reading, leaves_of
-from phasewatch.monitor.probing.slopes import check_gradient, undifferentiated
+from phasewatch.monitor.probing.loss_faults import (
+    ALIKE,
+    SEED,
+    check_scalar,
+    is_a_sum,
+    say_what_else_trains,
+    say_what_is_written,
+    some_of,
+    take_gradients_along,
+)
+from phasewatch.monitor.probing.slopes import check_gradient, undifferentiated, unreached_rows
 
 LARGEST_COMPARED = 2**28
 """Models of more parameters than this aren't run beside their copy, which would take a third set of their weights."""
 
-ALIKE = 1e-3
-"""How far the losses of a model and of its copy may be apart, relative to the loss."""
-
 ROUGH = 0.05
 """The same where one of them is taken in mixed or half precision."""
 
-SEED = 2**31 - 1
-"""Of the global random streams where two losses are compared; no probe is likely to have it, so that a loss which draws
-from them isn't taken for one that doesn't."""
-
-MOST_HOOKS = 4
+MOST_HOOKS = 3
 """Hooks that are tried one by one at most; of more, all are kept if together they change the loss."""
 
 
@@ -54,7 +58,7 @@ class Given:
     rough: bool
 
 
-def check(loss: ModelLoss, batch: Any, given: Given) -> set[str]:
+def check(loss: ModelLoss, batch: Any, given: Given) -> tuple[set[str], dict[str, list[int]]]:
     """Find what can't be sampled, or would mean something else than the user's own function.
 
     Hooks that change the output are attached to the copy for good.
@@ -65,51 +69,69 @@ def check(loss: ModelLoss, batch: Any, given: Given) -> set[str]:
         given: what the copy was made from.
 
     Returns:
-        Parameters that the loss depends on and no gradient reaches, which training leaves as they are; to be held fast.
+        Parameters that the loss depends on and no gradient reaches, and rows of others. Training leaves them as they
+        are, so they are to be held fast.
 
     Raises:
         PhasewatchError: for what can't be measured.
     """
     name = getattr(loss.loss, "__name__", "loss")
     _keep_hooks(loss, batch, given.copied)
+    versions = [parameter._version for parameter in loss.model.parameters]
     with untouched_randomness(SEED):
         value = _first_value(loss, batch, name)
-    _check_scalar(value, name)
+    check_scalar(value, name)
+    written = say_what_is_written(loss, versions, name)
     first = leaves_of(value)
-    value.backward()
+    loss.backward(value)
     reached = {n for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if p.grad is not None}
     if not reached:
         raise PhasewatchError(
             f"Probe(loss={name}): the gradient of {name}(model, batch) reaches no parameter of the model it was "
             "given. Call the model that comes as its argument, not another one, such as the one in training."
         )
+    take_gradients_along(loss, batch, value)
+    say_what_else_trains(loss, first, given.model, name)
     original = loss_of_the_original(loss, batch, given.model)
     if original is not None:
         _compare_with_the_original(loss, value, original, reached, given, name)
     again, reading = _once_more(loss, batch, given.model, first, name)
     repeats = torch.allclose(again, value.detach(), rtol=1e-3, equal_nan=True)
+    if (not repeats or loss.with_gradient) and iterators_in(loss.loss):
+        raise PhasewatchError(
+            f"Probe(loss={name}): {name}(model, batch) takes something else from an iterator in each call. Measuring "
+            "would take from it what training is to get. Draw in data instead, or hand the loss all that it needs."
+        )
     if not repeats:
         warn(
             f"Probe(loss={name}): {name}(model, batch) returned {value.item():g} and then {again.item():g} "
             "for the same weights and minibatch. What is drawn inside it adds noise to λ̂; draw it in data instead."
         )
-    elif _is_a_sum(loss, batch, value):
+    elif is_a_sum(loss, batch, value):
         warn(
             f"Probe(loss={name}): {name}(model, batch) doubles when the minibatch comes twice, so it is a sum and "
             "not the mean over the minibatch. λ̂ is then that of nbeta * batch_size; divide by the batch size."
         )
     held: set[str] = set()
-    if repeats:
+    rows: dict[str, list[int]] = {}
+    if repeats and not written:
         check_gradient(loss, batch, name, rough=reading.rough)
+        rows = unreached_rows(loss, batch, float(again), rough=reading.rough)
         held = undifferentiated(loss, batch, reached)
     loss.model.module.zero_grad(set_to_none=True)
     if held:
         warn(
-            f"Probe(loss={name}): the loss depends on {_some(held)}, and no gradient reaches "
+            f"Probe(loss={name}): the loss depends on {some_of(held)}, and no gradient reaches "
             f"{'it' if len(held) == 1 else 'them'} (detached, perhaps), so training leaves "
             f"{'it' if len(held) == 1 else 'them'} as they are. {'It is' if len(held) == 1 else 'They are'} held fast."
         )
-    return held
+    if rows:
+        where = [f"{'row' if len(some) == 1 else 'rows'} {some_of(some)} of {of}" for of, some in rows.items()]
+        warn(
+            f"Probe(loss={name}): the loss depends on {' and '.join(where)}, and no gradient reaches them "
+            "(padding_idx, perhaps), so training leaves them as they are. They are held fast."
+        )
+    return held, rows
 
 
 def check_rows(source: Any, rows: int, device: torch.device) -> None:
@@ -180,9 +202,10 @@ def _keep_hooks(loss: ModelLoss, batch: Any, copied: Copied) -> None:
         for hook in hooks:
             hook.attach()
         together = value()
-        for hook in hooks if len(hooks) <= MOST_HOOKS or together == without else []:
+        alone = len(hooks) == 1 and together != without
+        for hook in hooks if not alone and (len(hooks) <= MOST_HOOKS or together == without) else []:
             hook.detach()
-            if value() != together:
+            if together != without and value() != together:
                 hook.attach()
     except Exception:  # what fails without hooks too is said of the loss
         together = None
@@ -203,26 +226,6 @@ def _first_value(loss: ModelLoss, batch: Any, name: str) -> Any:
         ) from error
 
 
-def _check_scalar(value: Any, name: str) -> None:
-    if not isinstance(value, Tensor) or value.ndim != 0:
-        came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise PhasewatchError(
-            f"Probe(loss={name}): {name}(model, batch) returned {came}; "
-            "it must return a scalar tensor, the mean over the batch"
-            f"{', so perhaps .mean() is missing' if isinstance(value, Tensor) else ''}."
-        )
-    if not value.isfinite():
-        raise PhasewatchError(
-            f"Probe(loss={name}): {name}(model, batch) returned {value.item()} on a minibatch of data. "
-            "Check the data and the model's weights for values that are not finite."
-        )
-    if not value.requires_grad:
-        raise PhasewatchError(
-            f"Probe(loss={name}): {name}(model, batch) returned a tensor that needs no gradient. "
-            "Sampling follows the gradient, so return it without .detach(), .item() or torch.no_grad()."
-        )
-
-
 def _compare_with_the_original(
     loss: ModelLoss, value: Tensor, original: tuple[float, set[str]], reached: set[str], given: Given, name: str
 ) -> None:
@@ -231,9 +234,9 @@ def _compare_with_the_original(
     wanted = {given.renamed.get(parameter, parameter) for parameter in names}
     if lost := (wanted & sampled) - reached:
         raise PhasewatchError(
-            f"Probe(loss={name}): in your model the loss depends on {_some(lost)}, and in the probe's copy it doesn't. "
-            "Something made from the weights is kept in the model, or a function in it belongs to the original. "
-            "Give the function that builds the model: Probe(make_model, ...)."
+            f"Probe(loss={name}): in your model the loss depends on {some_of(lost)}, and in the probe's copy it "
+            "doesn't. Something made from the weights is kept in the model, or a function in it belongs to the "
+            "original. Give the function that builds the model: Probe(make_model, ...)."
         )
     tolerance = ROUGH if given.rough else ALIKE
     mine = float(value.detach())
@@ -259,7 +262,7 @@ def _once_more(
             "Give the function that builds the model: Probe(make_model, ...)."
         )
     try:
-        again.backward()
+        loss.backward(again)
         lost = set(first) - leaves_of(again)
     except RuntimeError as error:
         if "second time" not in str(error):
@@ -268,30 +271,14 @@ def _once_more(
     parameters = dict(zip(loss.model.names, loss.model.parameters, strict=True))
     if names := {n for n, parameter in parameters.items() if id(parameter) in lost}:
         raise PhasewatchError(
-            f"Probe(loss={name}): called again, {name}(model, batch) no longer depends on {_some(names)}. Something "
+            f"Probe(loss={name}): called again, {name}(model, batch) no longer depends on {some_of(names)}. Something "
             "made from the weights is kept between calls, by functools.cache or in an attribute, so the loss wouldn't "
             "move with them. Compute it anew in each call, at least in evaluation mode."
         )
     return again.detach(), reading
 
 
-def _is_a_sum(loss: ModelLoss, batch: Any, value: Tensor) -> bool:
-    """Whether a loss doubles with a minibatch that holds every sample twice; False where that can't be tried."""
-    try:
-        doubled = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, batch)
-        with torch.no_grad():
-            twice = loss.value(doubled)
-        return bool(abs(twice - 2 * value) < 1e-3 * abs(value))
-    except Exception:
-        return False
-
-
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
     return a is b or bool(a == b)
-
-
-def _some(names: Collection[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

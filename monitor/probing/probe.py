@@ -209,7 +209,7 @@ class Probe:
         ]
 
     def with_sampler(self, sampler: Sampler) -> "Probe":
-        """This probe made anew with another sampler.
+        """A probe of the same with another sampler.
 
         Args:
             sampler: how to sample.
@@ -225,7 +225,12 @@ class Probe:
             >>> print(probe.with_sampler(pw.SGLD(step_size=1e-3, draws=200)).sampler)
             SGLD(step_size=0.001, localization=100.0, nbeta=100.0, chains=4, draws=200, burn_in=50, batch_size=64)
         """
-        return _rebuild(replace(self._arguments, sampler=sampler), self.metrics)
+        arguments = replace(self._arguments, sampler=sampler)
+        if not isinstance(sampler, Sampler) or sampler.batch_size != self.sampler.batch_size:
+            return _rebuild(arguments, self.metrics)
+        other = object.__new__(Probe)
+        vars(other).update(vars(self), _arguments=arguments, _repeats=Repeats())  # of the model, checked already
+        return other
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process as the function that builds the model, never as the module."""

@@ -1,7 +1,8 @@
 """Whether a gradient is that of its loss: compared with the loss's own differences along a few directions."""
 
-from collections.abc import Collection, Sequence
-from typing import Any
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -17,18 +18,22 @@ rounding of float32, over longer ones the loss curves."""
 LEAST_SCALE = 0.01
 """A parameter whose weights are smaller than this, such as a bias of zeros, is moved as if they were as large."""
 
-OFF = 0.05
-"""Share of the slope by which the gradient may miss it, beside what rounding and curvature explain."""
+OFF = 0.01
+"""Share of the slope by which the gradient may miss it, beside what rounding and curvature explain: that half of
+the gradient of one of eight like layers is missing is seen."""
 
 BEYOND = 4.0
 """How many times over rounding and curvature may explain a deviation."""
 
+MOST_ROWS = 8
+"""Rows without a gradient of their own that are looked for. Each takes about 2 log2 of the number of rows passes."""
+
 HALVINGS = 5
-"""How often the parameters are halved to name the one whose gradient is off. Each takes two passes."""
+"""How often the parameters are halved to name the one whose gradient is off. Each takes a pass."""
 
 
 def check_gradient(loss: ModelLoss, batch: Any, name: str, *, rough: bool) -> None:
-    """Compare the gradient that the parameters hold with the loss's differences along it, its signs drawn anew twice.
+    """Compare the gradient that the parameters hold with the loss's differences along it, and with signs drawn for it.
 
     Args:
         loss: whose parameters hold the gradient; they are left as they are.
@@ -40,32 +45,44 @@ def check_gradient(loss: ModelLoss, batch: Any, name: str, *, rough: bool) -> No
         PhasewatchError: if the loss doesn't move with the weights.
     """
     line = _Line(loss, batch, rough)
-    generator = Generator().manual_seed(0)
-    signs = [torch.randint(2, (len(line.parameters),), generator=generator) * 2 - 1 for _ in range(2)]
-    off = []
     try:
-        for sign in signs:
-            slope, error = line.slope(sign.tolist())
-            predicted = line.predicted(sign.tolist())
-            if slope == 0 and predicted != 0 and not line.moves(sign.tolist()):
-                raise PhasewatchError(
-                    f"Probe(loss={name}): {name}(model, batch) doesn't change when the weights do, though it has a "
-                    "gradient. Something made from the weights is kept between calls: a cache, an attribute, or a "
-                    "graph with constants in it. Compute it anew in each call, at least in evaluation mode."
-                )
-            if not abs(slope - predicted) > OFF * line.size + BEYOND * error:
-                return
-            off.append((slope, predicted))
-        where = line.worst()
+        off = _off_along_gradient(line, name) or _off_along_weights(line)
+        where = line.worst(off[0] - off[1]) if off else ""
     finally:
         line.restore()
-    (slope, predicted) = off[0]
-    warn(
-        f"Probe(loss={name}): the gradient isn't that of the loss. Along one direction the loss changes by {slope:.3g} "
-        f"and the gradient says {predicted:.3g}, most of all in {where}. Straight-through estimators, gradient hooks "
-        "and detached paths do this. Chains follow the gradient, so λ̂ isn't that of the loss; hold such parameters "
-        "fast with parts=..., or give a loss that is differentiated as it is."
-    )
+    if off:
+        warn(
+            f"Probe(loss={name}): the gradient isn't that of the loss. Along one direction the loss changes by "
+            f"{off[0]:.3g} and the gradient says {off[1]:.3g}, most of all in {where}. Straight-through estimators, "
+            "gradient hooks and detached paths do this. Chains follow the gradient, so λ̂ isn't that of the loss; hold "
+            "such parameters fast with parts=..., or give a loss that is differentiated as it is."
+        )
+
+
+def _off_along_gradient(line: "_Line", name: str) -> tuple[float, float] | None:
+    """The slope and what the gradient says of it, if they don't agree in two directions made of it."""
+    everything = [1] * len(line.parameters)
+    drawn = torch.randint(2, (len(everything),), generator=Generator().manual_seed(0)) * 2 - 1
+    first, error = line.slope(everything)
+    for sign in (everything, drawn.tolist()):
+        slope = first if sign is everything else line.far(sign)
+        predicted = line.predicted(sign)
+        if slope == 0 and predicted != 0 and not line.moves(sign):
+            raise PhasewatchError(
+                f"Probe(loss={name}): {name}(model, batch) doesn't change when the weights do, though it has a "
+                "gradient. Something made from the weights is kept between calls: a cache, an attribute, or a "
+                "graph with constants in it. Compute it anew in each call, at least in evaluation mode."
+            )
+        if not abs(slope - predicted) > OFF * line.size + BEYOND * error:
+            return None
+    return first, line.predicted(everything)
+
+
+def _off_along_weights(line: "_Line") -> tuple[float, float] | None:
+    """The same along the weights themselves, where a gradient that lacks a norm's share is off the most."""
+    line.turn_to_weights()
+    slope, predicted = line.far([1] * len(line.parameters)), line.predicted([1] * len(line.parameters))
+    return (slope, predicted) if abs(slope - predicted) > OFF * line.size + BEYOND * line.rounding else None
 
 
 def undifferentiated(loss: ModelLoss, batch: Any, reached: Collection[str]) -> set[str]:
@@ -77,16 +94,20 @@ def undifferentiated(loss: ModelLoss, batch: Any, reached: Collection[str]) -> s
         reached: those that a gradient reaches.
     """
     others = {n: p for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if n not in reached}
-    found: set[str] = set()
-    if not others or not _moves(loss, batch, list(others.values())):
-        return found
-    return {name for name, parameter in others.items() if _moves(loss, batch, [parameter])}
+    if not others:
+        return set()
+    with torch.no_grad():
+        still = loss.value(batch)
+    if not _moves(loss, batch, list(others.values()), still):
+        return set()
+    if len(others) == 1:
+        return set(others)
+    return {name for name, parameter in others.items() if _moves(loss, batch, [parameter], still)}
 
 
 @torch.no_grad()
-def _moves(loss: ModelLoss, batch: Any, parameters: Sequence[Tensor]) -> bool:
+def _moves(loss: ModelLoss, batch: Any, parameters: Sequence[Tensor], still: Tensor) -> bool:
     before = [parameter.clone() for parameter in parameters]
-    still = loss.value(batch)
     generator = Generator(before[0].device).manual_seed(0)
     for parameter in parameters:
         parameter.add_(torch.empty_like(parameter).normal_(generator=generator), alpha=10 * REACH * _scale(parameter))
@@ -94,6 +115,60 @@ def _moves(loss: ModelLoss, batch: Any, parameters: Sequence[Tensor]) -> bool:
     for parameter, value in zip(parameters, before, strict=True):
         parameter.copy_(value)
     return not torch.equal(still, moved)
+
+
+def unreached_rows(loss: ModelLoss, batch: Any, value: float, *, rough: bool) -> dict[str, list[int]]:
+    """Rows of parameters that the loss depends on and whose own gradient is zero, as of `F.embedding(padding_idx=...)`.
+
+    A loss with a slope there is told from one that only curves, such as at weights of zero, by going both ways.
+
+    Args:
+        loss: whose parameters hold the gradient; they are left as they are.
+        batch: a minibatch.
+        value: the loss on it.
+        rough: whether it computes in half precision, which hides such rows.
+
+    Returns:
+        For each such parameter, its rows, `MOST_ROWS` at most.
+    """
+    if rough:
+        return {}
+    parameters = dict(zip(loss.model.names, loss.model.parameters, strict=True))
+    zero = {
+        name: (parameter.grad == 0).reshape(len(parameter), -1).all(1).nonzero().flatten().tolist()
+        for name, parameter in parameters.items()
+        if parameter.grad is not None and parameter.ndim and parameter.numel()
+    }
+    waiting = [[(name, row) for name, rows in zero.items() for row in rows]]
+    found: list[tuple[str, int]] = []
+    for group in waiting:
+        if not group or len(found) == MOST_ROWS or not _has_slope(loss, batch, value, parameters, group):
+            continue
+        if len(group) == 1:
+            found += group
+        else:
+            waiting += [group[: len(group) // 2], group[len(group) // 2 :]]
+    return {name: sorted(row for of, row in found if of == name) for name in dict.fromkeys(of for of, _ in found)}
+
+
+@torch.no_grad()
+def _has_slope(
+    loss: ModelLoss, batch: Any, value: float, parameters: Mapping[str, Tensor], group: Sequence[tuple[str, int]]
+) -> bool:
+    rows: dict[str, list[int]] = {}
+    for name, row in group:
+        rows.setdefault(name, []).append(row)
+    before = {name: parameters[name][some].clone() for name, some in rows.items()}
+    ends = []
+    for sign in (1, -1):
+        generator = Generator().manual_seed(0)
+        for name, some in rows.items():
+            noise = torch.empty(before[name].shape).normal_(generator=generator).to(before[name])
+            parameters[name][some] = before[name] + sign * 10 * REACH * _scale(parameters[name]) * noise
+        ends.append(float(loss.value(batch)))
+    for name, some in rows.items():
+        parameters[name][some] = before[name]
+    return abs(ends[0] - ends[1]) > BEYOND * (abs(ends[0] + ends[1] - 2 * value) + 1e-6 * abs(value))
 
 
 class _Line:
@@ -110,7 +185,7 @@ class _Line:
         exact &= self.parameters[0].device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
         coarse = rough and self._full is None
         double = all(parameter.dtype is torch.float64 for parameter in self.parameters)
-        self._rounding = 1e-15 if double else 1e-2 if coarse or not exact else 1e-6
+        self._rounding = 1e-15 if double else 1e-2 if coarse or not exact else 3e-7
         self._along, self._slopes = [], []
         for parameter in self.parameters:
             grad = parameter.grad
@@ -120,6 +195,15 @@ class _Line:
             self._along.append(factor)
             self._slopes.append(factor * length**2 * grad.numel())
         self.size = sum(self._slopes)
+        self.at_anchor = math.nan
+        self._by_weights = False
+
+    def turn_to_weights(self) -> None:
+        """From now on, take the weights themselves for the direction."""
+        self._by_weights = True
+        grads = [cast(Tensor, parameter.grad) for parameter in self.parameters]
+        self._slopes = [float((g.double() * own.double()).sum()) for g, own in zip(grads, self._own, strict=True)]
+        self.size = sum(map(abs, self._slopes))
 
     def predicted(self, signs: Sequence[int]) -> float:
         """The slope by the gradient."""
@@ -127,17 +211,29 @@ class _Line:
 
     def slope(self, signs: Sequence[int]) -> tuple[float, float]:
         """The slope by differences of the loss, and what rounding and curvature make of it."""
-        (near, value), (far, _) = self._difference(signs, REACH / 2), self._difference(signs, REACH)
-        return far, abs(far - near) + 4 * self._rounding * abs(value) / REACH
+        (near, _), (far, self.at_anchor) = self._difference(signs, REACH / 2), self._difference(signs, REACH)
+        return far, abs(far - near) + self.rounding
+
+    @property
+    def rounding(self) -> float:
+        """What rounding makes of a slope."""
+        return 4 * self._rounding * abs(self.at_anchor) / REACH
+
+    def far(self, signs: Sequence[int]) -> float:
+        """The slope by differences of the loss, alone."""
+        return self._difference(signs, REACH)[0]
 
     def moves(self, signs: Sequence[int]) -> bool:
         """Whether the loss changes with a long step."""
         return self._difference(signs, 100 * REACH)[0] != 0
 
-    def worst(self) -> str:
-        """The parameter whose gradient is off, or one of them."""
+    def worst(self, whole: float) -> str:
+        """The parameter whose gradient is off, or one of them.
+
+        Args:
+            whole: by how much all of them together are.
+        """
         chosen = list(range(len(self.parameters)))
-        whole = self._deviation(chosen)
         for _ in range(HALVINGS):
             if len(chosen) == 1:
                 break
@@ -157,18 +253,22 @@ class _Line:
 
     def _deviation(self, chosen: Sequence[int]) -> float:
         signs = [1 if k in set(chosen) else 0 for k in range(len(self.parameters))]
-        return self._difference(signs, REACH)[0] - self.predicted(signs)
+        return (self._at(signs, REACH) - self.at_anchor) / REACH - self.predicted(signs)
+
+    def _difference(self, signs: Sequence[int], reach: float) -> tuple[float, float]:
+        """The slope over twice the reach, and the mean of both ends."""
+        there, back = self._at(signs, reach), self._at(signs, -reach)
+        return (there - back) / (2 * reach), (there + back) / 2
 
     @torch.no_grad()
-    def _difference(self, signs: Sequence[int], reach: float) -> tuple[float, float]:
-        values = []
-        for end in (reach, -reach):
-            for parameter, own, sign, factor in zip(self.parameters, self._own, signs, self._along, strict=True):
-                parameter.copy_(own)
-                if sign:
-                    parameter.add_(parameter.grad, alpha=end * sign * factor)  # pyright: ignore[reportArgumentType]
-            values.append(self._value())
-        return (values[0] - values[1]) / (2 * reach), values[0]
+    def _at(self, signs: Sequence[int], reach: float) -> float:
+        for parameter, own, sign, factor in zip(self.parameters, self._own, signs, self._along, strict=True):
+            parameter.copy_(own)
+            if sign and self._by_weights:
+                parameter.add_(own * (parameter.grad != 0), alpha=reach * sign)  # pyright: ignore[reportOptionalOperand]
+            elif sign:
+                parameter.add_(parameter.grad, alpha=reach * sign * factor)  # pyright: ignore[reportArgumentType]
+        return self._value()
 
     def _value(self) -> float:
         if self._full is None:

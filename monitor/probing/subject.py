@@ -80,6 +80,7 @@ class Subject:
         loss: the model's loss, chosen to run vectorised or not.
         parts: the names of what is sampled, `WHOLE` first, each with its mask.
         eval_batch: what the loss and the metrics of a point are taken on.
+        trains: whether each parameter is trained, by its name in snapshots.
 
     Raises:
         PhasewatchError: for a model, loss or data that can't be measured.
@@ -100,9 +101,12 @@ class Subject:
         with self._isolated(arguments.device or torch.device("cpu")):
             given, masks = self._copied()
             batches = [self._draw(generator) for generator in generators[:2]]
-            if undifferentiated := check(self.loss, batches[0], given):
+            undifferentiated, rows = check(self.loss, batches[0], given)
+            self.model.hold_rows(rows)
+            if undifferentiated:
                 self.model.hold(undifferentiated)
-                self.loss = ModelLoss(self.model, self.loss.loss)
+                fewer = ModelLoss(self.model, self.loss.loss)
+                fewer.with_gradient, self.loss = self.loss.with_gradient, fewer
             check_rows(self._source, self._batch_size, self.model.device)
             by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: arguments.parts}
             self.parts: dict[str, Mask] = {
@@ -124,6 +128,11 @@ class Subject:
     def anchors_on(self) -> torch.device:
         """Where the weights of snapshots are best kept: chains in place copy them to a GPU if there's room."""
         return self.model.device if self.loss.vectorised else torch.device("cpu")
+
+    @property
+    def given_loss(self) -> Loss:
+        """The loss as the user gave it."""
+        return self._arguments.loss
 
     @property
     def samples(self) -> int | None:
@@ -205,6 +214,7 @@ class Subject:
         by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: cast(Part, arguments.parts)}
         masks = {name: masks_of(mine, part) for name, part in by_name.items() if part is not None}
         order = [name for name, _ in mine.named_parameters()]
+        self.trains = {name: parameter.requires_grad for name, parameter in mine.named_parameters()}
         held, renamed = padding_rows(mine), in_real_parts(mine)
         held, *of_parts = (masks_in_real_parts(some, renamed) for some in (held, *masks.values()))
         masks = dict(zip(masks, of_parts, strict=True))

@@ -1,9 +1,11 @@
 """What measures a series of snapshots: the protocol, and the executor that measures in this process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from phasewatch.monitor.probing.automatic import Setting, calibrated
 from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshots
 from phasewatch.monitor.trajectories.trajectory import Point
 
@@ -69,6 +71,14 @@ class InProcess:
                 except Exception as error:
                     result = error
                 yield step, result
+
+    def calibrate(self, steps: Sequence[int], like: Sampler) -> Setting:
+        """Calibrate the probe, whose sampler is `like`, on the snapshots of some steps."""
+        return calibrated(self._snapshots, steps, self._probe)
+
+    def use(self, probe: Probe, snapshots: Snapshots) -> None:
+        """Measure with another probe from now on."""
+        self._probe, self._snapshots = probe, snapshots
 
     def close(self) -> None:
         """Nothing is held."""

@@ -43,6 +43,8 @@ class RunFolder:
         self.points: list[Point] = []
         self._settings = dict(settings)
         self._averaging: Any = None
+        self._calibration: Any = None
+        self._header_waits = False
         self._lines = self.path / "points.jsonl"
         self._unsaved: list[bytes] = []
         self._transitions: str | None = None
@@ -114,6 +116,34 @@ class RunFolder:
         except PhasewatchError:
             self.close()
             raise
+
+    def keep_calibration(self, calibration: Any, settings: Mapping[str, Any], why: str = "") -> None:
+        """Write into `run.json` that the setting of this run is calibrated, with the setting as it is by now.
+
+        Args:
+            calibration: plain JSON values.
+            settings: of the probe.
+            why: of the setting, for `calibration.txt`.
+
+        Raises:
+            PhasewatchError: if the folder holds points of a setting that isn't calibrated. It is closed then.
+        """
+        if calibration == self._calibration:
+            return
+        if self.points:
+            self.close()
+            raise PhasewatchError(
+                f"run={str(self.path)!r} holds points of a setting that was given and not calibrated. They can't be "
+                "compared with others: choose another run=, or leave sampler='calibrate' out."
+            )
+        self._calibration, self._settings = calibration, dict(settings)
+        try:
+            self._write_header()
+            if why:
+                write_atomically(self.path / "calibration.txt", why + "\n")
+        except OSError as error:
+            self._header_waits = True
+            self._complain(error)
 
     def append(self, point: Point) -> bool:
         """Keep a point, on disk before this returns; on a full disk in memory, to be written with the next one.
@@ -211,7 +241,7 @@ class RunFolder:
                 f"{self.path} was deleted or moved while this run writes to it. Its run.json and all points are "
                 "written there again; its earlier snapshots are not, and those that weren't measured can't be any more."
             )
-        if not os.path.lexists(self.path / "run.json"):
+        if self._header_waits or not os.path.lexists(self.path / "run.json"):
             self._write_header()
 
     def _is_held(self) -> bool:
@@ -239,9 +269,11 @@ class RunFolder:
             "schema": SCHEMA,
             "settings": self._settings,
             "averaging": self._averaging,
+            **({} if self._calibration is None else {"calibration": self._calibration}),
             "versions": {"phasewatch": version("phasewatch"), "torch": version("torch")},
         }
         write_atomically(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        self._header_waits = False
 
     def _check_settings(self) -> None:
         header = self.path / "run.json"
@@ -261,7 +293,8 @@ class RunFolder:
             schema = found["schema"]
             settings = dict(found["settings"]) if schema == SCHEMA else {}
             self._averaging = found["averaging"] if schema == SCHEMA else None
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            self._calibration = found.get("calibration")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise PhasewatchError(
                 f"{header} is not the header of a phasewatch run. Choose another run=, or delete the folder."
             ) from error

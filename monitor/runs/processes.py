@@ -12,16 +12,18 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
 
 import cloudpickle
 
 from phasewatch.monitor.errors import PhasewatchError, say
+from phasewatch.monitor.probing.automatic import Setting
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.executor import Result
 from phasewatch.monitor.runs.worker import read_frame, write_frame
+from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshots
 from phasewatch.monitor.trajectories.trajectory import Point
 
@@ -110,6 +112,40 @@ class Processes:
                     yield result
         finally:
             waiting.clear()
+
+    def calibrate(self, steps: Sequence[int], like: Sampler) -> Setting | None:
+        """Have a process calibrate the probe on the snapshots of some steps.
+
+        Args:
+            steps: some of the series' steps.
+            like: the probe's sampler.
+
+        Returns:
+            The setting; None if this was closed meanwhile.
+
+        Raises:
+            WorkerDied: if the process ends first, or hangs.
+            PhasewatchError: if the probe can't be rebuilt there.
+        """
+        worker = None
+        try:
+            worker = self._hire()
+            return Setting.from_json(worker.calibrate(steps), like)
+        except WorkerDied:
+            if self._closed:
+                return None
+            raise
+        finally:
+            if worker:
+                self._dismiss(worker)
+
+    def use(self, probe: Probe, series: Snapshots) -> None:
+        """Measure with another probe from now on."""
+        with self._lock:
+            self._package = packed(probe, series)
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.stop()
 
     def close(self) -> None:
         """End all processes at once."""
@@ -207,7 +243,25 @@ class Worker:
             PhasewatchError: if the snapshot can't be measured.
             WorkerDied: if the process ends first, or hangs.
         """
-        self._to_send.put(json.dumps(step).encode())
+        return Point.from_json(self._ask(step)["point"])
+
+    def calibrate(self, steps: Sequence[int]) -> dict[str, Any]:
+        """Calibrate the probe on the snapshots of some steps.
+
+        Args:
+            steps: some of the series' steps.
+
+        Returns:
+            A `Setting` as plain JSON values.
+
+        Raises:
+            PhasewatchError: if the probe can't be rebuilt.
+            WorkerDied: if the process ends first, or hangs.
+        """
+        return self._ask(list(steps))["setting"]
+
+    def _ask(self, request: int | list[int]) -> dict[str, Any]:
+        self._to_send.put(json.dumps(request).encode())
         frame = b""
         while not frame:  # an empty frame says that it is at work
             limit = HANG_SECONDS if self._has_begun else START_SECONDS
@@ -225,7 +279,7 @@ class Worker:
         answer = json.loads(frame)
         if "error" in answer:
             raise PhasewatchError(answer["error"])
-        return Point.from_json(answer["point"])
+        return answer
 
     def kill(self) -> None:
         """End the process and what it has forked at once; a `measure` in another thread raises `WorkerDied`."""

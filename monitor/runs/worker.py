@@ -1,7 +1,8 @@
 """The inside of a measuring process: it rebuilds the probe, reads snapshots from disk, and sends points back.
 
 A frame is eight bytes of length and that many bytes. The first frame that comes is the probe and its series, pickled;
-each later one is a step, answered by a point or an error.
+each later one is a step, answered by a point or an error, or a list of steps, answered by what a calibration on their
+snapshots comes to.
 """
 
 import io
@@ -18,6 +19,7 @@ from typing import IO, Any
 import cloudpickle
 
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
+from phasewatch.monitor.probing.automatic import calibrated
 
 PARENT_POLL_SECONDS = 1.0
 """Seconds between looks whether the process that started this one still runs: how long an orphan may live."""
@@ -54,12 +56,15 @@ def serve(parent: int, nice: int) -> None:
         except Exception as error:
             failure = f"The probe can't be rebuilt in another process: {in_words(error)}"
     while True:
-        step = json.loads(frames.get())
+        asked = json.loads(frames.get())
         answer: dict[str, Any]
         try:
             if probe is None or series is None:
                 raise PhasewatchError(failure)
-            answer = {"point": probe(series.load(step)).as_json()}
+            if isinstance(asked, list):
+                answer = {"setting": calibrated(series, asked, probe).as_json()}
+            else:
+                answer = {"point": probe(series.load(asked)).as_json()}
         except Exception as error:
             answer = {"error": in_words(error)}
         out.send(json.dumps(answer).encode())

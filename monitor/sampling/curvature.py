@@ -103,7 +103,8 @@ def intercepted(
         def seen(grad: Tensor) -> Tensor:
             mask = mask_of(masks, number)
             grad = grad if mask is None else grad * mask
-            see(grad.detach(), parameters[number].grad)
+            dense = grad.to_dense() if grad.layout is not torch.strided else grad  # of a sparse embedding
+            see(dense.detach(), parameters[number].grad)
             return grad if add else torch.zeros_like(grad)
 
         return seen

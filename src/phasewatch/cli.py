@@ -8,7 +8,7 @@ import sys
 import warnings
 from contextlib import chdir, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -98,13 +98,14 @@ def calibrate(
     key: Key = None,
 ) -> None:
     """Choose the sampler's settings for a series of checkpoints, and say why."""
+    from phasewatch.monitor.probing.automatic import early_middle_late
     from phasewatch.monitor.probing.calibrate import calibrate as calibrate_series
     from phasewatch.monitor.probing.calibration import Calibration
     from phasewatch.monitor.snapshots.series import open_series
 
     opened = open_series(series, revisions=revisions, key=key)
     loaded = load_probe(probe)
-    chosen = steps or sorted({opened.steps[i] for i in (0, len(opened) // 2, -1)})
+    chosen = steps or early_middle_late(opened.steps)
 
     def show(calibration: Calibration) -> None:
         print(calibration)
@@ -129,6 +130,9 @@ def replay(
         Path | None, typer.Option(help="Where the points are kept; SERIES-replay, beside the series, if not given.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one checkpoint each at a time.")] = 1,
+    sampler: Annotated[
+        Literal["calibrate"] | None, typer.Option(help="Find the setting on the first, the middle and the last first.")
+    ] = None,
     wandb: Annotated[
         bool, typer.Option(help="Also write a W&B run; without a probe, of what a run's folder holds already.")
     ] = False,
@@ -171,6 +175,7 @@ def replay(
         loaded,
         run=run,
         workers=workers,
+        sampler=sampler,
         sinks=sinks,
         progress=sys.stderr.isatty(),
         on_error=failures.append,

@@ -101,6 +101,7 @@ def plain_chain(case, chain):
             for p, w, z in zip(trained, anchor, noise, strict=True):
                 grad = torch.zeros_like(p) if p.grad is None else p.grad.to_dense()
                 drift = SAMPLER.nbeta * grad + SAMPLER.localization * (p - w)
+                # Training leaves an embedding's padding row, whose gradient is zero, as it is.
                 still = (grad == 0).all(-1, keepdim=True) if "embed.weight" in dict(model.named_parameters()) else False
                 z = torch.view_as_complex(z) if p.is_complex() else z
                 p += torch.where(torch.as_tensor(still), 0, -SAMPLER.step_size / 2 * drift + SAMPLER.step_size**0.5 * z)

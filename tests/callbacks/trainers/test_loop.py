@@ -77,7 +77,7 @@ def test_a_run_leaves_its_points_snapshots_transitions_and_report(path, probe):
     assert list(monitor.trajectory) == told.points == list(Trajectory.read(path / "points.jsonl"))
     assert told.closed == 1
     assert sorted(file.name for file in path.iterdir() if file.name != ".lock") == [
-        "points.jsonl", "report.html", "run.json", "snapshots", "transitions.json",
+        "numbers.jsonl", "points.jsonl", "report.html", "run.json", "snapshots", "transitions.json",
     ]  # fmt: skip
 
 
@@ -563,9 +563,11 @@ def test_another_training_that_joins_midway_is_told_so(tmp_path):
         (every(100), range(64, 400, 64), [128, 256, 320], "100, 200, 300"),  # a loop that counts samples
         (log_spaced(1, 1000, num=4), range(1, 1003, 2), [1, 11, 101, 1001], "10, 100, 1000"),
         (lambda step: step % 5 == 0, [4, 7, 8, 21], [7, 21], "5, 10, 15 and 1 more"),
-        (every(10), [95, 10, 20], [10, 20], None),  # begun anew from a checkpoint
+        (every(10), [95, 10, 20], [95, 10, 20], "10, 20, 30 and 6 more"),  # begun anew from a checkpoint
+        (every(100), [150, 160, 200], [150, 200], "100"),  # a first call after the first due step
+        (every(10), [10, 11, 12, 20], [10, 20], None),
     ],
-    ids=["samples", "two optimizers", "function", "back"],
+    ids=["samples", "two optimizers", "function", "back", "late", "none"],
 )
 def test_a_due_step_that_the_counter_jumps_over_is_measured_at_the_next_call(path, probe, at, calls, taken, jumped):
     model = make_model()
@@ -582,3 +584,10 @@ def test_a_due_step_that_the_counter_jumps_over_is_measured_at_the_next_call(pat
     else:
         with one_warning(rf"jumped over \({jumped}\)"):
             monitor.close()
+
+
+def test_a_run_that_goes_on_takes_none_of_its_own_steps_for_jumped_over(path, probe):
+    train(path, steps=6, probe=probe)
+    with one_warning(r"jumped over \(8\)"):
+        monitor = train(path, steps=9, first=9, probe=probe)
+    assert monitor.trajectory.steps.tolist() == [2, 4, 6, 9]
