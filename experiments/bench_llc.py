@@ -43,8 +43,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from phasewatch.monitor.model.loss import Loss, LossOnBatches, ModelLoss, under_autocast
+from phasewatch.monitor.model.autocast import under_autocast
+from phasewatch.monitor.model.loss import Loss, ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import SampledModel, Weights
 from phasewatch.monitor.sampling.chains import run_chains
 from phasewatch.monitor.sampling.settings import Langevin
@@ -87,7 +89,7 @@ def target_of(model: SampledModel, loss: Loss, kept: Batches) -> LossOnBatches:
     """What chains sample, vectorised where that is right."""
     whole = ModelLoss(model, loss)
     whole.choose_path(kept.take(torch.arange(2, device=model.device)))
-    return whole.on(kept)
+    return LossOnBatches(whole, kept)
 
 
 # On a CPU

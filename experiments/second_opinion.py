@@ -36,6 +36,7 @@ from phasewatch.monitor.model.copying import own_copy
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import SampledModel
 from phasewatch.monitor.probing.second_opinion import run_devinterp_chains
 from phasewatch.monitor.sampling.chains import run_chains
@@ -244,7 +245,10 @@ def print_case(case: Case) -> None:
     sampler = case.sampler
     pool = Batches(case.ids.split(sampler.batch_size))
     model = SampledModel(own_copy(case.model))
-    target, anchor = ModelLoss(model, lambda model, ids: case.losses(model, ids).mean()).on(pool), model.weights()
+    target, anchor = (
+        LossOnBatches(ModelLoss(model, lambda model, ids: case.losses(model, ids).mean()), pool),
+        model.weights(),
+    )
 
     def per_chain(losses: np.ndarray, reference: np.ndarray) -> np.ndarray:
         return sampler.nbeta * (losses - reference).mean(axis=1)

@@ -75,7 +75,7 @@ class Backlog:
     @property
     def steps(self) -> set[int]:
         """The steps that are measured or wait."""
-        return self._folder.steps | set(self._waiting)
+        return {*self._folder.steps, *self._waiting}
 
     @property
     def waiting(self) -> list[int]:

@@ -91,7 +91,7 @@ class Session:
     @property
     def recorded(self) -> set[int]:
         """The steps of the folder's points and snapshots."""
-        return self.folder.steps.union(self.folder.snapshots.steps)
+        return {*self.folder.steps, *self.folder.snapshots.steps}
 
     def begin(self, snapshot: Snapshot | None, first_step: int | None) -> set[int]:
         """Begin or resume the run, now that the first snapshot tells whether it is the same training.

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import wraps
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +11,7 @@ from phasewatch.monitor.errors import warn
 from phasewatch.monitor.model.attention_masks import AS_GIVEN, MaskForm, forms_for
 from phasewatch.monitor.model.minibatches import Batches
 from phasewatch.monitor.model.outputs import scalar_of
-from phasewatch.monitor.model.pieces import in_pieces, is_a_mean, pieces_beside, samples_in
+from phasewatch.monitor.model.pieces import in_pieces, is_a_mean, samples_in
 from phasewatch.monitor.model.vectorised import VectorisedLoss
 from phasewatch.monitor.model.weights import SampledModel, Weights
 
@@ -27,9 +26,6 @@ SHARE_OF_A_GPU = 0.5
 
 WORTH_ITS_MEMORY = 0.8
 """On a GPU, rows are taken together where that takes less than this share of their time one after another."""
-
-TRANSIENT = 1.2
-"""Memory of a pass over that of the activations that it keeps: language models' logits and their gradient."""
 
 TIMED = 3
 """Passes of each path that are timed on a GPU, after one that isn't; the fastest counts."""
@@ -76,10 +72,6 @@ class ModelLoss:
         self.activations = 0
         self._splits = False
         self._warned: set[str] = set()
-
-    def on(self, batches: Batches) -> "LossOnBatches":
-        """This loss on kept minibatches."""
-        return LossOnBatches(self, batches)
 
     def value(self, batch: Any) -> Tensor:
         """The loss at the weights that the model has now, a scalar tensor."""
@@ -326,118 +318,6 @@ class ModelLoss:
         if topic not in self._warned:
             self._warned.add(topic)
             warn(message)
-
-
-class LossOnBatches:
-    """A model's loss on kept minibatches by their number, the target of `run_chains`.
-
-    Args:
-        loss: of the model.
-        batches: the minibatches.
-    """
-
-    def __init__(self, loss: ModelLoss, batches: Batches) -> None:
-        self._loss = loss
-        self._batches = batches
-        forms = [form for form in loss.mask_forms if batches.stacked is not None and form.fits(batches.stacked)]
-        self._for_rows = batches.changed(forms[0]) if forms and loss.vectorised else batches
-        self.parameters = loss.model.parameters
-        self.minibatches = len(batches)
-        self._pieces = self._beside = 1
-        if loss.model.device.type == "cuda" and not loss.vectorised and loss.splits(self._first):
-            held = sum(parameter.numel() * parameter.itemsize for parameter in loss.model.parameters)
-            self._beside = pieces_beside(held, loss.activations, samples_in(batches[0]))
-        self.whole = batches.whole
-        self.vectorised = loss.vectorised and bool(forms)
-
-    def set(self, weights: Sequence[Tensor]) -> None:
-        """Replace the values of the parameters."""
-        self._loss.model.set(weights)
-
-    def loss(self, number: int) -> Tensor:
-        """The loss on a minibatch at the parameters' values, a scalar without a gradient."""
-        with torch.no_grad():
-            pieces = (
-                in_pieces(self._batches[number], self._pieces) if self._pieces > 1 else [(1.0, self._batches[number])]
-            )
-            return torch.stack([share * self._loss.value(piece) for share, piece in pieces]).sum()
-
-    def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
-        """Add `scale` times the gradient on a minibatch to each parameter's `grad`; returns the loss, a scalar.
-
-        Args:
-            number: of the minibatch.
-            scale: of the gradient.
-            part: whether to take only so many of its samples that there's room for another gradient.
-        """
-        batch = self._batches[number]
-        if part:
-            return self._loss.add_gradient(in_pieces(batch, self._parts)[0][1], scale)
-        return self._loss.add_gradient(batch, scale, pieces=self._pieces)
-
-    @property
-    def share(self) -> float:
-        """Share of a minibatch's samples that is a part of it."""
-        return 1 / self._parts
-
-    @property
-    def _parts(self) -> int:
-        return max(self._pieces, self._beside)
-
-    @property
-    def most_pieces(self) -> int:
-        """Into how many pieces a minibatch can be split; 1 where its loss isn't the mean over its samples."""
-        return samples_in(self._batches[0]) if self._loss.splits(self._first) else 1
-
-    def settle(self, pieces: int, way: str) -> None:
-        """Take each minibatch in so many pieces from now on; `way` says how chains run, for the record."""
-        self._pieces = pieces
-        self._loss.way = way
-
-    def bytes_of_a_pass(self, pieces: int) -> int:
-        """Memory that a pass takes beside the weights, on a GPU; 0 where that isn't known."""
-        gradient = sum(parameter.numel() * parameter.itemsize for parameter in self.parameters)
-        return max(int(TRANSIENT * self._loss.activations) // pieces, gradient) if self._loss.activations else 0
-
-    @property
-    def _first(self) -> list[Any]:
-        return [self._batches[number] for number in range(min(2, self.minibatches))]
-
-    def prepare(self, rows: int) -> None:
-        """Compile for this many rows, where that helps."""
-        if self.vectorised:
-            zeros = torch.zeros(rows, dtype=torch.long, device=self._loss.model.device)
-            self._loss.compile(self._for_rows.take(zeros))
-
-    def rows(self, weights: Weights, which: Tensor) -> Tensor:
-        """As `VectorisedLoss.rows`, on minibatches of these numbers, shape (row,)."""
-        return self._loss.at_rows.rows(weights, self._for_rows.take(which))
-
-    def rows_and_gradients(self, weights: Weights, which: Tensor) -> tuple[Tensor, Weights]:
-        """As `VectorisedLoss.rows_and_gradients`, on minibatches of these numbers, shape (row,)."""
-        return self._loss.at_rows.rows_and_gradients(weights, self._for_rows.take(which))
-
-
-def under_autocast(loss: Loss, device_type: str, dtype: torch.dtype) -> Loss:
-    """A loss taken in mixed precision.
-
-    Args:
-        loss: the loss.
-        device_type: such as "cuda".
-        dtype: such as torch.bfloat16.
-
-    Returns:
-        The same under `torch.autocast`, with the type as its attribute `autocast`, and the loss as `in_full_precision`.
-    """
-
-    @wraps(loss)
-    def taken(model: nn.Module, batch: Any) -> Tensor:
-        with torch.autocast(device_type, dtype, cache_enabled=False):
-            return scalar_of(loss(model, batch))
-
-    taken.autocast = dtype  # pyright: ignore[reportAttributeAccessIssue]
-    taken.in_full_precision = loss  # pyright: ignore[reportAttributeAccessIssue]
-    return taken
 
 
 def _seconds(action: Callable[[], object]) -> float:

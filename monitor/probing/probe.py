@@ -14,6 +14,7 @@ from phasewatch.monitor.estimates.verdict import estimate_from_losses
 from phasewatch.monitor.model.data import as_minibatches
 from phasewatch.monitor.model.isolation import matmul_precision
 from phasewatch.monitor.model.loss import Loss
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import Weights
 from phasewatch.monitor.probing.subject import WHOLE, Arguments, Metric, Parts, Subject
 from phasewatch.monitor.sampling.chains import Chains, run_chains
@@ -282,7 +283,7 @@ def _estimates(
 ) -> list[dict[str, Estimate]]:
     """The local learning coefficients of some parts around several sets of weights, by the parts' names."""
     with subject.measuring():
-        target = subject.loss.on(subject.kept(sampler))
+        target = LossOnBatches(subject.loss, subject.kept(sampler))
         repeated = [anchor for anchor in anchors for _ in parts]
         masks, rows = [subject.parts[name] for name in parts], _rows(subject, sampler)
         chains = iter(run_chains(target, repeated, sampler, seed, masks=masks, rows=rows))

@@ -13,6 +13,7 @@ from torch import Generator
 from phasewatch.monitor.errors import PhasewatchError, requires
 from phasewatch.monitor.estimates.estimate import Estimate
 from phasewatch.monitor.estimates.verdict import estimate_from_losses
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import Weights
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.probing.subject import WHOLE
@@ -65,7 +66,7 @@ def second_opinion(probe: Probe, snapshot: Snapshot) -> Estimate:
         )
     with subject.measuring():
         subject.model.load(snapshot)
-        target = subject.loss.on(subject.kept(sampler))
+        target = LossOnBatches(subject.loss, subject.kept(sampler))
         losses, reference = run_devinterp_chains(target, subject.model.weights(), sampler, probe.seed)
     return estimate_from_losses(losses, reference, nbeta=sampler.nbeta, parameters=subject.model.size)
 

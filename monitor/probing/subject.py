@@ -12,11 +12,12 @@ from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[repor
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
+from phasewatch.monitor.model.autocast import under_autocast
 from phasewatch.monitor.model.complex_weights import in_real_parts, masks_in_real_parts
 from phasewatch.monitor.model.copying import copy_of, padding_rows
 from phasewatch.monitor.model.data import HeldData, Minibatches, as_minibatches, is_a_source, move
 from phasewatch.monitor.model.isolation import matmul_precision, measuring
-from phasewatch.monitor.model.loss import Loss, ModelLoss, under_autocast
+from phasewatch.monitor.model.loss import Loss, ModelLoss
 from phasewatch.monitor.model.minibatches import Batches, keep_minibatches
 from phasewatch.monitor.model.parts import Part, masks_of
 from phasewatch.monitor.model.random_state import generators_in, reseeded

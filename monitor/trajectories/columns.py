@@ -50,9 +50,9 @@ class Columns:
 
     def first(self, count: int) -> "Columns":
         """The first points."""
-        return Columns(
-            *(column[:count] for column in (self.steps, self.values, self.loss, self.llc, self.chains)), self.is_llc
-        )
+        columns = self.steps, self.values, self.loss, self.llc, self.chains
+        steps, values, loss, llc, chains = (column[:count] for column in columns)
+        return Columns(steps, values, loss, llc, chains, self.is_llc)
 
     def shortened(self) -> "Columns":
         """At most `MOST_POINTS` points, each the mean of as many neighbours; its step is that of the middle one."""
@@ -70,7 +70,8 @@ class Columns:
 
         has_chains = len(self.chains) == len(self) and self.chains.shape[1] > 0
         chains = mean(self.chains) if has_chains else np.empty((0, 0))
-        return Columns(self.steps[middles], *map(mean, (self.values, self.loss, self.llc)), chains, self.is_llc)
+        values, loss, llc = map(mean, (self.values, self.loss, self.llc))
+        return Columns(self.steps[middles], values, loss, llc, chains, self.is_llc)
 
     @property
     def usable_chains(self) -> np.ndarray | None:

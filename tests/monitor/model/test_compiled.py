@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from phasewatch.monitor.model.loss import ModelLoss, under_autocast
+from phasewatch.monitor.model.autocast import under_autocast
+from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import SampledModel
 from phasewatch.monitor.sampling.chains import run_chains
 from phasewatch.monitor.sampling.settings import Langevin
@@ -82,7 +84,7 @@ def test_compiled_chains_agree_with_plain_ones(monkeypatch):
     monkeypatch.setattr(plain, "compile", lambda batches: None)
     sampler = Langevin(1e-4, 10.0, 100.0, chains=4, draws=300, burn_in=50, batch_size=32)
     anchors = [[weight.clone() for weight in plain.model.weights()] for _ in range(2)]
-    expected, found = (run_chains(m.on(batches), anchors, sampler, 0) for m in (plain, fast))
+    expected, found = (run_chains(LossOnBatches(m, batches), anchors, sampler, 0) for m in (plain, fast))
     for a, b in zip(expected, found, strict=True):
         excess, fast_excess = ((c.losses - c.reference).mean() for c in (a, b))
         assert abs(excess - fast_excess) < 0.01 * excess

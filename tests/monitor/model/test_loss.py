@@ -26,10 +26,12 @@ from torch.nn import functional as F
 
 from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.model import loss as loss_module
+from phasewatch.monitor.model.autocast import under_autocast
 from phasewatch.monitor.model.copying import own_copy
 from phasewatch.monitor.model.isolation import measuring
-from phasewatch.monitor.model.loss import ModelLoss, under_autocast
+from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import SampledModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -54,7 +56,7 @@ def perturbed(model_loss: ModelLoss, rows=3) -> list[Tensor]:
 
 def in_place(model_loss: ModelLoss, weights, batches) -> tuple[Tensor, list[Tensor]]:
     """Losses and gradients of each row in the parameters of the model, which are left as they were."""
-    target, own = model_loss.on(Batches(batches)), model_loss.model.weights()
+    target, own = LossOnBatches(model_loss, Batches(batches)), model_loss.model.weights()
     losses, grads = [], []
     for row in range(len(batches)):
         target.set([weight[row] for weight in weights])
@@ -69,7 +71,7 @@ def in_place(model_loss: ModelLoss, weights, batches) -> tuple[Tensor, list[Tens
 def stacked(model_loss: ModelLoss, weights, batches) -> tuple[Tensor, list[Tensor]]:
     """The same as rows of one vectorised axis."""
     which = torch.arange(len(batches))
-    target = model_loss.on(Batches(batches))
+    target = LossOnBatches(model_loss, Batches(batches))
     losses, grads = target.rows_and_gradients(weights, which)
     torch.testing.assert_close(target.rows(weights, which), losses, rtol=1e-12, atol=0)
     return losses, grads
@@ -111,7 +113,7 @@ def test_gradients_add_up_by_their_scale():
     first = in_place(model_loss, [w.unsqueeze(0) for w in model_loss.model.weights()], DOUBLES[:1])[1]
     second = in_place(model_loss, [w.unsqueeze(0) for w in model_loss.model.weights()], DOUBLES[1:2])[1]
     model_loss.model.module.zero_grad(set_to_none=True)
-    target = model_loss.on(Batches(DOUBLES))
+    target = LossOnBatches(model_loss, Batches(DOUBLES))
     value = target.add_gradient(0, 0.3)
     target.add_gradient(1, -1.7)
     assert value == target.loss(0)  # the loss itself isn't scaled
@@ -130,7 +132,7 @@ def test_what_cant_be_vectorised_runs_chain_after_chain_and_says_so_once(make):
     assert chosen == (False, False)
     assert len([w for w in said if w.category is PhasewatchWarning]) == 1
     assert all(map(torch.equal, model_loss.model.weights(), of(make).model.weights()))
-    assert not model_loss.on(Batches(DOUBLES)).vectorised
+    assert not LossOnBatches(model_loss, Batches(DOUBLES)).vectorised
     w = perturbed(model_loss)
     assert_same(in_place(model_loss, w, DOUBLES), obvious(make, w, DOUBLES))
 
@@ -237,7 +239,7 @@ def test_minibatches_of_different_lengths_run_one_after_another():
     model_loss = of(Tied)
     assert choose(model_loss)
     batches = [DOUBLES[0], DOUBLES[1][:3], DOUBLES[2][:2]]
-    assert not model_loss.on(Batches(batches)).vectorised
+    assert not LossOnBatches(model_loss, Batches(batches)).vectorised
     w = perturbed(model_loss)
     assert_same(in_place(model_loss, w, batches), obvious(Tied, w, batches))
 

@@ -11,6 +11,7 @@ from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.model.isolation import measuring
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import SampledModel
 from phasewatch.monitor.sampling.chains import run_chains
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
@@ -57,7 +58,7 @@ def test_a_transformers_chains_have_the_same_losses_by_both_paths(make, sampler)
         found = []
         for stacked in (True, False):
             model_loss.vectorised = stacked
-            (chains,) = run_chains(model_loss.on(batches), [model_loss.model.weights()], sampler, 3)
+            (chains,) = run_chains(LossOnBatches(model_loss, batches), [model_loss.model.weights()], sampler, 3)
             found.append(chains)
     stacked, in_place = found
     np.testing.assert_allclose(in_place.losses, stacked.losses, rtol=1e-5)

@@ -22,6 +22,7 @@ from phasewatch.monitor.estimates.verdict import estimate_from_losses
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import SampledModel
 from phasewatch.monitor.probing.second_opinion import run_devinterp_chains, second_opinion
 from phasewatch.monitor.sampling.chains import Chains, run_chains
@@ -68,7 +69,7 @@ def vector(loss: Any = tilted_quadratic) -> ModelLoss:
 
 def theirs(model_loss: ModelLoss, pool: Sequence[Any], sampler: SGLD, seed: int) -> Chains:
     """The chains that devinterp's optimizer moves."""
-    target, anchor = model_loss.on(Batches(pool)), model_loss.model.weights()
+    target, anchor = LossOnBatches(model_loss, Batches(pool)), model_loss.model.weights()
     losses, reference = run_devinterp_chains(target, anchor, sampler, seed)
     assert losses.shape == reference.shape == (sampler.chains, sampler.draws)
     assert all(map(torch.equal, model_loss.model.weights(), anchor))
@@ -78,7 +79,7 @@ def theirs(model_loss: ModelLoss, pool: Sequence[Any], sampler: SGLD, seed: int)
 
 def ours(model_loss: ModelLoss, pool: Sequence[Any], sampler: SGLD, seed: int, *, stacked: bool) -> Chains:
     model_loss.vectorised = stacked
-    (chains,) = run_chains(model_loss.on(Batches(pool)), [model_loss.model.weights()], sampler, seed)
+    (chains,) = run_chains(LossOnBatches(model_loss, Batches(pool)), [model_loss.model.weights()], sampler, seed)
     return chains
 
 
