@@ -84,7 +84,7 @@ def compared(trajectory: Trajectory, growth: float = 1.15) -> np.ndarray:
 
 def row(name: str, trajectories: Sequence[Trajectory], growth: float) -> None:
     """Print a line of the table."""
-    pairs, left, outside = sum(compared(trajectory, growth) for trajectory in trajectories)
+    pairs, left, outside = np.sum([compared(trajectory, growth) for trajectory in trajectories], axis=0)
     print(f"| {len(trajectories)} {name} | {pairs} | {left / pairs:.2%} | {outside / pairs:.2%} |", flush=True)
 
 
