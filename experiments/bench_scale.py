@@ -1,9 +1,9 @@
 """What size costs: long runs, long tables, long series, models of many tensors.
 
-Claims: a point costs as much at 100,000 points as at 100. That is `Recorder.record` with a run's folder and a sink, the
-search for transitions included, averaged over the points between several searches. Reading, searching, reporting,
-listing and making a probe take time in proportion to the size or less, and the report of 200,000 points is at most
-5 MB. `ratio of costs` is to be at most `ratio of sizes`. All are CPU seconds. Costs about five minutes on a core.
+A point is to cost as much at 100,000 points as at 100. That is `Recorder.record` with a run's folder and a sink, the
+search for transitions included, averaged over the points between several searches. All else is to take time in
+proportion to the size: compare `ratio of costs` with `ratio of sizes`. All are CPU seconds. Costs about five minutes on
+a core.
 
     python experiments/bench_scale.py [--quick]
 """

@@ -21,7 +21,6 @@ class Columns:
         loss: the loss, shape (point,).
         llc: λ̂, shape (point,).
         chains: λ̂ of each chain at the first points that have the same number of chains, shape (point, chain).
-        is_llc: whether the signal is λ̂.
     """
 
     steps: np.ndarray
@@ -29,7 +28,6 @@ class Columns:
     loss: np.ndarray
     llc: np.ndarray
     chains: np.ndarray
-    is_llc: bool
 
     @classmethod
     def of(cls, usable: Trajectory, signal: str) -> "Columns":
@@ -42,7 +40,6 @@ class Columns:
             usable.loss,
             usable.llc,
             np.array(chains[:alike], dtype=float).reshape(alike, -1 if alike and chains[0] else 0),
-            signal == "llc",
         )
 
     def __len__(self) -> int:
@@ -50,9 +47,13 @@ class Columns:
 
     def first(self, count: int) -> "Columns":
         """The first points."""
-        columns = self.steps, self.values, self.loss, self.llc, self.chains
-        steps, values, loss, llc, chains = (column[:count] for column in columns)
-        return Columns(steps, values, loss, llc, chains, self.is_llc)
+        return Columns(
+            self.steps[:count],
+            self.values[:count],
+            self.loss[:count],
+            self.llc[:count],
+            self.chains[:count],
+        )
 
     def shortened(self) -> "Columns":
         """At most `MOST_POINTS` points, each the mean of as many neighbours; its step is that of the middle one."""
@@ -70,8 +71,7 @@ class Columns:
 
         has_chains = len(self.chains) == len(self) and self.chains.shape[1] > 0
         chains = mean(self.chains) if has_chains else np.empty((0, 0))
-        values, loss, llc = map(mean, (self.values, self.loss, self.llc))
-        return Columns(self.steps[middles], values, loss, llc, chains, self.is_llc)
+        return Columns(self.steps[middles], mean(self.values), mean(self.loss), mean(self.llc), chains)
 
     @property
     def usable_chains(self) -> np.ndarray | None:

@@ -13,17 +13,10 @@ from threadpoolctl import ThreadpoolController
 from phasewatch.monitor.trajectories.noise import first_guess, local_bends, local_noise
 
 MOST_KNOTS = 64
-"""The spline has this many knots evenly among the points, so that a fit takes milliseconds; see also `FURTHEST`.
+"""The spline has at most this many knots, evenly among the points, so that a fit takes milliseconds.
 
 With 32, 1 % of the simulated stages are lost; with 128 the curve follows correlated noise, and changes lie within
 their errors in 90 % instead of 94 % of cases (experiments/constants.py).
-"""
-
-FURTHEST = 1 / 64
-"""A point further than this from all knots, as a share of the whole in log step, is a knot as well.
-
-Knots by index alone leave a stretch with few points as soon as many are added elsewhere, and boundaries that were well
-known there are lost. Evenly spread points have no other knots than those (experiments/more_points.py).
 """
 
 CORRELATIONS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -282,17 +275,14 @@ class _Moments:
 
 
 def _knots(x: np.ndarray) -> np.ndarray:
-    """`MOST_KNOTS` of the positions evenly by index, and between them those that `FURTHEST` asks for.
+    """At most `MOST_KNOTS` of the positions, evenly by index.
 
     Curvature between positions h apart weighs 1/h³: two snapshots a step apart, late in a long run, would take all the
     digits that the rest needs. Knots closer together than 1/10,000 of the whole are left out.
     """
-    span = x[-1] - x[0]
-    by_index = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_KNOTS)).round().astype(int))]
-    after = np.searchsorted(by_index, x, side="right").clip(max=len(by_index) - 1)
-    alone = np.minimum(by_index[after] - x, x - by_index[after - 1]) > FURTHEST * span
-    knots = [x[0]]
-    for position in np.union1d(by_index, x[alone]):
-        if position - knots[-1] >= 1e-4 * span:
+    chosen = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_KNOTS)).round().astype(int))]
+    knots = [chosen[0]]
+    for position in chosen[1:]:
+        if position - knots[-1] >= 1e-4 * (x[-1] - x[0]):
             knots.append(position)
     return np.array(knots) if len(knots) > 2 else x[[0, len(x) // 2, -1]]

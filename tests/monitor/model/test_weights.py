@@ -197,3 +197,10 @@ def test_expanded_buffers_load():
     model = sampled(Buffers)
     model.load(Snapshot.of(other(Buffers), 1))
     assert model.module.ids.tolist() == [[0, 1, 2]] * 5
+
+
+def test_a_copy_of_the_weights_looks_for_their_type_once(monkeypatch):
+    model, asked = sampled(Tied), []
+    monkeypatch.setattr(SampledModel, "dtype", property(lambda self: asked.append(1) or torch.float64))
+    assert len(model.weights()) == 5
+    assert len(asked) == 1

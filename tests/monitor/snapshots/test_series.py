@@ -690,3 +690,13 @@ def test_every_dtype_of_safetensors(tmp_path, dtype):
     assert found["b"].dtype == tensors["b"].dtype
     assert found["b"].view(torch.uint8).equal(tensors["b"].view(torch.uint8))
     assert found["empty"].shape == (0, 4)
+
+
+def test_asking_for_a_source_goes_through_no_other_steps(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        torch.save({"w": torch.zeros(1)}, tmp_path / f"step{step}.pt")
+    series = open_series(tmp_path)
+    listed = []
+    monkeypatch.setattr(Series, "steps", property(lambda self: listed.append(1) or (1, 2, 3)))
+    assert [series.source(step).name for step in (3, 1, 2)] == ["step3.pt", "step1.pt", "step2.pt"]
+    assert listed == []
