@@ -86,9 +86,8 @@ def say_what_is_written(loss: ModelLoss, versions: Sequence[int], name: str) -> 
     if written := [n for n, parameter, version in of if parameter._version != version]:
         warn(
             f"Probe(loss={name}): {name}(model, batch) writes to {some_of(written)} while it is evaluated, in "
-            "evaluation mode too, as F.embedding(max_norm=...) and clipping do. Chains are then moved by it, so λ̂ "
-            "isn't that of the loss. Do that after a training step, or use what it makes "
-            "without writing it to the weights."
+            "evaluation mode too, as F.embedding(max_norm=...) and clipping do. Chains are moved by it, so λ̂ isn't "
+            "that of the loss. Do that after a training step, or use what it makes without writing it to the weights."
         )
     return bool(written)
 
