@@ -98,3 +98,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _decoder = partial(json.JSONDecoder, object_pairs_hook=_object, parse_int=_integer)
 _LENIENT = _decoder()
 _STRICT = _decoder(parse_float=_float, parse_constant=_no_constant)
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON values differ: the dotted name of each place, with what was there and what is.
+
+    Args:
+        before: a value.
+        now: another.
+        name: of the place where they are.
+
+    Example:
+        >>> differences({"seed": 0, "sampler": {"draws": 4}}, {"seed": 0, "sampler": {"draws": 5}})
+        [('sampler.draws', 4, 5)]
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            difference
+            for key in sorted(before.keys() | now.keys())
+            for difference in differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if before == now else [(name, before, now)]

@@ -17,7 +17,7 @@ from phasewatch.monitor.model.loss import Loss
 from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import Weights
 from phasewatch.monitor.probing.subject import WHOLE, Arguments, Metric, Parts, Subject
-from phasewatch.monitor.sampling.chains import Chains, run_chains
+from phasewatch.monitor.sampling.chains import VERSION, Chains, run_chains
 from phasewatch.monitor.sampling.settings import Langevin, Sampler
 from phasewatch.monitor.snapshots.repeats import Repeats
 from phasewatch.monitor.snapshots.snapshot import Snapshot
@@ -132,7 +132,8 @@ class Probe:
     @property
     def settings(self) -> dict[str, Any]:
         """What a point depends on besides the snapshot; points of different settings are never compared."""
-        return {"sampler": self.sampler.as_json(), "metrics": sorted(self.metrics), **self.subject.settings}
+        own = {"sampler": self.sampler.as_json(), "chains": VERSION, "metrics": sorted(self.metrics)}
+        return own | self.subject.settings
 
     @property
     def path(self) -> str:

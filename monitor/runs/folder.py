@@ -15,6 +15,7 @@ from phasewatch.monitor.files import inside, open_append, read_bytes, read_json,
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.snapshot import Snapshot
+from phasewatch.monitor.strict_json import differences
 from phasewatch.monitor.trajectories.trajectory import Point, parse_points
 from phasewatch.monitor.trajectories.transitions import Transition
 
@@ -314,7 +315,7 @@ class RunFolder:
             )
         changes = [
             f"{name} was {before!r} and is {now!r}"
-            for name, before, now in _differences(settings, json.loads(json.dumps(self._settings)))
+            for name, before, now in differences(settings, json.loads(json.dumps(self._settings)))
         ]
         if changes:
             raise PhasewatchError(
@@ -344,13 +345,3 @@ class RunFolder:
 
 def _line(point: Point) -> bytes:
     return json.dumps(point.as_json()).encode() + b"\n"
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            difference
-            for key in sorted(before.keys() | now.keys())
-            for difference in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if before == now else [(name, before, now)]

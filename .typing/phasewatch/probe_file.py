@@ -1,0 +1,1 @@
+../../src/phasewatch/probe_file.py
