@@ -83,9 +83,10 @@ def main() -> None:
     copy = (time.perf_counter() - began) / len(snapshots)
     background, inline, own = [], [], 0.0
     with tempfile.TemporaryDirectory() as scratch:
-        due = {round_ * 4 * steps + offset * steps + steps // 4 for round_ in range(rounds + 1) for offset in (1, 3)}
 
         def monitor(measure: Literal["inline", "background"]) -> pw.PhaseMonitor:
+            first = (1 if measure == "background" else 3) * steps + steps // 4
+            due = {first + 4 * steps * round_ for round_ in range(rounds + 1)}
             return pw.PhaseMonitor(
                 training.model, probe, run=Path(scratch) / measure, at=due.__contains__, measure=measure
             )
