@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from command_line import command_line
@@ -55,6 +55,21 @@ def wait_for(monitor: pw.PhaseMonitor, points: int) -> None:
         time.sleep(0.05)
 
 
+def made() -> tuple[pw.Probe, str]:
+    """A probe, and what its making costs: in passes of the loss, and in seconds beside those of a pass."""
+    passes = 0
+
+    def counted(model: Any, batch: Any) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return loss(model, batch)
+
+    pw.Probe(MAKE_MODEL, counted, RegressionData(), sampler=SAMPLER, threads=1)
+    began = time.perf_counter()
+    probe = pw.Probe(MAKE_MODEL, loss, RegressionData(), sampler=SAMPLER, threads=1)
+    return probe, f"making the probe: {passes} passes of its loss, {time.perf_counter() - began:.2f} s"
+
+
 def main() -> None:
     """Print a line for each round and the medians."""
     parser = command_line(__doc__, quick="one short round, to see that it runs")
@@ -62,15 +77,16 @@ def main() -> None:
     steps, rounds = (20, 1) if quick else (300, 12)
     torch.set_num_threads(1)
     training = Training()
-    probe = pw.Probe(MAKE_MODEL, loss, RegressionData(), sampler=SAMPLER, threads=1)
+    probe, making = made()
     began = time.perf_counter()
     snapshots = [pw.Snapshot.of(training.model, step) for step in range(100)]
     copy = (time.perf_counter() - began) / len(snapshots)
     background, inline, own = [], [], 0.0
     with tempfile.TemporaryDirectory() as scratch:
-        due = {round_ * 4 * steps + offset * steps + steps // 4 for round_ in range(rounds + 1) for offset in (1, 3)}
 
         def monitor(measure: Literal["inline", "background"]) -> pw.PhaseMonitor:
+            first = (1 if measure == "background" else 3) * steps + steps // 4
+            due = {first + 4 * steps * round_ for round_ in range(rounds + 1)}
             return pw.PhaseMonitor(
                 training.model, probe, run=Path(scratch) / measure, at=due.__contains__, measure=measure
             )
@@ -98,6 +114,7 @@ def main() -> None:
                     flush=True,
                 )
                 before = after
+    print(making)
     print(f"copying a snapshot: {copy * 1e3:.2f} ms; measuring it: {own:.2f} s; a segment: {before:.2f} s")
     print(f"background / plain, without the copy: median {statistics.median(background):.3f}, all {listed(background)}")
     print(f"inline, extra time / the probe's own: median {statistics.median(inline):.3f}, all {listed(inline)}")
