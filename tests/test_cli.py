@@ -168,7 +168,6 @@ def test_each_command_has_help(phasewatch, command):
         ["translate"],
         ["transitions"],
         ["transitions", PUBLISHED[0], "--colour"],
-        ["replay", "checkpoints"],
         ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--workers", "0"],
         ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--workers", "two"],
         ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--sampler", "sgld"],
@@ -182,6 +181,12 @@ def test_what_was_typed_wrong_has_status_2(phasewatch, folder, arguments):
     assert out == ""
     assert "Usage: " in err
     assert {entry.name for entry in folder.iterdir()} == {"my_probe.py", "checkpoints"}
+
+
+def test_a_replay_without_a_probe_says_that_it_needs_one(phasewatch):
+    status, out, err = phasewatch("replay", "checkpoints")
+    assert (status, out) == (2, "")
+    assert "needs --probe FILE.py:NAME" in err
 
 
 # transitions
