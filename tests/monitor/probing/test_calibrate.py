@@ -228,9 +228,9 @@ def counted(monkeypatch, owner, name) -> list[int]:
     """Each call of a method, by the rows that it takes, 1 where it takes one minibatch."""
     calls, method = [], getattr(owner, name)
 
-    def wrapped(self, *arguments):
+    def wrapped(self, *arguments, **more):
         calls.append(len(arguments[1]) if owner is VectorisedLoss else 1)
-        return method(self, *arguments)
+        return method(self, *arguments, **more)
 
     monkeypatch.setattr(owner, name, wrapped)
     return calls
