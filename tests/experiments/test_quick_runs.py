@@ -23,7 +23,10 @@ def quick(script, name, folder, monkeypatch):
     script(name).main()
 
 
-@pytest.mark.parametrize("name", WITH_RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("induction_bump", marks=pytest.mark.slow), *WITH_RUNS[1:]],  # a minute by itself
+)
 def test_it_ends_with_a_table_of_runs_that_can_be_opened_and_makes_none_of_them_twice(
     name, script, monkeypatch, tmp_path, capsys
 ):

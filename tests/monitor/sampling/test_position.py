@@ -32,7 +32,7 @@ def case():
     return trained()
 
 
-SETTING = {"step_size": 1e-4, "nbeta": 100.0, "localization": 10.0, "draws": 60, "burn_in": 30, "batch_size": 32}
+SETTING = {"step_size": 1e-4, "nbeta": 100.0, "localization": 10.0, "draws": 20, "burn_in": 8, "batch_size": 32}
 SAMPLERS = {
     "SGLD": pw.SGLD(**SETTING),
     "no momentum": pw.Langevin(**SETTING, momentum=0.0),
@@ -49,7 +49,6 @@ SAMPLERS = {
         (Way(0, AnchorOnHost), 1e-5),
         (Way(0, DisplacementOnDevice), 0.02),
         (Way(0, AnchorOnDevice, 3), 1e-5),
-        (Way(0, AnchorOnHost, 32), 1e-5),
     ],
     ids=str,
 )
