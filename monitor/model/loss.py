@@ -108,8 +108,9 @@ class ModelLoss:
         """
         if not self._splits and min(map(samples_in, batches)) > 1:
             try:
-                pieces = [[(s, self.value(piece)) for s, piece in in_pieces(batch, 2)] for batch in batches]
-                self._splits = is_a_mean([self.value(batch) for batch in batches], pieces, self._tolerance / 10)
+                with self.model.attributes_kept():
+                    pieces = [[(s, self.value(piece)) for s, piece in in_pieces(batch, 2)] for batch in batches]
+                    self._splits = is_a_mean([self.value(batch) for batch in batches], pieces, self._tolerance / 10)
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # a loss that needs a minibatch of one size, say

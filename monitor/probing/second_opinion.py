@@ -2,13 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from phasewatch.monitor.errors import PhasewatchError, requires
 from phasewatch.monitor.estimates.estimate import Estimate
@@ -18,7 +18,7 @@ from phasewatch.monitor.model.weights import Weights
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.probing.subject import WHOLE
 from phasewatch.monitor.sampling.curvature import clear_gradients
-from phasewatch.monitor.sampling.random_streams import Stream, chain_seed, minibatch_orders
+from phasewatch.monitor.sampling.random_streams import Stream, chain_seed, groups_of, minibatch_orders, unflattened
 from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.monitor.sampling.target import Target
 from phasewatch.monitor.snapshots.snapshot import Snapshot
@@ -91,15 +91,16 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
     target.set(anchor)
     reference = np.array([float(target.loss(number)) for number in range(target.minibatches)])
     losses = np.full(orders.shape, math.nan)
+    groups = groups_of(anchor)  # one vector each, so that its noise is drawn as that of our own chains is
     for chain, order in enumerate(orders):
-        weights = [weight.clone().requires_grad_() for weight in anchor]
+        weights = [_flat(anchor, group).requires_grad_() for group in groups]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="nbeta set to 1")
             optimizer = SGMCMC.sgld(
                 weights, lr=cast(float, sampler.step_size), nbeta=sampler.nbeta, localization=sampler.localization
             )
         noise = Generator(anchor[0].device).manual_seed(chain_seed(seed, chain, Stream.NOISE))
-        for weight in anchor:  # our own chains take their first noise for their start, where SGLD needs none
+        for weight in weights:  # our own chains take their first noise for their start, where SGLD needs none
             torch.empty_like(weight).normal_(generator=noise)
         for step, number in enumerate(order):
             clear_gradients(target.parameters)
@@ -113,14 +114,22 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
                 break
             if not math.isfinite(losses[chain, step]):
                 break
-            for weight, parameter in zip(weights, target.parameters, strict=True):
-                weight.grad = torch.zeros_like(weight) if parameter.grad is None else parameter.grad.to(weight.dtype)
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in target.parameters]
+            for weight, group in zip(weights, groups, strict=True):
+                weight.grad = _flat(grads, group).to(weight.dtype)
             with _default_dtype(anchor[0].dtype):  # it draws its noise in this type, whatever the weights have
                 optimizer.step(noise_generator=noise)
-            target.set([weight.detach() for weight in weights])
+            shapes = [[anchor[k] for k in group] for group in groups]
+            target.set(
+                [w for flat, some in zip(weights, shapes, strict=True) for w in unflattened(flat.detach(), some)]
+            )
         target.set(anchor)
     clear_gradients(target.parameters)
     return losses[:, sampler.burn_in :], reference[orders[:, sampler.burn_in :]]
+
+
+def _flat(tensors: Sequence[Tensor], group: Sequence[int]) -> Tensor:
+    return torch.cat([tensors[k].detach().flatten() for k in group])
 
 
 @contextmanager

@@ -114,7 +114,6 @@ class Guarded:
         self.set = target.set
         self.loss = target.loss
         self.settle = target.settle
-        self.most_pieces = target.most_pieces
         self.bytes_of_a_pass = target.bytes_of_a_pass
         self.prepare = target.prepare
         self.rows = target.rows
@@ -124,6 +123,11 @@ class Guarded:
     def share(self) -> float:
         """As the target's."""
         return self._target.share
+
+    @property
+    def most_pieces(self) -> int:
+        """As the target's."""
+        return self._target.most_pieces
 
     def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
         """As the target's.
