@@ -112,7 +112,7 @@ class ChainNoise:
 def unflattened(flat: Tensor, like: Sequence[Tensor]) -> Weights:
     """Views of a vector, one after another, in the shapes of tensors."""
     pieces = flat.split([tensor.numel() for tensor in like], dim=-1)
-    return [piece.view(*flat.shape[:-1], *tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+    return [piece.view((*flat.shape[:-1], *tensor.shape)) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def mask_of(masks: Mask, parameter: int) -> Tensor | None:
