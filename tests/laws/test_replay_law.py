@@ -292,6 +292,7 @@ def test_a_probe_rebuilt_elsewhere_has_torchs_defaults_of_where_it_was_made(tmp_
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_measures_in_other_processes(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(

@@ -181,6 +181,7 @@ class Dead(torch.nn.Module):
         return (x.abs() * self.weight).relu().sum(1, keepdim=True) + self.weight.sum() * 0
 
 
+@pytest.mark.slow
 def test_another_process_calibrates_too_and_falls_back_alike(tmp_path):
     points = []
     for measure in ("inline", "background"):

@@ -143,6 +143,7 @@ def test_descent_off_the_minimum(tilted, vectorised):
     assert checks.descent_error < (12 if tilted else 1e-9)
 
 
+@pytest.mark.slow
 def test_the_descent_of_noise_alone_is_zero_within_its_error():
     """Over 200 draws of the minibatches at a minimum; with too small an error many would be called descents."""
     h, off, noise = torch.full((30,), 0.5, dtype=torch.float64), [], []
