@@ -126,7 +126,7 @@ def die_at_operation(folder: str, number: int):
 
     def hook(event, arguments):
         nonlocal count
-        writes = event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in "wax"
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if not writes and event not in {"os.rename", "os.remove", "os.truncate", "os.mkdir"}:
             return
         if str(arguments[0]).startswith(folder):

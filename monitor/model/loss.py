@@ -49,7 +49,7 @@ class ModelLoss:
         vectorised: whether chains use that.
         path: in a sentence, whether chains run together and why.
         way: in a sentence, how the last chains ran.
-        activations: bytes that a pass over a minibatch keeps for its backward pass, on a GPU.
+        activations: bytes that a pass over a minibatch keeps for its backward pass; 0 where they can't be counted.
         with_gradient: whether it is evaluated as if a gradient were asked for, since it is another one without.
 
     Example:
@@ -70,7 +70,7 @@ class ModelLoss:
         self.path = ""
         self.way = ""
         self.activations = 0
-        self._splits = False
+        self._splits: bool | None = None
         self._warned: set[str] = set()
 
     def value(self, batch: Any) -> Tensor:
@@ -106,7 +106,10 @@ class ModelLoss:
         Args:
             batches: some minibatches.
         """
-        if not self._splits and min(map(samples_in, batches)) > 1:
+        if self._splits is None:
+            self._splits = False
+            if min(map(samples_in, batches)) < 2:
+                return False
             try:
                 with self.model.attributes_kept():
                     pieces = [[(s, self.value(piece)) for s, piece in in_pieces(batch, 2)] for batch in batches]
@@ -114,7 +117,7 @@ class ModelLoss:
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # a loss that needs a minibatch of one size, say
-                self._splits = False
+                return False
         return self._splits
 
     def backward(self, value: Tensor) -> None:

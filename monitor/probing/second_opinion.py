@@ -2,13 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from phasewatch.monitor.errors import PhasewatchError, requires
 from phasewatch.monitor.estimates.estimate import Estimate
@@ -18,7 +18,14 @@ from phasewatch.monitor.model.weights import Weights
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.probing.subject import WHOLE
 from phasewatch.monitor.sampling.curvature import clear_gradients
-from phasewatch.monitor.sampling.random_streams import Stream, chain_seed, groups_of, minibatch_orders, unflattened
+from phasewatch.monitor.sampling.random_streams import (
+    Stream,
+    chain_seed,
+    flattened,
+    groups_of,
+    minibatch_orders,
+    unflattened,
+)
 from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.monitor.sampling.target import Target
 from phasewatch.monitor.snapshots.snapshot import Snapshot
@@ -93,7 +100,7 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
     losses = np.full(orders.shape, math.nan)
     groups = groups_of(anchor)  # one vector each, so that its noise is drawn as that of our own chains is
     for chain, order in enumerate(orders):
-        weights = [_flat(anchor, group).requires_grad_() for group in groups]
+        weights = [flattened([anchor[k] for k in group]).clone().requires_grad_() for group in groups]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="nbeta set to 1")
             optimizer = SGMCMC.sgld(
@@ -116,7 +123,7 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
                 break
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in target.parameters]
             for weight, group in zip(weights, groups, strict=True):
-                weight.grad = _flat(grads, group).to(weight.dtype)
+                weight.grad = flattened([grads[k] for k in group]).to(weight.dtype)
             with _default_dtype(anchor[0].dtype):  # it draws its noise in this type, whatever the weights have
                 optimizer.step(noise_generator=noise)
             shapes = [[anchor[k] for k in group] for group in groups]
@@ -126,10 +133,6 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
         target.set(anchor)
     clear_gradients(target.parameters)
     return losses[:, sampler.burn_in :], reference[orders[:, sampler.burn_in :]]
-
-
-def _flat(tensors: Sequence[Tensor], group: Sequence[int]) -> Tensor:
-    return torch.cat([tensors[k].detach().flatten() for k in group])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
 from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, norm, reach_of, square
-from phasewatch.monitor.sampling.random_streams import ChainNoise, groups_of, mask_of, unflattened
+from phasewatch.monitor.sampling.random_streams import ChainNoise, flattened, groups_of, mask_of, unflattened
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
 from phasewatch.monitor.sampling.target import Target
@@ -128,11 +128,11 @@ class _Chain:
     ) -> None:
         """Move some parameters as one vector."""
         if self._velocity is not None:
-            velocity = _flat([self._velocity[k] for k in group])
-        anchor, grad = _flat([self._position.origin(k) for k in group]), _flat(grads).to(noise.dtype)
+            velocity = flattened([self._velocity[k] for k in group])
+        anchor, grad = flattened([self._position.origin(k) for k in group]), flattened(grads).to(noise.dtype)
         weights, eps = [self._weights[k] for k in group], torch.tensor(self._eps, dtype=torch.float64)
         step = _compiled_step() if noise.is_cuda else _step
-        after, velocity = step(self._sampler, _flat(weights), velocity, anchor, grad, noise, eps)
+        after, velocity = step(self._sampler, flattened(weights), velocity, anchor, grad, noise, eps)
         self._position.put(group, unflattened(after, weights))
         if self._velocity is not None and velocity is not None:
             kept = [self._velocity[k] for k in group]
@@ -223,18 +223,13 @@ class _Chain:
         total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
         grads = list(gradients(self._target.parameters, self._start.masks))
         for group in self._groups:
-            away = _flat([self._weights[k] for k in group]) - _flat([self._position.origin(k) for k in group])
-            grad = _flat([grads[k] for k in group]).to(away.dtype)
+            away = flattened([self._weights[k] for k in group]) - flattened([self._position.origin(k) for k in group])
+            grad = flattened([grads[k] for k in group]).to(away.dtype)
             total += torch.stack([square(grad), square(away), torch.dot(away, grad).double()])
         return total
 
     def _stream(self) -> ChainNoise:
         return ChainNoise(self._seed, self._number, self._weights[0].device)
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    """Several tensors as one vector; a single one isn't copied if it needn't be."""
-    return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _step(

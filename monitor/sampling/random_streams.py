@@ -109,6 +109,11 @@ class ChainNoise:
         return drawn
 
 
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """Several tensors as one vector; a single one isn't copied if it needn't be."""
+    return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
 def unflattened(flat: Tensor, like: Sequence[Tensor]) -> Weights:
     """Views of a vector, one after another, in the shapes of tensors."""
     pieces = flat.split([tensor.numel() for tensor in like], dim=-1)

@@ -47,9 +47,13 @@ def ways(target: Target, rows: int) -> Iterator[Way]:
     while target.vectorised and rows > 0:
         yield Way(rows)
         rows //= 2
-    *leaner, leanest = _in_place(target)
-    yield from (way for way in leaner if needed(target, way) <= free(target))
-    yield leanest
+    fits = True
+    way = Way(0)
+    for way in _in_place(target):
+        if fits := needed(target, way) <= free(target):
+            yield way
+    if not fits:
+        yield way
 
 
 def _in_place(target: Target) -> Iterator[Way]:
