@@ -1,10 +1,10 @@
 """What a W&B server that hangs, is slow, fails or comes back costs a training, and the end of its process.
 
 Each row trains a small model in a process of its own against a local server: one that answers, one that never does, one
-that takes 5 seconds for each request, one that answers 500, one that resets connections, one that hangs for the
-first 15 seconds, and one that hangs after them. `sink` is a run of the sink's own, `user` the user's run with the sink in it, `alone` the user's run
-without. `of training` is the processor time of the sink's thread, all of which may hold up training, as a share of the
-training's time.
+that takes 5 seconds for each request, one that answers 500, one that resets connections, one that hangs for the first
+15 seconds, and one that hangs after them. `sink` is a run of the sink's own, `user` the user's run with the sink in it,
+`alone` the user's run without. `of training` is the processor time of the sink's thread, all of which may hold up
+training, as a share of the training's time; all but a millisecond a point is spent once, on importing W&B.
 
     python experiments/wandb_away.py [--quick]
 """
@@ -209,9 +209,7 @@ def main() -> None:
     if arguments.only:
         wanted = arguments.only.split(",")
         rows = [(mode, kind) for mode, kind in rows if mode in wanted or f"{mode}:{kind}" in wanted]
-    print(
-        "| server | run | of training | s of close() | s until the process ends | together | warnings | points kept | rows that came |"
-    )
+    print("| server | run | of training | close(), s | exit, s | together | warnings | points kept | rows that came |")
     print("|---|---|---|---|---|---|---|---|---|")
     for mode, kind in rows:
         print(row(mode, kind, 5.0 if arguments.quick else arguments.seconds), flush=True)

@@ -197,9 +197,9 @@ def has_key() -> bool:
 def end_service_with_process() -> None:
     """Have W&B's service end with this process at once, if only runs of our own are still open in it.
 
-    W&B waits for it as the process ends, which is minutes where a server doesn't answer, and ten seconds or more to send
-    statistics about itself. A run of the user's that is open, or a service that was there before, is waited for as the
-    user told W&B to.
+    W&B waits for it as the process ends, which is minutes where a server doesn't answer, and ten seconds or more to
+    send statistics about itself. A run of the user's that is open, or a service that was there before, is waited for as
+    the user told W&B to.
     """
     try:
         from wandb.sdk import wandb_setup
