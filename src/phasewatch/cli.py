@@ -275,12 +275,12 @@ def report(
 ) -> None:
     """Write a run's report: one HTML file that opens anywhere."""
     _import_matplotlib()
-    from phasewatch.callbacks.sinks.report import write_report
-    from phasewatch.monitor.trajectories.trajectory import Trajectory
+    from phasewatch.callbacks.sinks.report import report_and_points
+    from phasewatch.callbacks.sinks.terminal import print_transitions
 
-    written = write_report(run, out)
-    if (points := inside(run, "points.jsonl")).exists():
-        _show(Trajectory.read(points))
+    written, trajectory, found = report_and_points(run, out)
+    if trajectory is not None:
+        print_transitions(trajectory, found)
     print(f"The report: {printable(written)}")
 
 
