@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from phasewatch.monitor.estimates.checks import Checks
+from phasewatch.monitor.rim import rim
 
 
 class Health(enum.Enum):
@@ -134,6 +135,10 @@ class Estimate:
             checks=Checks(**{name: float(checks[name]) for name in Checks.__dataclass_fields__ if name in checks}),
             trace=tuple(tuple(float(v) for v in chain) for chain in record.get("trace", ())),
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the value, its error and the verdict."""
+        return rim("figures.notebook", "Estimate._repr_html_()").estimate_html(self)
 
 
 def json_number(value: float) -> float | str:

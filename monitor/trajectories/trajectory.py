@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from phasewatch.monitor.rim import rim
 from phasewatch.monitor.trajectories.points import Point, estimate_without_diagnostics
 from phasewatch.monitor.trajectories.rows import points_of_records
 from phasewatch.monitor.trajectories.tables import points_of_lines, read_points, write_points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Trajectory(Sequence[Point]):
@@ -81,6 +84,10 @@ class Trajectory(Sequence[Point]):
     def __repr__(self) -> str:
         span = f", steps {self.points[0].step} to {self.points[-1].step}" if self.points else ""
         return f"<Trajectory of {len(self)} points{span}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, and the transitions in words."""
+        return rim("figures.notebook", "Trajectory._repr_html_()").trajectory_html(self)
 
     @property
     def steps(self) -> np.ndarray:
@@ -177,6 +184,31 @@ class Trajectory(Sequence[Point]):
         return Trajectory(
             replace(point, llc=point.parts[name], parts={}) for point in self.points if name in point.parts
         )
+
+    def plot(self, signal: str = "llc", *, metrics: Sequence[str] = (), width: float = 6.8) -> "Figure":
+        """Draw the trajectory with the transitions of a signal.
+
+        Args:
+            signal: "llc", "loss" or the name of a metric, drawn first and largest.
+            metrics: names of other metrics, at most four, each in a panel of its own below the loss.
+            width: in inches. Letters keep their size: 3.4 is a column of a paper, 6.8 the page.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; `trajectory.plot().savefig("trajectory.pdf")` keeps it.
+
+        Raises:
+            PhasewatchError: if no point has the signal or a metric, more than four metrics are named, or matplotlib
+                isn't installed.
+
+        Example:
+            >>> import phasewatch as pw
+            >>> trajectory = pw.Trajectory.from_values([1, 10, 100], loss=[3.0, 2.0, 1.9], llc=[1.0, 20.0, 21.0])
+            >>> len(trajectory.plot("loss").axes)
+            2
+        """
+        drawing = rim("figures.trajectory", f"trajectory.plot({signal!r})")
+        transitions = rim("figures.notebook", "trajectory.plot()").find_transitions(self, signal=signal)
+        return drawing.draw_trajectory(self, transitions, signal=signal, metrics=metrics, width=width)
 
     @classmethod
     def from_values(
