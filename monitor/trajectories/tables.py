@@ -17,7 +17,7 @@ from phasewatch.monitor.trajectories.logs.event_files import read_events
 from phasewatch.monitor.trajectories.logs.log_history import read_log_history
 from phasewatch.monitor.trajectories.logs.wandb_files import read_history
 from phasewatch.monitor.trajectories.points import Point
-from phasewatch.monitor.trajectories.rows import lacks, plain_names, points_of_records, points_of_rows
+from phasewatch.monitor.trajectories.rows import lacks, plain_names, points_of_records, points_of_rows, progress
 
 
 def read_points(path: Path, signal: str, step: str | None = None) -> list[Point]:
@@ -100,7 +100,8 @@ def _records(content: bytes, name: str, *, blank_lines: bool = False) -> list[tu
     """Each line's place in words and its JSON value; lines without any are left out if there may be some."""
     *lines, last = content.split(b"\n")
     records = []
-    for number, line in enumerate([*lines, last] if last else lines, start=1):
+    shown = progress([*lines, last] if last else lines, f"Reading {printable(name, 40)}")
+    for number, line in enumerate(shown, start=1):
         where = f"Line {number} of {name}"
         if blank_lines and not line.strip():
             continue
