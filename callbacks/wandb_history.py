@@ -7,7 +7,8 @@ import wandb
 from phasewatch.callbacks.sinks.wandb_run import has_key, refuse_foreign_settings
 from phasewatch.monitor.errors import PhasewatchError, in_words
 from phasewatch.monitor.formatting import printable
-from phasewatch.monitor.trajectories.rows import MOST_COLUMNS, Row, progress, too_many_columns
+from phasewatch.monitor.progress import progress
+from phasewatch.monitor.trajectories.rows import MOST_COLUMNS, Row, too_many_columns
 
 SECONDS = 30
 """How long W&B's server may take for one answer; a page of a thousand rows takes one or two."""

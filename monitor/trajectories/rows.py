@@ -2,13 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
 from phasewatch.monitor.formatting import integer, printable
+from phasewatch.monitor.progress import progress
 from phasewatch.monitor.trajectories.points import Point, estimate_without_diagnostics
 
 MOST_COLUMNS = 5000
@@ -16,9 +15,6 @@ MOST_COLUMNS = 5000
 
 MOST_CHAINS = 256
 """A table with more columns of chains is refused, since each point keeps a number for each of them."""
-
-PROGRESS_SECONDS = 1.0
-"""On a terminal, what takes longer than this shows its progress."""
 
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, in words for messages, and its cells by column."""
@@ -31,11 +27,6 @@ _OTHER_STEPS = {
     *("iteration", "iterations", "iter", "iters", "iter_num"),
 }
 _NOT_TRAINING = {"eval", "evaluation", "val", "valid", "validation", "test"}
-
-
-def progress(rows: Iterable[Any], what: str) -> Iterable[Any]:
-    """The same rows; on a terminal with a bar, if they take longer than `PROGRESS_SECONDS`."""
-    return tqdm(rows, what, unit=" rows", unit_scale=True, delay=PROGRESS_SECONDS, leave=False, disable=None)
 
 
 def plain_names(columns: Sequence[str], signal: str) -> list[str]:

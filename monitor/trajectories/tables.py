@@ -11,13 +11,14 @@ from typing import Any
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.files import read_bytes, write_atomically
 from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.progress import progress
 from phasewatch.monitor.strict_json import parse_json
 from phasewatch.monitor.trajectories.logs.choosing import is_event_file, log_in
 from phasewatch.monitor.trajectories.logs.event_files import read_events
 from phasewatch.monitor.trajectories.logs.log_history import read_log_history
 from phasewatch.monitor.trajectories.logs.wandb_files import read_history
 from phasewatch.monitor.trajectories.points import Point
-from phasewatch.monitor.trajectories.rows import lacks, plain_names, points_of_records, points_of_rows, progress
+from phasewatch.monitor.trajectories.rows import lacks, plain_names, points_of_records, points_of_rows
 
 
 def read_points(path: Path, signal: str, step: str | None = None) -> list[Point]:

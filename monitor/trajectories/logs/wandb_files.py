@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.files import MOST_BYTES, open_regular
 from phasewatch.monitor.formatting import integer, printable
+from phasewatch.monitor.progress import progress
 from phasewatch.monitor.trajectories.logs.wire import VARINT, DamagedError, fields, signed
-from phasewatch.monitor.trajectories.rows import MOST_COLUMNS, Row, progress, too_many_columns
+from phasewatch.monitor.trajectories.rows import MOST_COLUMNS, Row, too_many_columns
 
 MOST_RECORD_BYTES = 2**20
 """A larger record is passed over: it holds a table or a picture. A row of a thousand numbers has 60 kB."""

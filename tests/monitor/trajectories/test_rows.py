@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.trajectories import rows
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
 
@@ -133,12 +132,3 @@ def test_the_user_s_loss_beside_ours(tmp_path, kind):
     by_loss = Trajectory.read(path, signal="loss").usable("loss")
     assert (by_loss.steps.tolist(), by_loss.loss.tolist()) == ([0, 10, 20, 30], [9, 8, 7, 6])
     assert Trajectory.read(path, signal="phase/loss").usable("phase/loss").signal("phase/loss").tolist() == [2.0] * 4
-
-
-def test_a_long_table_shows_its_progress_on_a_terminal_only(monkeypatch, capsys):
-    monkeypatch.setattr(rows, "PROGRESS_SECONDS", 0)
-    assert list(rows.progress(range(3), "Reading")) == [0, 1, 2]
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    assert list(rows.progress(range(3), "Reading")) == [0, 1, 2]
-    assert "Reading" in capsys.readouterr().err
