@@ -130,6 +130,7 @@ def real_number(
 
 
 EXTRAS = {
+    "IPython": "notebook",
     "devinterp": "devinterp",
     "gcsfs": "gs",
     "huggingface_hub": "hub",
@@ -138,6 +139,7 @@ EXTRAS = {
     "matplotlib": "report",
     "PIL": "wandb",
     "s3fs": "s3",
+    "tensorboard": "tensorboard",
     "tokenizers": "toys",
     "transformer_lens": "toys",
     "wandb": "wandb",
