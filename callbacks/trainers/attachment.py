@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from phasewatch.callbacks.trainers.arguments import check_call, checked_sinks
 from phasewatch.callbacks.trainers.loop import PhaseMonitor
 from phasewatch.callbacks.trainers.schedule import Schedule
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.model.copying import own_copy
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import Loss
@@ -55,7 +55,7 @@ class Found:
         model: a module, or a function that builds one.
         loss: `loss(model, batch)`.
         data: a loader of the training data, which is never iterated.
-        eval_data: a dataset of the evaluation data; None if there is none.
+        eval_data: a loader of the evaluation data, which is never iterated; None if there is none.
         batch_size: of the training on one device.
         autocast: the type that the loss is taken in; None for the weights' own.
     """
@@ -208,36 +208,56 @@ class Attachment:
         """
         data = found.data if self._given["data"] is None else self._given["data"]
         sampler = self._sampler if isinstance(self._sampler, Sampler) else Langevin(batch_size=found.batch_size)
-        loss = self._given["loss"] or found.loss
-        eval_batch = self._given["eval_batch"]
-        if eval_batch is None:
-            eval_batch = self._first_samples(found.eval_data, data)
-        return Probe(
-            found.model,
-            loss,
-            data,
-            eval_batch=eval_batch,
-            sampler=sampler,
-            metrics=self._given["metrics"],
-            parts=self._given["parts"],
-            seed=self._seed,
-            autocast=found.autocast,
-        )
+
+        def measured_on(eval_batch: Any) -> Probe:
+            return Probe(
+                found.model,
+                self._given["loss"] or found.loss,
+                data,
+                eval_batch=eval_batch,
+                sampler=sampler,
+                metrics=self._given["metrics"],
+                parts=self._given["parts"],
+                seed=self._seed,
+                autocast=found.autocast,
+            )
+
+        if self._given["eval_batch"] is not None:
+            return measured_on(self._given["eval_batch"])
+        if found.eval_data is not None:
+            probe = measured_on(_first_samples(found.eval_data, self._seed))
+            if _has_loss(probe):
+                return probe
+            warn(
+                f"{self._name}(...): the loss of training can't be taken on the evaluation data, so a point's loss is "
+                f"that of the first training samples. Give {self._name}(..., eval_batch=...) for another."
+            )
+        return measured_on(None if found.data is None else _first_samples(found.data, self._seed))
 
     def stop(self) -> None:
         """Let go of a training that ended without a word; what waits is left to a resumed run or a replay."""
         if self.monitor:
             self.monitor.close(measure_rest=False)
 
-    def _first_samples(self, dataset: Any, data: Any) -> Any:
-        """The first samples of the evaluation data, or else of the training data, put together as training does."""
-        if not isinstance(data, DataLoader):
-            return None
-        dataset = data.dataset if dataset is None else dataset
-        own: Any = own_copy_of(dataset)
-        with untouched_randomness(self._seed):
-            count = max(1, min(len(own), EVAL_SAMPLES, EVAL_TOKENS // _tokens(own[0])))
-        return DataLoader(Subset(own, range(count)), collate_fn=data.collate_fn)
+
+def _first_samples(loader: DataLoader, seed: int) -> DataLoader:
+    """The first samples of a loader's dataset, as many as one pass may take."""
+    own: Any = own_copy_of(loader.dataset)
+    with untouched_randomness(seed):
+        count = max(1, min(len(own), EVAL_SAMPLES, EVAL_TOKENS // _tokens(own[0])))
+    return DataLoader(Subset(own, range(count)), collate_fn=loader.collate_fn)
+
+
+def _has_loss(probe: Probe) -> bool:
+    """Whether the loss can be taken on what the points' loss is to be taken on."""
+    subject = probe.subject
+    try:
+        with subject.measuring(), torch.no_grad():
+            return bool(subject.loss.value(subject.eval_batch).isfinite())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
 
 
 def held_loader(name: str, dataset: Any, collate: Any) -> DataLoader:

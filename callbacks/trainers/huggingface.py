@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from phasewatch.callbacks.trainers.attachment import Attachment, CopyOf, Found, held_loader
@@ -154,7 +155,8 @@ class HuggingFaceCallback(TrainerCallback):
         if not attachment.has_own_data:
             loader = _without_a_trace(trainer) if loader is None else loader
             data = held_loader("HuggingFaceCallback", loader.dataset, loader.collate_fn)
-            eval_data = _like(trainer.eval_dataset, loader.dataset)
+            held_out = _like(trainer.eval_dataset, loader.dataset)
+            eval_data = None if held_out is None else DataLoader(held_out, collate_fn=loader.collate_fn)
         batch_size = args.per_device_train_batch_size * max(1, args.n_gpu)
         return Found(
             model=self._model(trainer),
