@@ -112,9 +112,7 @@ class HuggingFaceCallback(TrainerCallback):
         """
         return self._attachment.make_probe(self._found(trainer, None))
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep a whole model while there is one, for a training that will shard it."""
         trainer = _trainer_with(self)
         shards = trainer is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
@@ -135,9 +133,7 @@ class HuggingFaceCallback(TrainerCallback):
         run = Path(args.output_dir or ".") / "phasewatch"
         self._attachment.begin(model, run, lambda: self._found(trainer, kwargs["train_dataloader"]))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take a snapshot if one is due; this comes once for the batches whose gradients are accumulated."""
         if self.monitor:
             self.monitor(state.global_step)
