@@ -30,10 +30,11 @@ class WandbSink:
     transition, which gives an alert too, and at the end. A watched log-likelihood that turns after a rise gives one
     alert. The run's configuration holds the sampler and the seed, under `phasewatch`.
 
-    In a trainer's run (`HuggingFaceCallback`, `LightningCallback`) each result is a row of its own, logged as it comes. In
-    a run of your own loop a result waits for your next row and shares it, since a row of its own would move the step
+    In a trainer's run (`HuggingFaceCallback`, `LightningCallback`) each result is a row of its own, logged as it comes.
+    In a run of your own loop a result waits for your next row and shares it, since a row of its own would move the step
     that you may log with; whatever still waits is written when the run finishes or the process exits. A process that is
     killed leaves it out of W&B.
+
     A run of the sink's own is separate from `wandb.run`, is never returned by a later `wandb.init()`, and is offline if
     no API key is configured.
 

@@ -77,7 +77,7 @@ def table_row(transitions: Sequence[Transition], step: int) -> dict[str, Any]:
     """Transitions as a table, in one history row at the step where they were found."""
     import wandb
 
-    data = [_cells(transition) for transition in transitions]
+    data: Any = [_cells(transition) for transition in transitions]
     return {"phase/step": step, "phase/transitions": wandb.Table(columns=list(TABLE_COLUMNS), data=data)}
 
 

@@ -29,7 +29,7 @@ EVAL_SAMPLES = 256
 """Samples that the loss of a point is taken on, of the trainer's evaluation data, or all if there are fewer."""
 
 EVAL_TOKENS = 2**14
-"""The same in tokens, where samples are sequences of them: the logits of as many take 3 GB with a vocabulary of 50,000."""
+"""The same in tokens, where samples are sequences: the logits of as many take 3 GB with a vocabulary of 50,000."""
 
 
 class CopyOf:

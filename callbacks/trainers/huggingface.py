@@ -27,9 +27,9 @@ from phasewatch.monitor.snapshots.snapshot import unwrap
 class HuggingFaceCallback(TrainerCallback):
     """Watches a training by `transformers.Trainer` or a subclass, such as TRL's `SFTTrainer`.
 
-    Model, loss, training and evaluation data are the trainer's: the loss is what `compute_loss` returns for a batch that
-    its collator made, with label smoothing or `compute_loss_func` where the trainer has them, under its mixed precision.
-    Training is bit-identical with and without it. A step is the trainer's `global_step`.
+    Model, loss, training and evaluation data are the trainer's: the loss is what `compute_loss` returns for a batch
+    that its collator made, with label smoothing or `compute_loss_func` where the trainer has them, under its mixed
+    precision. Training is bit-identical with and without it. A step is the trainer's `global_step`.
 
     The run lies in `output_dir/phasewatch`, and a training that resumes from a checkpoint goes on with it. In a
     distributed training rank 0 measures and writes.
@@ -102,7 +102,7 @@ class HuggingFaceCallback(TrainerCallback):
         """The probe of a trainer, to replay a run with when the training is over.
 
         Args:
-            trainer: made as for the training. Its random streams stay as they are.
+            trainer: made as for the training.
 
         Returns:
             The probe.
@@ -198,7 +198,7 @@ def _without_a_trace(trainer: Any) -> Any:
 def _like(dataset: Any, trained: Any) -> Any:
     """An evaluation dataset with the columns that training has, the first of several; None if there is none."""
     if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
-        dataset = next(iter(dataset.values()), None)
+        return _like(next(iter(dataset.values()), None), trained)
     if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
         return None
     columns = getattr(trained, "column_names", None)

@@ -31,8 +31,8 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 class LightningCallback(Callback):
     """Watches a training by `lightning.Trainer`.
 
-    Model, training and validation data are the trainer's, and the loss is what the module's `training_step` returns for a
-    batch; in manual optimization it is the sum of what the step gives to `manual_backward`. Training is bit-identical
+    Model, training and validation data are the trainer's, and the loss is what the module's `training_step` returns for
+    a batch; in manual optimization it is the sum of what the step gives to `manual_backward`. Training is bit-identical
     with and without it. A step is the trainer's `global_step`, which counts the steps of all optimizers.
 
     The run lies in `phasewatch/` in the trainer's `log_dir`, or in `default_root_dir` without a logger. A checkpoint of

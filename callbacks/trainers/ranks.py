@@ -60,7 +60,7 @@ class Ranks:
         self._run = os.path.abspath(run)
         self._together = together
         store: Any = dist.distributed_c10d._get_default_store()
-        self._store = dist.PrefixStore(f"phasewatch-{next(_NUMBERS)}", store)
+        self._store = dist.distributed_c10d.PrefixStore(f"phasewatch-{next(_NUMBERS)}", store)
         self._recorded: set[int] = set()
         self._has_met = False
 

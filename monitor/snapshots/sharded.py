@@ -100,7 +100,7 @@ def _is_in_zero_3(parameter: Any) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _own(tensor: Any) -> Tensor:
     if hasattr(tensor, "full_tensor"):
-        tensor = tensor.full_tensor()  # pyright: ignore[reportCallIssue]
+        tensor = tensor.full_tensor()
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())

@@ -1,4 +1,4 @@
-"""One rank of a distributed training, started by `test_distributed.py` with an order as JSON; it prints what it left."""
+"""One rank of a distributed training, started by `test_distributed.py` with an order; it prints what it left."""
 
 import datetime
 import hashlib
@@ -53,8 +53,8 @@ def digest(tensors: list[torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-def wrapped(model: nn.Module) -> nn.Module:
-    if ORDER["kind"] == "ddp":
+def wrapped(model: Noisy, kind: str) -> nn.Module:
+    if kind == "ddp":
         return nn.parallel.DistributedDataParallel(model)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -64,9 +64,9 @@ def wrapped(model: nn.Module) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def train(run: str | None, measure: str) -> dict[str, str]:
+def train(kind: str, run: str | None, measure: str) -> dict[str, str]:
     torch.manual_seed(10 + RANK)
-    model = wrapped(Noisy())
+    model = wrapped(Noisy(), kind)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     sampler = pw.SGLD(step_size=1e-5, nbeta=10.0, chains=2, draws=4, burn_in=1, batch_size=16)
     monitor = None
@@ -106,9 +106,10 @@ def main() -> None:
     ranks.DEAD_SECONDS = ORDER.get("dead", 20)
     left = {}
     try:
-        for measure in ORDER["measures"]:
-            run = None if measure is None else str(Path(ORDER["folder"], ORDER.get("runs", [measure] * 2)[RANK]))
-            left[str(measure)] = train(run, measure)
+        for kind, measure in ORDER["trainings"]:
+            name = f"{kind}-{measure}"
+            run = None if measure is None else str(Path(ORDER["folder"], ORDER.get("runs", [name] * 2)[RANK]))
+            left[name] = train(kind, run, measure)
     except pw.PhasewatchError as error:
         left["said"] = str(error)
     except RuntimeError as error:

@@ -237,7 +237,7 @@ def test_a_row_says_what_a_point_and_a_transition_are(offline: Path, drawn: list
         "phase/metrics/loss": 7.0,
     }
     assert (doubtful["phase/health"], doubtful["phase/doubtful"]) == ("DRIFTING", 1)
-    # Transitions are in the table. One alert a transition, however often it comes, and none for one that may still move.
+    # One alert a transition, however often it comes, and none for one that may still move.
     alerts = [record["alert"] for record in written if record["type"] == "alert"]
     assert [alert["title"] for alert in alerts] == ["phasewatch: transition of type B"]
     metrics = {m["name"]: m for r in written if r["type"] == "metric" for m in [r["metric"]]}
