@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, missing_package
-from phasewatch.monitor.files import inside, replacing
+from phasewatch.monitor.files import replacing
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.runs.signals import ended_by_signals
 from phasewatch.probe_file import load_probe
