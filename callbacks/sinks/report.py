@@ -16,6 +16,7 @@ from markupsafe import Markup
 from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.callbacks.figures.svg import svg_address
 from phasewatch.callbacks.figures.trajectory import MAX_METRICS, draw_trajectory
+from phasewatch.callbacks.sinks.report_chart import SCRIPT, SCRIPT_HASH, chart_data
 from phasewatch.callbacks.sinks.report_emergence import emergence_section
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
@@ -51,8 +52,10 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
     A run with the metrics of `ItemScores` also gets a section with its scores side by side and any red flags.
 
-    The page is one HTML file, without scripts, that loads nothing from elsewhere. Transitions are found anew from the
-    points. The file is replaced in one step, so that a reader never sees half of it.
+    The page is one HTML file that loads nothing from elsewhere. Its figure shows values and verdicts under the pointer
+    and can be zoomed, by a script of its own, the only one that the page's policy lets run; without scripts, and in
+    print, it is a picture. Transitions are found anew from the points. The file is replaced in one step, so that a
+    reader never sees half of it.
 
     Args:
         run: the run's folder, with its `run.json` (settings) and `points.jsonl`.
@@ -152,6 +155,9 @@ def _render(
         name=name,
         summary=_summary(points, transitions),
         picture=None if trajectory is None else _picture(points, transitions, metrics[:MAX_METRICS]),
+        chart=chart_data(_spread(points, MOST_ROWS), transitions, metrics[:MAX_METRICS]),
+        script=Markup(SCRIPT),
+        script_hash=SCRIPT_HASH,
         count=len(points),
         points=_spread(points, MOST_ROWS),
         metrics=metrics[:MOST_COLUMNS],

@@ -7,6 +7,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from phasewatch.monitor.estimates.checks import Checks
+from phasewatch.monitor.rim import rim
 
 
 class Health(enum.Enum):
@@ -138,6 +139,10 @@ class Estimate:
             checks=Checks(*map(float, map(checks.get, _CHECKS, _UNKNOWN))),
             trace=tuple(tuple(map(float, chain)) for chain in record.get("trace", ())),
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the value, its error and the verdict."""
+        return rim("figures.notebook", "Estimate._repr_html_()").estimate_html(self)
 
 
 def json_number(value: float) -> float | str:
