@@ -63,7 +63,8 @@ class Overview:
         found: list[object] = [self.verdict, self.forecast, self.attribution]
         sentences = [str(one) for one in found if one is not None]
         if self.reversal is not None:
-            sentences.append(f"RED FLAG: {self.smooth} has turned. {self.reversal}")
+            flag = f"RED FLAG: {self.smooth} has turned." if self.reversal.is_sure else f"{self.smooth} may be turning."
+            sentences.append(f"{flag} {self.reversal}")
         return "\n".join([*table, "", *sentences, *self.remarks])
 
 
