@@ -36,7 +36,7 @@ STEPS = 1200
 class EmergenceLaw:
     """A score as a hinge in pretraining loss, whose elbow moves with the logarithm of the finetuning data.
 
-    score = chance + slope * max(elbow - loss, 0), with elbow = k * log(amount)**alpha + C. The untuned model's point of
+    score = chance + slope * max(elbow - loss, 0), at most 1, with elbow = k * log(amount)**alpha + C. The untuned model's point of
     emergence is the elbow at a few examples.
 
     Attributes:
@@ -179,7 +179,7 @@ class _Posterior:
         """Shape (walker, parameter) to (walker,)."""
         k, alpha, base = self.elbows(free)
         elbow = k[:, None] * self.log_amount ** alpha[:, None] + base[:, None]
-        mean = self.chance + np.exp(free[:, :1]) * np.maximum(elbow - self.loss, 0)
+        mean = np.minimum(self.chance + np.exp(free[:, :1]) * np.maximum(elbow - self.loss, 0), 1)
         noise = np.exp(free[:, 4])
         fit = -0.5 * (((self.score - mean) / noise[:, None]) ** 2).sum(axis=1) - len(self.loss) * free[:, 4]
         prior = -0.5 * (

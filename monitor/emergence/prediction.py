@@ -15,7 +15,7 @@ GROWTH = 0.6
 points than the forecast's own. Chosen by the coverage on ladders of one recipe and on public models."""
 
 DRIFT = 0.03
-"""A law is off by this much at a distance of one span of the points, as one standard deviation that grows in proportion:
+"""A law is off by this much (one standard deviation) at a distance of one span of the points, and in proportion beyond:
 few points can agree by chance, and what they all miss shows only far away. Chosen by the coverage on ladders from 8
 models on, along compute and along a loss."""
 
