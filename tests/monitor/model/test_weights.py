@@ -204,3 +204,14 @@ def test_a_copy_of_the_weights_looks_for_their_type_once(monkeypatch):
     monkeypatch.setattr(SampledModel, "dtype", property(lambda self: asked.append(1) or torch.float64))
     assert len(model.weights()) == 5
     assert len(asked) == 1
+
+
+def test_a_mask_is_kept_only_where_some_of_a_parameter_moves():
+    model = SampledModel(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
+    some = torch.arange(12).view(3, 4) % 2 == 0
+    found = model.mask({"0.weight": some, "0.bias": torch.ones(3, dtype=torch.bool)})
+    assert found is not None
+    weight, bias, *still = found
+    assert torch.equal(weight, some)
+    assert bias is None
+    assert [(mask.ndim, bool(mask)) for mask in still] == [(0, False)] * 2
