@@ -100,8 +100,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _quickly(text: str) -> dict[str, Any] | None:
     """The object that a line of points is, in half the time; None for what has to be looked at closely."""
     try:
-        value, end = _QUICK.scan_once(text, 0)
-    except (StopIteration, json.JSONDecodeError):
+        value, end = _QUICK.raw_decode(text)
+    except json.JSONDecodeError:
         return None
     # Each key has its colon: where there are no more colons than keys, none came twice.
     is_plain = end == len(text) and isinstance(value, dict) and text.count(":") == _keys(value)
