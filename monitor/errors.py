@@ -135,6 +135,7 @@ EXTRAS = {
     "gcsfs": "gs",
     "huggingface_hub": "hub",
     "jinja2": "report",
+    "lightning": "lightning",
     "markupsafe": "report",
     "matplotlib": "report",
     "PIL": "wandb",
@@ -142,6 +143,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "tokenizers": "toys",
     "transformer_lens": "toys",
+    "transformers": "hf",
     "wandb": "wandb",
 }
 """The extra of this project that brings each optional package."""

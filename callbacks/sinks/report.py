@@ -77,6 +77,24 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         ...     page.name, "3 points from step 1 to step 100: no transition." in page.read_text(encoding="utf-8")
         ('report.html', True)
     """
+    return report_and_points(run, out)[0]
+
+
+def report_and_points(
+    run: str | Path, out: str | Path | None = None
+) -> tuple[Path, Trajectory | None, Sequence[Transition]]:
+    """Write a run's report as `write_report` does, and return what it is about as well.
+
+    Args:
+        run: the run's folder.
+        out: where to write.
+
+    Returns:
+        The path of the page, the points, None where nothing has been measured yet, and their transitions.
+
+    Raises:
+        PhasewatchError: as `write_report`.
+    """
     run = Path(run)
     settings = _read_settings(run)
     points, transitions = _read_points(run)
@@ -85,7 +103,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     if not out.parent.is_dir():
         raise PhasewatchError(f"write_report(out={str(out)!r}) names a folder that does not exist; make it first.")
     write_atomically(out, page)
-    return out
+    return out, points, transitions
 
 
 def _read_settings(run: Path) -> dict[str, Any]:

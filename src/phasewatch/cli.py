@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, missing_package
-from phasewatch.monitor.files import inside, replacing
+from phasewatch.monitor.files import replacing
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.runs.signals import ended_by_signals
 from phasewatch.probe_file import load_probe
@@ -278,12 +278,12 @@ def report(
 ) -> None:
     """Write a run's report: one HTML file that opens anywhere."""
     _import_matplotlib()
-    from phasewatch.callbacks.sinks.report import write_report
-    from phasewatch.monitor.trajectories.trajectory import Trajectory
+    from phasewatch.callbacks.sinks.report import report_and_points
+    from phasewatch.callbacks.sinks.terminal import print_transitions
 
-    written = write_report(run, out)
-    if (points := inside(run, "points.jsonl")).exists():
-        _show(Trajectory.read(points))
+    written, trajectory, found = report_and_points(run, out)
+    if trajectory is not None:
+        print_transitions(trajectory, found)
     print(f"The report: {printable(written)}")
 
 
