@@ -495,7 +495,7 @@ def bad_checkpoint(kind: str, path: Path) -> None:
         path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_checkpoints_cost_their_own_points_alone(phasewatch, folder, workers):
     kinds = ["truncated", "a bare pickle", "a whole model", "other shapes", "other names", "no tensors", "empty"]
     for step, kind in enumerate(kinds, start=100):
@@ -629,7 +629,7 @@ def test_folders_that_cannot_be_used(phasewatch, folder, case, says):
     assert measured(folder) == before
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(phasewatch, folder, workers):
     command = ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "run", "--workers", workers]
     process = start(*command, PHASEWATCH_TEST_NAP="20")

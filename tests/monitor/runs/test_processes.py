@@ -114,6 +114,7 @@ def test_what_cant_be_pickled_is_refused_before_anything_starts(series, tmp_path
     assert packed(probe, series)
 
 
+@pytest.mark.slow
 def test_a_replay_goes_on_when_a_worker_dies(series):
     probe = pw.Probe(Perceptron, ends_at_two, labelled(), sampler=SAMPLER, metrics={"inverse": raises_at_three})
     said = []
@@ -196,6 +197,7 @@ def test_a_worker_runs_no_code_of_the_folder_that_one_stands_in(series, tmp_path
 
 
 @reads_proc
+@pytest.mark.slow
 def test_a_worker_ends_with_its_parent_also_where_a_process_that_was_forked_holds_the_pipe(series, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -241,6 +243,7 @@ def started(monkeypatch):
     return pids
 
 
+@pytest.mark.slow
 def test_an_abandoned_replay_ends_its_workers(series, started):
     points = pw.replay(series, probe_of(), workers=2)
     next(points)
@@ -252,7 +255,7 @@ def test_an_abandoned_replay_ends_its_workers(series, started):
 
 
 @reads_proc
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, busy):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -286,6 +289,7 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, bus
 
 
 @reads_proc
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_is_ended_with_a_sentence(series, started, monkeypatch):
     executor = Processes(packed(probe_of(), series))
     assert [step for step, point in executor.measure([1]) if isinstance(point, pw.Point)] == [1]
@@ -330,6 +334,7 @@ FORKED: list[int] = []
 
 
 @reads_proc
+@pytest.mark.slow
 def test_what_a_loss_forks_ends_with_its_worker(series, started):
     executor = Processes(packed(pw.Probe(Perceptron, forks, labelled(), sampler=SAMPLER), series))
     list(executor.measure([1]))
