@@ -130,6 +130,7 @@ def real_number(
 
 
 EXTRAS = {
+    "IPython": "notebook",
     "devinterp": "devinterp",
     "gcsfs": "gs",
     "huggingface_hub": "hub",
@@ -139,6 +140,7 @@ EXTRAS = {
     "matplotlib": "report",
     "PIL": "wandb",
     "s3fs": "s3",
+    "tensorboard": "tensorboard",
     "tokenizers": "toys",
     "transformer_lens": "toys",
     "transformers": "hf",

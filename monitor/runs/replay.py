@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn, whole_number
+from phasewatch.monitor.files import leads_out
 from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.automatic import WORD, calibrated, early_middle_late
 from phasewatch.monitor.probing.probe import Probe
@@ -188,8 +189,7 @@ def _is_its_own(folder: RunFolder, snapshots: Snapshots) -> bool:
     """Whether the series is the run's own snapshots, some of which may have been deleted after they were measured."""
     if isinstance(snapshots, AveragedSnapshots):
         return False
-    home = folder.path.resolve()
-    return any(home in snapshots.source(step).resolve().parents for step in snapshots.steps)
+    return any(not leads_out(snapshots.source(step), folder.path) for step in snapshots.steps)
 
 
 def _replayed(

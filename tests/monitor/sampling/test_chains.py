@@ -17,6 +17,7 @@ from phasewatch.monitor.sampling import random_streams
 from phasewatch.monitor.sampling.chains import Chains, run_chains
 from phasewatch.monitor.sampling.random_streams import ChainNoise, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
+from tests.noise import noise_of_step
 
 
 def doubles(*values):
@@ -71,7 +72,7 @@ def test_stationary_excess_loss_of_a_quadratic(momentum, kappa):
 
 
 @paths
-@pytest.mark.parametrize("momentum", [None, 0, 0.5])
+@pytest.mark.parametrize("momentum", [None, pytest.param(0, marks=pytest.mark.slow), 0.5])
 def test_minibatch_noise_adds_its_known_share(momentum, vectorised):
     nbeta, gamma, h = 30.0, 7.0, doubles(2.0)
     gain = (1 + (momentum or 0)) / (1 - (momentum or 0))
@@ -92,7 +93,7 @@ def test_minibatch_noise_adds_its_known_share(momentum, vectorised):
 # What is known beside the losses
 
 
-@paths
+@pytest.mark.parametrize("vectorised", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["stacked", "in place"])
 def test_the_checks_of_a_quadratic(vectorised):
     nbeta, gamma = 40.0, 30.0
     h = torch.linspace(0.3, 5.0, 40, dtype=torch.float64)
@@ -244,7 +245,7 @@ def test_chains_are_the_obvious_loop(momentum, vectorised):
     chains = run(target, sampler, seed=11)
     for c, order in enumerate(orders(sampler, 11, target)):
         stream = ChainNoise(11, c, torch.device("cpu"))
-        z = torch.stack([torch.cat(stream.of(target.pieces(anchor))) for _ in range(28)])
+        z = torch.stack([torch.cat(noise_of_step(stream, target.pieces(anchor))) for _ in range(28)])
         p = z[0]
         w = anchor.clone() if momentum is None else anchor + 0.1 / 2 * p
         for step in range(27):
