@@ -43,7 +43,7 @@ class Ray:
         # Ray's own defaults let a killed actor, and what it was doing, be lost.
         options = {"num_cpus": 1, **needs, "max_restarts": -1, "max_task_retries": -1, **order.options}
         try:
-            self._actor = ray.remote(**options)(_Worker)
+            self._actor: Any = ray.remote(**options)(_Worker)
         except (TypeError, ValueError) as error:
             raise PhasewatchError(f"replay(on={order.place!r}, options={order.options!r}): {error}") from error
 

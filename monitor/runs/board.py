@@ -86,7 +86,8 @@ class Board:
                 self.sessions += 1
                 settings = record.get("settings", self.settings)
                 if settings != self.settings:  # points of others don't count, and so their tasks don't
-                    self.settings, self.tasks = str(settings), [None] * len(self.tasks)
+                    self.settings = str(settings)
+                    self.tasks[:] = [None] * len(self.tasks)
             self.has_ended = "end" in record
 
     def post(self, records: Sequence[Mapping[str, Any]]) -> None:

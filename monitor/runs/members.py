@@ -202,7 +202,7 @@ class Peer:
         self._clock = clock
         self._grew = clock()
 
-    def read(self) -> list[Mapping[str, Any]]:
+    def read(self) -> list[dict[str, Any]]:
         """The records that it appended since the last reading; none if it can't be read."""
         if self.has_left:
             return []
