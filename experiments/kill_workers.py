@@ -2,8 +2,8 @@
 
 A replay of small snapshots runs with two workers, as processes of this machine, by `phasewatch work`, on a SLURM of
 one node, or on a Ray of one machine, while random workers are killed with SIGKILL at random moments, and the replay
-itself in every tenth kill. A replay that was killed is started again by the same command. When a run is complete it is compared
-with an undisturbed one, and the next run begins.
+itself in every tenth kill. A replay that was killed is started again by the same command. When a run is complete it is
+compared with an undisturbed one, and the next run begins.
 
     python experiments/kill_workers.py                       # 100 kills at each place, about 8 minutes each
     python experiments/kill_workers.py --place slurm --kills 20

@@ -338,9 +338,9 @@ class FanOut:
         if not lost:
             return []
         results = self._sweep(board)  # what they wrote after they were last read
-        found = {step for step, _ in results}
+        unanswered = [task for task in lost if self._open[task] not in self._points and task not in self._failed]
         again: list[int] = []
-        for step in dict.fromkeys(step for task in lost if (step := self._open.pop(task)) not in found):
+        for step in dict.fromkeys(self._open.pop(task) for task in unanswered):
             self._deaths[step] = self._deaths.get(step, 0) + 1
             if self._deaths[step] < MOST_DEATHS:
                 again.append(step)
