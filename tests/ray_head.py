@@ -2,8 +2,12 @@
 
 import importlib.util
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +27,7 @@ def ray_head(folder, *, cpus=2, **changes):
     folder = Path(folder)
     folder.mkdir(parents=True)
     port, client, *others = free_ports(8)
+    short = tempfile.mkdtemp(prefix="ray-")  # it makes sockets there, whose paths may have 107 characters
     names = ("node-manager", "object-manager", "dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent",
              "metrics-export")  # fmt: skip
     env = environment(
@@ -33,7 +38,7 @@ def ray_head(folder, *, cpus=2, **changes):
     )
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
                f"--ray-client-server-port={client}", f"--num-cpus={cpus}", "--include-dashboard=false",
-               f"--temp-dir={short(folder)}", "--object-store-memory=100000000",
+               f"--temp-dir={short}", "--object-store-memory=100000000",
                *(f"--{name}-port={number}" for name, number in zip(names, others, strict=True))]  # fmt: skip
     with open(folder / "head.out", "wb") as out:
         head = subprocess.Popen(command, env=env, stdout=out, stderr=out, cwd=folder, start_new_session=True)
@@ -51,25 +56,15 @@ def ray_head(folder, *, cpus=2, **changes):
         except subprocess.TimeoutExpired:
             pass
         end_group(head.pid)
-
-
-def short(folder):
-    """Ray makes sockets below its folder, whose paths may have 107 characters."""
-    path = Path("/tmp") / f"ray-{os.getpid()}-{abs(hash(str(folder))) % 10**6}"
-    path.mkdir(exist_ok=True)
-    return path
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def listens(port):
-    import socket
-
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def end_group(leader):
-    import signal
-
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:
