@@ -198,6 +198,6 @@ def digest(settings: Mapping[str, Any]) -> str:
 
     Example:
         >>> digest({"seed": 0})
-        '63bdd19b2e2e7ab2'
+        'de7d7744ccd7722e'
     """
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

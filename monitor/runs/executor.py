@@ -101,6 +101,26 @@ def executor_on(order: Order) -> Executor:
     return importlib.import_module(PLACES[name]).executor(order)
 
 
+def in_batches(executor: Executor, steps: Iterable[int]) -> Iterator[list[Result]]:
+    """What an executor measures, with results together that were ready at the same time: they take one write.
+
+    Args:
+        executor: says by an attribute `has_more`, if it has one, whether the next result is ready too.
+        steps: as for `measure`.
+
+    Yields:
+        Results, at least one.
+    """
+    batch: list[Result] = []
+    for result in executor.measure(steps):
+        batch.append(result)
+        if not getattr(executor, "has_more", False):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 class InProcess:
     """Measures in this process, in order, as many snapshots at once as the probe takes best together.
 

@@ -143,6 +143,7 @@ class FanOut:
         self._failure = ""
         self._fruitless = 0
         self._tended = -TEND_SECONDS
+        self.has_more = False
         self._said = False
         self._closed = False
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="phasewatch-read")
@@ -154,19 +155,23 @@ class FanOut:
             return
         board = self._board or self._take_over()
         self._sweep(board)
-        for step in [step for step in wanted if step in self._points]:
-            del wanted[step]
-            yield step, self._points[step]
+        yield from self._answers(wanted, [(step, self._points[step]) for step in wanted if step in self._points])
         self._share_out(board, wanted)
         self._fruitless = 0
         while wanted and not self._closed:
-            for step, result in [*self._sweep(board), *self._tend(board)]:
-                if step in wanted:
-                    del wanted[step]
-                    self._open = {task: of for task, of in self._open.items() if of != step}
-                    yield step, result
+            yield from self._answers(wanted, [*self._sweep(board), *self._tend(board)])
             if wanted and not self._closed:
                 time.sleep(POLL_SECONDS)
+
+    def _answers(self, wanted: dict[int, None], found: list[Result]) -> Iterator[Result]:
+        """Pass on what was waited for, and cross it off."""
+        found = [(step, result) for step, result in dict(found).items() if step in wanted]
+        for step, _ in found:
+            del wanted[step]
+        self._open = {task: step for task, step in self._open.items() if step in wanted}
+        for number, result in enumerate(found, start=1):
+            self.has_more = number < len(found)
+            yield result
 
     def close(self) -> None:
         """End the workers, and let another replay go on."""

@@ -12,7 +12,7 @@ from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.automatic import WORD, calibrated, early_middle_late
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.calibration import RunCalibration, calibrated_before, tell
-from phasewatch.monitor.runs.executor import Executor, Order, executor_on
+from phasewatch.monitor.runs.executor import Executor, Order, executor_on, in_batches
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.numbers import NumbersFile
 from phasewatch.monitor.runs.record import Recorder
@@ -211,14 +211,16 @@ def _replayed(
     bad = 0
     try:
         yield from known
-        for step, result in executor.measure(missing):
-            bar.update()
-            if isinstance(result, Exception):
-                bad += 1
-                on_error(f"Step {step} is left out: {in_words(result)}")
-                continue
-            recorder.record(result)
-            yield result
+        for batch in in_batches(executor, missing):
+            points = [result for _, result in batch if isinstance(result, Point)]
+            bar.update(len(batch))
+            for step, result in batch:
+                if isinstance(result, Exception):
+                    bad += 1
+                    on_error(f"Step {step} is left out: {in_words(result)}")
+            if points:
+                recorder.record(*points)
+                yield from points
     finally:
         executor.close()
         bar.close()
