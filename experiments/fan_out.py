@@ -1,14 +1,13 @@
 """Claim: workers spend at least 0.9 of their time measuring, two on this machine and 256 on a slow file system.
 
 Here: the snapshots of a small transformer are measured by one process and by two workers, with all that starting them
-takes. The efficiency is what one process takes over twice what two take; beside it stands the share of the workers' time
-in which they measured, which other programs on the machine don't change.
+takes. The efficiency is what one process takes over twice what two take.
 
 Simulated: each worker is a thread that runs the worker's own code on real files, in a folder where every call of the
 system that reaches the server of a network file system takes 5 ms. Measuring is waiting, for as long as points took
 before; the points are real ones. One replay shares out the steps, and records the points in a run's folder. The
-efficiency is the time of all measuring over workers times wall time. The merge keeps up if the replay is done soon after
-the last worker.
+efficiency is the time of all measuring over workers times wall time. Whole points leave some workers without work at the
+end: beside it stands the same against the best known order of these points.
 
     python experiments/fan_out.py            # about 15 minutes
     python experiments/fan_out.py --quick    # a minute

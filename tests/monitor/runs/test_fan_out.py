@@ -343,7 +343,7 @@ def test_workers_that_all_fail_say_why(series, tmp_path):
     with pytest.raises(pw.PhasewatchError, match="None of the 6 checkpoints"):
         list(shared(run, series, launcher, on_error=said.append))
     assert said[0] == "Step 10 is left out: no worker stays: no such data here"
-    assert launcher.started == [2] * fan_out.MOST_STARTS
+    assert len(launcher.started) == fan_out.MOST_STARTS
 
 
 def test_a_worker_with_another_probe_is_turned_away(series, tmp_path):
