@@ -6,8 +6,8 @@ takes. The efficiency is what one process takes over twice what two take.
 Simulated: each worker is a thread that runs the worker's own code on real files, in a folder where every call of the
 system that reaches the server of a network file system takes 5 ms. Measuring is waiting, for as long as points took
 before; the points are real ones. One replay shares out the steps, and records the points in a run's folder. The
-efficiency is the time of all measuring over workers times wall time. Whole points leave some workers without work at the
-end: beside it stands the same against the best known order of these points.
+efficiency is the time of all measuring over workers times wall time. Whole points leave some workers without work at
+the end: beside it stands the same against the best known order of these points.
 
     python experiments/fan_out.py            # about 15 minutes
     python experiments/fan_out.py --quick    # a minute
