@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -117,9 +117,9 @@ def slow_disk(folder: Path) -> Iterator[dict[str, int]]:
 
         return slowly
 
-    with mock.patch.multiple(
-        os, **{name: slow(name, getattr(os, name)) for name in ("open", "lstat", "stat", "listdir", "write", "fsync")}
-    ):
+    with ExitStack() as patches:
+        for name in ("open", "lstat", "stat", "listdir", "write", "fsync"):
+            patches.enter_context(mock.patch.object(os, name, slow(name, getattr(os, name))))
         yield counts
 
 

@@ -12,6 +12,7 @@ SLURM needs its programs (`.ci/slurm`), Ray `pip install 'phasewatch[ray]'`; a p
 """
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -31,12 +32,7 @@ from command_line import command_line
 import phasewatch as pw
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from processes import alive, environment
-from ray_head import missing as ray_missing
-from ray_head import ray_head
-from slurm_node import missing as slurm_missing
-from slurm_node import slurm
+processes, ray_of, slurm_of = map(importlib.import_module, ("processes", "ray_head", "slurm_node"))
 
 SNAPSHOTS = 100
 SECONDS = 8.0
@@ -104,7 +100,7 @@ def workers_of(run: Path, replay: subprocess.Popen[bytes] | None) -> list[int]:
                     found.append(int(folder.name))
     for file in (run / "work" / "members").glob("*.jsonl"):
         pid = int(file.stem.split("-")[-2])
-        if alive(pid) and (replay is None or pid != replay.pid) and '"left"' not in file.read_text():
+        if processes.alive(pid) and (replay is None or pid != replay.pid) and '"left"' not in file.read_text():
             found.append(pid)
     return found
 
@@ -124,13 +120,13 @@ def measured(run: Path) -> Counter[int]:
 def cluster(place: str, folder: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
     """The environment of a replay at a place, and its options."""
     if place == "slurm":
-        with slurm(folder / "slurm") as env:
+        with slurm_of.slurm(folder / "slurm") as env:
             yield {**env, "OMP_NUM_THREADS": "1"}, ["--on", "slurm"]
     elif place == "ray":
-        with ray_head(folder / "ray") as (env, address):
+        with ray_of.ray_head(folder / "ray") as (env, address):
             yield env, ["--on", address]
     else:
-        yield environment(), ["--on", "external" if place == "plain" else "local"]
+        yield processes.environment(), ["--on", "external" if place == "plain" else "local"]
 
 
 class Fleet:
@@ -247,7 +243,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     options = parser.parse_args()
     most = 12 if options.quick else options.kills
-    reasons = {"slurm": slurm_missing(), "ray": ray_missing()}
+    reasons = {"slurm": slurm_of.missing(), "ray": ray_of.missing()}
     print("| place | kills | of the replay | runs | ended early | measured twice | repeated | lost or different |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for place in options.place or ["local", "plain", "slurm", "ray"]:

@@ -5,14 +5,16 @@ kernels depend on more than the weights and the minibatch is another function in
 its losses and gradients are those of plain passes on other minibatches and at other weights than it was made with.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from phasewatch.monitor.model.gradients import clear_gradients, intercepted, square
+from phasewatch.monitor.model.gradients import clear_gradients, square
 
 AddGradient: TypeAlias = Callable[[Any], Tensor]
 """Adds the gradient on a minibatch to the parameters' `grad`, and returns the loss."""
@@ -70,22 +72,48 @@ class CapturedGradient:
         for parameter, grad in zip(self._parameters, self._grads, strict=True):
             parameter.grad = None if grad is None else grad.zero_()
 
-    def agrees(self, add_gradient: AddGradient, batch: Any, tolerance: float) -> bool:
-        """Whether a plain pass gives the same loss and gradient.
 
-        Args:
-            add_gradient: the plain pass.
-            batch: another minibatch than that which was captured.
-            tolerance: relative, of the loss and of the gradient's length.
-        """
-        found, squares = self(batch), []
+@dataclass(frozen=True)
+class Trace:
+    """What a pass gives, in few enough numbers to be kept: another function of the weights gives others.
 
-        def see(grad: Tensor, held: Tensor | None) -> None:
-            squares.append(torch.stack([square(grad), square(grad if held is None else grad - held)]))
+    Attributes:
+        loss: of the minibatch.
+        length: of the gradient.
+        along: products of each parameter's gradient with its weights and with a random direction, shape (parameter, 2).
+        seconds: that the pass took.
+    """
 
-        with intercepted(self._parameters, None, see, add=False):
-            expected = add_gradient(batch)
-        clear_gradients(self._parameters)
-        length, off = torch.stack(squares).sum(0).sqrt().tolist()
-        gap = abs(float(expected - found))
-        return off <= tolerance * length and gap <= tolerance * abs(float(expected))  # neither holds of NaN
+    loss: float
+    length: float
+    along: Tensor
+    seconds: float
+
+    @classmethod
+    def of(cls, parameters: Sequence[Tensor], add_gradient: AddGradient, batch: Any) -> Self:
+        """That of a pass on a minibatch at the weights as they are; the gradients are forgotten."""
+        clear_gradients(parameters)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        loss = add_gradient(batch)
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        generator = torch.Generator(parameters[0].device).manual_seed(0)
+        along, squares = [], []
+        for parameter in parameters:
+            grad, weight = parameter.grad, parameter.detach().flatten()
+            grad = torch.zeros_like(weight) if grad is None else grad.flatten().to(weight.dtype)
+            unit = weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
+            direction = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
+            along.append(torch.stack([weight @ grad / unit, direction @ grad / len(grad) ** 0.5]).double())
+            squares.append(square(grad))
+        clear_gradients(parameters)
+        return cls(float(loss), float(torch.stack(squares).sum().sqrt()), torch.stack(along), seconds)
+
+    def agrees(self, other: Self, tolerance: float) -> bool:
+        """Whether another pass is the same but for rounding; not where a number is NaN."""
+        return (
+            abs(self.loss - other.loss) <= tolerance * abs(self.loss)
+            and abs(self.length - other.length) <= tolerance * self.length
+            and float((self.along - other.along).abs().max()) <= tolerance * self.length
+        )

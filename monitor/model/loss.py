@@ -253,12 +253,12 @@ class ModelLoss:
         if self.model.device.type != "cuda":
             self.path = "Chains run together."
             return True
-        together = seconds(lambda: self.at_rows.rows_and_gradients(weights, batches))
-        alone = rows * seconds(lambda: self.add_gradient(batches[0]))
+        together = _seconds(lambda: self.at_rows.rows_and_gradients(weights, batches))
+        alone = rows * _seconds(lambda: self.add_gradient(batches[0]))
         if self.model.size >= WORTH_CAPTURING:
             with suppress(Exception):  # a pass that asks for a number on the host, say
                 graph = CapturedGradient(self.model.parameters, self.add_gradient, batches[0])
-                alone = min(alone, rows * seconds(lambda: graph(batches[0])))
+                alone = min(alone, rows * _seconds(lambda: graph(batches[0])))
         self.model.module.zero_grad(set_to_none=True)
         times = f"{rows} steps take {1000 * together:.1f} ms together and {1000 * alone:.1f} ms one after another."
         faster = together < WORTH_ITS_MEMORY * alone
@@ -335,7 +335,7 @@ class ModelLoss:
             warn(message)
 
 
-def seconds(action: Callable[[], object]) -> float:
+def _seconds(action: Callable[[], object]) -> float:
     """The time of an action on the GPU, the least of some."""
     times = []
     for _ in range(1 + TIMED):

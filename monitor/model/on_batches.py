@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phasewatch.monitor.model.captured import CapturedGradient
-from phasewatch.monitor.model.gradients import clear_gradients
-from phasewatch.monitor.model.loss import ModelLoss, seconds
+from phasewatch.monitor.model.captured import AddGradient, CapturedGradient, Trace
+from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
 from phasewatch.monitor.model.pieces import in_pieces, pieces_beside, samples_in
 from phasewatch.monitor.model.weights import Weights
@@ -17,7 +16,7 @@ TRANSIENT = 1.2
 """Memory of a pass over that of the activations that it keeps: language models' logits and their gradient."""
 
 WORTH_CAPTURING = 100
-"""Gradients from which a CUDA graph is made for them, which costs three, and ten more the first time."""
+"""Gradients from which a CUDA graph is made for them, which costs three, and four more the first time."""
 
 WORTH_HOLDING = 0.95
 """A CUDA graph is used where it takes less than this share of a plain pass's time, since it holds a pass's memory."""
@@ -25,8 +24,9 @@ WORTH_HOLDING = 0.95
 SHARE_OF_FREE = 0.8
 """Share of a GPU's free memory that a graph and another pass beside it may take."""
 
-AWAY = 1.001
-"""Factor of the weights at which a CUDA graph is compared with plain passes, beside the snapshot's own."""
+AWAY = 1.25
+"""Factor of the weights at which a CUDA graph is compared with plain passes too: far enough for old weights to be seen
+beyond the rounding of half precision."""
 
 
 class LossOnBatches:
@@ -107,9 +107,10 @@ class LossOnBatches:
             return
         try:
             with torch.enable_grad():
+                plain = self._traces(self._loss.add_gradient) if self._loss.captured is None else []
                 self._captured = CapturedGradient(self.parameters, self._loss.add_gradient, self._batches[0])
-                if self._loss.captured is None:
-                    self._loss.captured = self._is_right() and self._is_faster()
+                if plain:
+                    self._loss.captured = self._is_worth_it(plain, self._traces(self._captured))
         except torch.OutOfMemoryError:
             self._captured = None
         except Exception:  # a pass that asks for a number on the host, say
@@ -125,24 +126,27 @@ class LossOnBatches:
         held = sum(parameter.numel() * parameter.itemsize for parameter in self.parameters)
         return 0 < 2 * self.bytes_of_a_pass(1) + 2 * held < SHARE_OF_FREE * free
 
-    def _is_right(self) -> bool:
-        """Whether it is the loss on other minibatches, and at other weights."""
-        assert self._captured is not None
-        for number in range(self.minibatches)[-2:]:
-            if not self._captured.agrees(self._loss.add_gradient, self._batches[number], self._loss.tolerance):
-                return False
-            with torch.no_grad():
-                for parameter in self.parameters:
-                    parameter.mul_(AWAY)
-        return True
+    def _traces(self, add_gradient: AddGradient) -> list[Trace]:
+        """Those of two minibatches, one of them at other weights; the weights are put back but for rounding."""
+        traces = []
+        for number, factor in zip(range(self.minibatches)[-2:], (1.0, AWAY), strict=False):
+            self._scale(factor)
+            traces.append(Trace.of(self.parameters, add_gradient, self._batches[number]))
+            self._scale(1 / factor)
+        return traces
 
-    def _is_faster(self) -> bool:
-        graph, batch = self._captured, self._batches[0]
-        assert graph is not None
-        once, plain = seconds(lambda: graph(batch)), seconds(lambda: self._loss.add_gradient(batch))
-        clear_gradients(self.parameters)
-        if faster := once < WORTH_HOLDING * plain:
-            self._loss.path += f" A pass is a CUDA graph: {1000 * once:.1f} ms, and {1000 * plain:.1f} ms without."
+    @torch.no_grad()
+    def _scale(self, factor: float) -> None:
+        for parameter in self.parameters:
+            parameter.mul_(factor)
+
+    def _is_worth_it(self, plain: list[Trace], graph: list[Trace]) -> bool:
+        """Whether a graph is the loss on other minibatches and at other weights, and faster."""
+        if not all(a.agrees(b, self._loss.tolerance) for a, b in zip(plain, graph, strict=True)):
+            return False
+        before, now = (min(trace.seconds for trace in traces) for traces in (plain, graph))
+        if faster := now < WORTH_HOLDING * before:
+            self._loss.path += f" A pass is a CUDA graph: {1000 * now:.1f} ms, and {1000 * before:.1f} ms without."
         return faster
 
     def settle(self, pieces: int, way: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn, whole_number
+from phasewatch.monitor.files import leads_out
 from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.automatic import WORD, calibrated, early_middle_late
 from phasewatch.monitor.probing.probe import Probe
@@ -116,7 +117,7 @@ def replay(
                 folder.close()
             raise
     _recall_numbers(probe, snapshots, [] if folder is None else folder.steps)
-    return _replayed(snapshots, executor, folder, sinks, progress, on_error)
+    return _replayed(snapshots, executor, folder, sinks, progress, on_error, probe.settings)
 
 
 def _refuse_another_model(snapshots: Snapshots, probe: Probe) -> None:
@@ -192,8 +193,7 @@ def _is_its_own(folder: RunFolder, snapshots: Snapshots) -> bool:
     """Whether the series is the run's own snapshots, some of which may have been deleted after they were measured."""
     if isinstance(snapshots, AveragedSnapshots):
         return False
-    home = folder.path.resolve()
-    return any(home in snapshots.source(step).resolve().parents for step in snapshots.steps)
+    return any(not leads_out(snapshots.source(step), folder.path) for step in snapshots.steps)
 
 
 def _replayed(
@@ -203,10 +203,11 @@ def _replayed(
     sinks: Sequence[Sink],
     progress: bool,
     on_error: OnError,
+    settings: Mapping[str, Any],
 ) -> Generator[Point]:
     known = folder.points[:] if folder else []
     missing = sorted(set(snapshots.steps) - {point.step for point in known})
-    recorder = Recorder(sinks, folder)
+    recorder = Recorder(sinks, folder, settings)
     bar = tqdm(total=len(known) + len(missing), initial=len(known), unit="checkpoint", disable=not progress)
     bad = 0
     try:

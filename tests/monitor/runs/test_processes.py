@@ -14,6 +14,7 @@ import pytest
 import torch
 from law_models import Perceptron, classify, labelled
 from processes import alive, environment, gone, reads_proc
+from tiny_run import wait_for
 
 import phasewatch as pw
 from phasewatch.monitor.errors import PhasewatchError
@@ -114,6 +115,7 @@ def test_what_cant_be_pickled_is_refused_before_anything_starts(series, tmp_path
     assert packed(probe, series)
 
 
+@pytest.mark.slow
 def test_a_replay_goes_on_when_a_worker_dies(series):
     probe = pw.Probe(Perceptron, ends_at_two, labelled(), sampler=SAMPLER, metrics={"inverse": raises_at_three})
     said = []
@@ -286,6 +288,7 @@ def test_a_worker_runs_no_code_of_the_folder_that_one_stands_in(series, tmp_path
 
 
 @reads_proc
+@pytest.mark.slow
 def test_a_worker_ends_with_its_parent_also_where_a_process_that_was_forked_holds_the_pipe(series, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -331,6 +334,7 @@ def started(monkeypatch):
     return pids
 
 
+@pytest.mark.slow
 def test_an_abandoned_replay_ends_its_workers(series, started):
     points = pw.replay(series, probe_of(), workers=2)
     next(points)
@@ -342,7 +346,7 @@ def test_an_abandoned_replay_ends_its_workers(series, started):
 
 
 @reads_proc
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, busy):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -376,6 +380,7 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, bus
 
 
 @reads_proc
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_is_ended_with_a_sentence(series, started, monkeypatch):
     executor = Processes(packed(probe_of(), series))
     assert [step for step, point in executor.measure([1]) if isinstance(point, pw.Point)] == [1]
@@ -420,6 +425,7 @@ FORKED: list[int] = []
 
 
 @reads_proc
+@pytest.mark.slow
 def test_what_a_loss_forks_ends_with_its_worker(series, started):
     executor = Processes(packed(pw.Probe(Perceptron, forks, labelled(), sampler=SAMPLER), series))
     list(executor.measure([1]))
@@ -436,3 +442,23 @@ def group_of(pid):
         return os.getpgid(pid)
     except ProcessLookupError:
         return None
+
+
+IMPORTING = """
+import json, os, subprocess, sys, time
+from phasewatch.monitor.runs.processes import _START
+start = [sys.executable, "-P", "-c", _START, json.dumps([sys.argv[1], *sys.path]), str(os.getpid()), "0"]
+print(subprocess.Popen(start, stdout=subprocess.DEVNULL, process_group=0).pid, flush=True)
+time.sleep(60)
+"""
+
+
+@reads_proc
+def test_a_worker_that_is_still_importing_ends_with_its_parent(tmp_path):
+    (tmp_path / "cloudpickle.py").write_text(f"open({str(tmp_path / 'begun')!r}, 'w'); import time; time.sleep(60)")
+    command = [sys.executable, "-c", IMPORTING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as parent:
+        worker = int(parent.stdout.readline())
+        wait_for((tmp_path / "begun").exists, 60)
+        parent.kill()
+    assert gone([worker], 10)
