@@ -113,7 +113,7 @@ class Backlog:
         if self._calibrating and not self._settle(ready, over):
             return False
         with self._lock:
-            step = self._plan.choose(ready, self._folder.steps)
+            step = self._plan.choose(ready, self._folder.steps, self._recorder.found)
             if step is None:
                 return False
             held = self._waiting[step]

@@ -111,6 +111,8 @@ class Curve:
         freedom: effective degrees of freedom, from 2 (a straight line) to the number of points (no smoothing).
         value_root: R with R Rᵀ the posterior covariance of `value`, shape (point, knot).
         slope_root: the same of `slope`.
+        coordinates: what the smoother makes of a series, shape (knot, point): `slope` is `slope_root @ coordinates`
+            times the observations, and so is the slope of any other series smoothed alike.
     """
 
     x: np.ndarray
@@ -121,6 +123,7 @@ class Curve:
     freedom: float
     value_root: np.ndarray
     slope_root: np.ndarray
+    coordinates: np.ndarray
 
     def change_error(self, start: int, end: int) -> float:
         """Standard error of `value[end] - value[start]`."""
@@ -187,6 +190,9 @@ def _fitted(
                 freedom=fit.freedom,
                 value_root=scale * spline.value @ fit.root,
                 slope_root=scale * spline.slope @ fit.root,
+                coordinates=fit.root.T @ moments.against_the_series(fit.correlation) / (scale * fit.sigma**2)
+                if scale > 0 and fit.sigma > 0
+                else np.zeros((len(spline.knots), len(x))),
             )
         )
     return curves
@@ -261,6 +267,8 @@ class _Moments:
 
     def __init__(self, basis: np.ndarray, u: np.ndarray, noise: np.ndarray) -> None:
         self.points = len(u)
+        self._noise = noise
+        self._basis = basis
         scaled = np.column_stack([basis, u]) / noise[:, None]
         before, after = scaled[:-1], scaled[1:]
         self._first = np.outer(scaled[0], scaled[0])
@@ -272,6 +280,16 @@ class _Moments:
         rest = self._after - correlation * self._both + correlation**2 * self._before
         whole = self._first + rest / (1 - correlation**2)
         return whole[:-1, :-1], whole[:-1, -1], float(whole[-1, -1])
+
+    def against_the_series(self, correlation: float) -> np.ndarray:
+        """Bᵀ C⁻¹, shape (knot, point), which makes the product of the basis with any series."""
+        c = correlation
+        scaled = self._basis / self._noise[:, None]
+        whole = (1 + c**2) * scaled
+        whole[[0, -1]] = scaled[[0, -1]]
+        whole[1:] -= c * scaled[:-1]
+        whole[:-1] -= c * scaled[1:]
+        return (whole / (self._noise[:, None] * (1 - c**2))).T
 
 
 def _knots(x: np.ndarray) -> np.ndarray:
