@@ -83,6 +83,11 @@ class Backlog:
         return sorted(self._waiting)
 
     @property
+    def seconds_to_next(self) -> float | None:
+        """How long until the plan has time for one of those that wait; None if none waits, or time isn't what lacks."""
+        return self._plan.seconds_to_next() if self._waiting else None
+
+    @property
     def unwritten(self) -> list[int]:
         """The steps that are measured and whose snapshots the disk refuses, in order."""
         return sorted(self._unwritten)

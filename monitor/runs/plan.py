@@ -48,11 +48,22 @@ class Plan:
             return None
         if self._fraction is None:
             return min(candidates)
-        elapsed = time.perf_counter() - self._began
-        training = elapsed - self._measuring if self._waits else elapsed
+        training = self._training()
         if not affords(self._fraction, training=training, measuring=self._measuring, measured=self._measured):
             return None
         return next_step(candidates, measured, found)
+
+    def seconds_to_next(self) -> float | None:
+        """How long until the share has room for one more measurement; None without a share, or before the first."""
+        if self._fraction is None or self._measured == 0:
+            return None
+        needed = (self._measuring + self._measuring / self._measured) / self._fraction
+        return max(0.0, needed - self._training())
+
+    def _training(self) -> float:
+        """Seconds of the run so far, without the measuring that it waited for."""
+        elapsed = time.perf_counter() - self._began
+        return elapsed - self._measuring if self._waits else elapsed
 
     @contextmanager
     def account(self) -> Iterator[None]:

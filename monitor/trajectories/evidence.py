@@ -7,7 +7,7 @@ from scipy.special import stdtr, stdtrit  # Student's t: degrees of freedom, the
 
 from phasewatch.monitor.estimates.uncertainty import standard_error
 from phasewatch.monitor.trajectories.chain_tests import p_value_of_a_rise, variance_of_a_change
-from phasewatch.monitor.trajectories.smoothing import ALONE, WITNESSED, Curve, smooth_with_each
+from phasewatch.monitor.trajectories.smoothing import ALONE, MOST_KNOTS, WITNESSED, Curve, smooth_with_each
 
 CONFIDENT = 0.95
 """A change counts from this confidence on, a probability. The usual 95 %."""
@@ -63,7 +63,13 @@ class Evidence:
 
     @classmethod
     def of_values(
-        cls, x: np.ndarray, values: np.ndarray, chains: np.ndarray | None = None, *, is_loss: bool = False
+        cls,
+        x: np.ndarray,
+        values: np.ndarray,
+        chains: np.ndarray | None = None,
+        *,
+        is_loss: bool = False,
+        knots: int = MOST_KNOTS,
     ) -> "Evidence":
         """The evidence of a signal.
 
@@ -72,10 +78,11 @@ class Evidence:
             values: the signal at each, shape (point,).
             chains: λ̂ of each chain, shape (point, chain), at least two; None for another signal.
             is_loss: whether it is the loss.
+            knots: how many the curves have at most.
         """
         slacks = WITNESSED if is_loss or chains is not None else ALONE
         unit = unit_of(values, *([] if chains is None else [chains]))
-        curve, cautious = smooth_with_each(x, values / unit, slacks)
+        curve, cautious = smooth_with_each(x, values / unit, slacks, knots=knots)
         return cls(curve, cautious, None if chains is None else chains / unit, unit)
 
     def change(self, start: int, end: int) -> float:
@@ -100,26 +107,35 @@ class Evidence:
         The errors of curve and chains are independent, and add up as variances.
         """
         change = self.change(start, end)
-        p_values = [
-            2 * self.curve.freedom * _p_value(self.curve, start, end, change),
-            _p_value(self.cautious, start, end, change),
-        ]
+        p_values = self._p_values_of_curves(start, end, change)
         error = error_of_change(self.curve, start, end)
         if self.chains is not None:
             along = _along(self.chains, start, end)
-            variance, freedom = variance_of_a_change(along)
-            differences = (along[-1] - along[0]) * np.sign(change)
-            differences += abs(change) - differences.mean()
-            p_values.append(2 * PICKED * p_value_of_a_rise(differences, variance, freedom))
+            p_values.append(_p_value_of_chains(along, change))
             error = math.hypot(error, standard_error(along[-1] - along[0]))
         return error, 1 - min(0.5, max(p_values))
 
+    def is_confident(self, start: int, end: int) -> bool:
+        """Whether the sign of the change between two indices is right with probability `CONFIDENT`."""
+        change = self.change(start, end)
+        if max(self._p_values_of_curves(start, end, change)) > 1 - CONFIDENT:
+            return False
+        return self.chains is None or _p_value_of_chains(_along(self.chains, start, end), change) <= 1 - CONFIDENT
+
+    def _p_values_of_curves(self, start: int, end: int, change: float) -> list[float]:
+        return [
+            2 * self.curve.freedom * _p_value(self.curve, start, end, change),
+            _p_value(self.cautious, start, end, change),
+        ]
+
     def surely(self, weights: np.ndarray) -> bool:
         """Whether a weighted sum of the curve's slopes is above zero, by the curve and by the chains smoothed alike."""
-        of_root = weights @ self.curve.slope_root
-        if not weights @ self.curve.slope > CLEAR * np.linalg.norm(of_root):
+        error = np.linalg.norm(weights @ self.curve.slope_root)
+        if not weights @ self.curve.slope > CLEAR * error:
             return False
-        return self.chains is None or p_value_of_a_rise(of_root @ self.curve.coordinates @ self.chains) <= AGREED
+        if self.chains is None:
+            return True
+        return p_value_of_a_rise(self.curve.weights_of_observations(weights) @ self.chains) <= AGREED
 
 
 def unit_of(*values: np.ndarray) -> float:
@@ -143,6 +159,14 @@ def _p_value(curve: Curve, start: int, end: int, change: float) -> float:
     error = curve.change_error(start, end)
     moved = float(curve.value[end] - curve.value[start]) * math.copysign(1, change)
     return float(stdtr(_freedom(curve), -moved / error)) if error > 0 else 0.0
+
+
+def _p_value_of_chains(along: np.ndarray, change: float) -> float:
+    """The p-value of a change, given how the chains disagree about it; `along` is (place, chain)."""
+    variance, freedom = variance_of_a_change(along)
+    differences = (along[-1] - along[0]) * np.sign(change)
+    differences += abs(change) - differences.mean()
+    return 2 * PICKED * p_value_of_a_rise(differences, variance, freedom)
 
 
 def _along(chains: np.ndarray, start: int, end: int) -> np.ndarray:

@@ -112,9 +112,8 @@ def _split_at_slow_downs(
     curve: Curve, start: int, end: int, holds: Callable[[int, int], bool], surely: Callable[[np.ndarray], bool]
 ) -> Iterator[tuple[int, int]]:
     speed, dip = _dips(curve, start, end)
-    for i in np.argsort(dip):
-        if dip[i] > SLOWED:
-            break
+    slowest = 1 + np.flatnonzero((dip[1:-1] <= np.minimum(dip[:-2], dip[2:])) & (dip[1:-1] <= SLOWED))
+    for i in slowest[np.argsort(dip[slowest])]:
         middle = start + int(i)
         if _slows_down(curve, speed, start, int(i), surely) and holds(start, middle) and holds(middle, end):
             yield from _split_at_slow_downs(curve, start, middle, holds, surely)

@@ -13,7 +13,7 @@ from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Change, Tran
 from phasewatch.monitor.trajectories.columns import Columns
 from phasewatch.monitor.trajectories.evidence import CONFIDENT, Evidence, error_of_change, unit_of
 from phasewatch.monitor.trajectories.kinds import Kind, Trend
-from phasewatch.monitor.trajectories.smoothing import WITNESSED, Curve, log_steps, smooth
+from phasewatch.monitor.trajectories.smoothing import MOST_KNOTS, WITNESSED, Curve, log_steps, smooth
 from phasewatch.monitor.trajectories.stages import Segment, stages
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 
@@ -59,6 +59,12 @@ MOST_LOOKS = 1000
 
 The oldest is dropped first, and costs one fit if it is needed again.
 """
+
+LOOKED_AT = 200
+"""Such a look is at no more points than this, each the mean of as many neighbours, so that it takes a millisecond."""
+
+KNOTS_OF_A_LOOK = 32
+"""The curve of such a look has at most this many knots. A sure and substantial change shows with fewer as well."""
 
 _LOOKS: dict[bytes, tuple[Transition, ...]] = {}
 
@@ -110,7 +116,7 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, signal: str = 
         return []
     columns = Columns.of(usable, signal)
     standing = _confirmed_before(columns, signal)
-    now = _Search(columns, signal)
+    now = _Search(columns.shortened(), signal)
     found = _merged(standing, [now.transition(stage) for stage in now.stages])
     return _with_doubts(found, usable)
 
@@ -151,7 +157,7 @@ def _confirmed_before(columns: Columns, signal: str) -> tuple[Transition, ...]:
         if key not in _LOOKS:
             while len(_LOOKS) >= MOST_LOOKS:
                 del _LOOKS[next(iter(_LOOKS))]
-            look = _Search(columns.first(points), signal)
+            look = _Search(columns.first(points).shortened(LOOKED_AT), signal, KNOTS_OF_A_LOOK)
             sure = [replace(look.transition(s), provisional=False) for s in look.stages if look.is_sure(s)]
             _LOOKS[key] = *confirmed, *(t for t in sure if not any(_continues(t, old) for old in confirmed))
         confirmed = _LOOKS[key]
@@ -190,18 +196,18 @@ class _Search:
     Args:
         columns: the points.
         signal: "llc", "loss" or a metric.
+        knots: how many the curve has at most.
 
     Attributes:
         stages: those that a transition was found for.
     """
 
-    def __init__(self, columns: Columns, signal: str) -> None:
-        self._points = len(columns)
-        self._columns = columns = columns.shortened()
+    def __init__(self, columns: Columns, signal: str, knots: int = MOST_KNOTS) -> None:
+        self._columns = columns
         self._signal = signal
         self._x = log_steps(columns.steps)
         chains = columns.usable_chains if signal == "llc" else None
-        self._evidence = Evidence.of_values(self._x, columns.values, chains, is_loss=signal == "loss")
+        self._evidence = Evidence.of_values(self._x, columns.values, chains, is_loss=signal == "loss", knots=knots)
         found = stages(self._evidence.curve, self._holds, self._evidence.surely)
         self.stages = [s for s in found if self._evidence.error_and_confidence(s.start, s.end)[1] >= CONFIDENT]
 
@@ -210,16 +216,14 @@ class _Search:
         return (
             end - start >= 3  # three points of noise are in order once in three times
             and 0 < abs(evidence.change(start, end)) >= MIN_EFFECT * evidence.range_so_far[end]
-            and evidence.error_and_confidence(start, end)[1] >= CONFIDENT
+            and evidence.is_confident(start, end)
         )
 
     def is_sure(self, stage: Segment) -> bool:
         """Whether a stage is sure enough to be confirmed."""
-        size = -(-self._points // len(self._x))
         change = abs(self._evidence.change(stage.start, stage.end))
         return (
-            self._points >= ENOUGH
-            and size * (len(self._x) - 1 - stage.end_interval[1]) >= SETTLED
+            self._columns.size * (len(self._x) - 1 - stage.end_interval[1]) >= SETTLED
             and self._evidence.error_and_confidence(stage.start, stage.end)[1] >= CERTAIN
             and change >= SUBSTANTIAL * self._evidence.range_so_far[stage.end]
         )

@@ -16,10 +16,12 @@ from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions
 
 
-def transition(start_interval, end_interval):
+def transition(start_interval, end_interval, trend="up"):
     start, end = (round(math.sqrt(max(low, 1) * high)) for low, high in (start_interval, end_interval))
-    changes = {"llc": Change(10.0, 50.0, 1.0, "up")}
-    return Transition(Kind.A, "llc", start, end, start_interval, end_interval, 0.999, False, changes)
+    changes = {"llc": Change(10.0, 50.0, 1.0, "up") if trend == "up" else Change(50.0, 30.0, 1.0, "down")}
+    return Transition(
+        Kind.of(loss="down", llc=trend), "llc", start, end, start_interval, end_interval, 0.999, False, changes
+    )
 
 
 def test_the_first_are_even_by_rank_and_hold_both_ends():
@@ -66,7 +68,7 @@ def test_gaps_are_halved_by_their_worth(seed):
 
 
 def test_a_boundary_stops_when_it_is_narrow_or_holds_no_snapshot():
-    found = [transition((300, 500), (600, 700)), transition((700, 700), (790, 800))]
+    found = [transition((300, 500), (600, 700)), transition((700, 700), (790, 800), "down")]
     measured = [0, 100, 300, 500, 600, 700, 800]
     waiting = [50, 400, 620, 640, 660, 680]
     assert next_step(waiting, measured, found) in {640, 660}
@@ -74,6 +76,15 @@ def test_a_boundary_stops_when_it_is_narrow_or_holds_no_snapshot():
     assert next_step([50, 620, 640, 660, 680], measured, found) in {640, 660}
     assert next_step([50, 640], measured, found) == 640
     assert next_step([50, 640], measured, found, Aim(within=1.2)) == 640  # of two gaps alike, the later
+
+
+def test_where_the_direction_changes_comes_before_where_it_slows_down():
+    measured, waiting = [0, 100, 300, 500, 700, 800], [350, 400, 450, 550, 600, 650]
+    inner = transition((300, 500), (500, 700))
+    between = [transition((1, 50), (300, 500)), inner, transition((500, 700), (790, 800), "down")]
+    assert next_step(waiting, measured, between) == 600
+    between = [transition((1, 50), (300, 500), "down"), inner, transition((500, 700), (790, 800))]
+    assert next_step(waiting, measured, between) == 400
 
 
 def test_measuring_ends_when_nothing_is_left_to_find():
