@@ -7,7 +7,7 @@ from scipy.special import stdtr, stdtrit  # Student's t: degrees of freedom, the
 
 from phasewatch.monitor.estimates.uncertainty import standard_error
 from phasewatch.monitor.trajectories.chain_tests import p_value_of_a_rise, variance_of_a_change
-from phasewatch.monitor.trajectories.smoothing import ALONE, MOST_KNOTS, WITNESSED, Curve, smooth_with_each
+from phasewatch.monitor.trajectories.smoothing import ALONE, WITNESSED, Curve, smooth_with_each
 
 CONFIDENT = 0.95
 """A change counts from this confidence on, a probability. The usual 95 %."""
@@ -63,13 +63,7 @@ class Evidence:
 
     @classmethod
     def of_values(
-        cls,
-        x: np.ndarray,
-        values: np.ndarray,
-        chains: np.ndarray | None = None,
-        *,
-        is_loss: bool = False,
-        knots: int = MOST_KNOTS,
+        cls, x: np.ndarray, values: np.ndarray, chains: np.ndarray | None = None, *, is_loss: bool = False
     ) -> "Evidence":
         """The evidence of a signal.
 
@@ -78,11 +72,10 @@ class Evidence:
             values: the signal at each, shape (point,).
             chains: λ̂ of each chain, shape (point, chain), at least two; None for another signal.
             is_loss: whether it is the loss.
-            knots: how many the curves have at most.
         """
         slacks = WITNESSED if is_loss or chains is not None else ALONE
         unit = unit_of(values, *([] if chains is None else [chains]))
-        curve, cautious = smooth_with_each(x, values / unit, slacks, knots=knots)
+        curve, cautious = smooth_with_each(x, values / unit, slacks)
         return cls(curve, cautious, None if chains is None else chains / unit, unit)
 
     def change(self, start: int, end: int) -> float:

@@ -67,7 +67,7 @@ ALONE = Slacks(shape=Slack(0.25, 3.0), signs=Slack(0.25, 4.5))
 More slack takes more of the scatter for noise. How the four numbers were chosen is not recorded.
 """
 
-WITNESSED = Slacks(shape=Slack(0.0, 2.0), signs=Slack(0.1, 4.5))
+WITNESSED = Slacks(shape=Slack(0.0, 1.0), signs=Slack(0.1, 4.5))
 """For λ̂ with chains, whose agreement is judged too, and for the loss. How the four numbers were
 chosen is not recorded."""
 
@@ -167,12 +167,12 @@ def smooth(x: np.ndarray, y: np.ndarray, slack: Slack = ALONE.shape) -> Curve:
     return smooth_with_each(x, y, [slack])[0]
 
 
-def smooth_with_each(x: np.ndarray, y: np.ndarray, slacks: Sequence[Slack], *, knots: int = MOST_KNOTS) -> list[Curve]:
-    """The curve of each of several slacks, in hardly more time than one, with at most so many knots; see `smooth`."""
+def smooth_with_each(x: np.ndarray, y: np.ndarray, slacks: Sequence[Slack]) -> list[Curve]:
+    """The curve of each of several slacks, in hardly more time than one; see `smooth`."""
     level, scale = float(np.median(y)), float(np.std(y))
     u = (y - level) / scale if scale > 0 else np.zeros(len(y))
     with _linear_algebra().limit(limits=1):  # threads wait for each other longer than matrices this small take
-        return _fitted(_Spline(x, knots), x, u, level, scale, slacks)
+        return _fitted(_Spline(x), x, u, level, scale, slacks)
 
 
 @functools.cache
@@ -223,8 +223,8 @@ class _Fit:
 class _Spline:
     """The natural cubic splines on the knots of a series, by their values at the knots."""
 
-    def __init__(self, x: np.ndarray, most_knots: int) -> None:
-        self.knots = _knots(x, most_knots)
+    def __init__(self, x: np.ndarray) -> None:
+        self.knots = _knots(x)
         spline = CubicSpline(self.knots, np.eye(len(self.knots)), bc_type="natural")
         self.value, self.slope, self.bend = spline(x), spline(x, 1), spline(self.knots, 2)
         gaps = np.diff(self.knots)
@@ -309,13 +309,13 @@ class _Moments:
         return whole[:, :-1, :-1], whole[:, :-1, -1], whole[:, -1, -1]
 
 
-def _knots(x: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the positions, evenly by index.
+def _knots(x: np.ndarray) -> np.ndarray:
+    """At most `MOST_KNOTS` of the positions, evenly by index.
 
     Curvature between positions h apart weighs 1/h³: two snapshots a step apart, late in a long run, would take all the
     digits that the rest needs. Knots closer together than 1/10,000 of the whole are left out.
     """
-    chosen = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), most)).round().astype(int))]
+    chosen = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_KNOTS)).round().astype(int))]
     knots = [chosen[0]]
     for position in chosen[1:]:
         if position - knots[-1] >= 1e-4 * (x[-1] - x[0]):

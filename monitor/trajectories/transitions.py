@@ -13,7 +13,7 @@ from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Change, Tran
 from phasewatch.monitor.trajectories.columns import Columns
 from phasewatch.monitor.trajectories.evidence import CONFIDENT, Evidence, error_of_change, unit_of
 from phasewatch.monitor.trajectories.kinds import Kind, Trend
-from phasewatch.monitor.trajectories.smoothing import MOST_KNOTS, WITNESSED, Curve, log_steps, smooth
+from phasewatch.monitor.trajectories.smoothing import WITNESSED, Curve, log_steps, smooth
 from phasewatch.monitor.trajectories.stages import Segment, stages
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 
@@ -61,10 +61,7 @@ The oldest is dropped first, and costs one fit if it is needed again.
 """
 
 LOOKED_AT = 200
-"""Such a look is at no more points than this, each the mean of as many neighbours, so that it takes a millisecond."""
-
-KNOTS_OF_A_LOOK = 32
-"""The curve of such a look has at most this many knots. A sure and substantial change shows with fewer as well."""
+"""Such a look is at no more points than this, each the mean of as many neighbours."""
 
 _LOOKS: dict[bytes, tuple[Transition, ...]] = {}
 
@@ -157,7 +154,7 @@ def _confirmed_before(columns: Columns, signal: str) -> tuple[Transition, ...]:
         if key not in _LOOKS:
             while len(_LOOKS) >= MOST_LOOKS:
                 del _LOOKS[next(iter(_LOOKS))]
-            look = _Search(columns.first(points).shortened(LOOKED_AT), signal, KNOTS_OF_A_LOOK)
+            look = _Search(columns.first(points).shortened(LOOKED_AT), signal)
             sure = [replace(look.transition(s), provisional=False) for s in look.stages if look.is_sure(s)]
             _LOOKS[key] = *confirmed, *(t for t in sure if not any(_continues(t, old) for old in confirmed))
         confirmed = _LOOKS[key]
@@ -196,18 +193,17 @@ class _Search:
     Args:
         columns: the points.
         signal: "llc", "loss" or a metric.
-        knots: how many the curve has at most.
 
     Attributes:
         stages: those that a transition was found for.
     """
 
-    def __init__(self, columns: Columns, signal: str, knots: int = MOST_KNOTS) -> None:
+    def __init__(self, columns: Columns, signal: str) -> None:
         self._columns = columns
         self._signal = signal
         self._x = log_steps(columns.steps)
         chains = columns.usable_chains if signal == "llc" else None
-        self._evidence = Evidence.of_values(self._x, columns.values, chains, is_loss=signal == "loss", knots=knots)
+        self._evidence = Evidence.of_values(self._x, columns.values, chains, is_loss=signal == "loss")
         found = stages(self._evidence.curve, self._holds, self._evidence.surely)
         self.stages = [s for s in found if self._evidence.error_and_confidence(s.start, s.end)[1] >= CONFIDENT]
 
