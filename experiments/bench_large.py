@@ -86,6 +86,7 @@ class Peak:
             torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self._began
         self.bytes = torch.cuda.max_memory_allocated() - sum(HELD) if self._cuda else 0
+        self.reserved = torch.cuda.max_memory_reserved() - sum(HELD) if self._cuda else 0
 
 
 def raw_pass(model: nn.Module, batch: Tensor, device: str) -> None:
@@ -151,7 +152,8 @@ def measure(name: str, device: str, *, compare: bool, steps: int) -> None:
         point = probe(snapshot)
     ratio = whole.seconds / (CHAINS * steps) / raw_seconds
     print(
-        f"  phasewatch: {ratio:.3f} passes a step, {whole.bytes / 2**30:.1f} GiB, "
+        f"  phasewatch: {ratio:.3f} passes a step, {whole.bytes / 2**30:.1f} GiB "
+        f"({whole.reserved / 2**30:.1f} GiB with what torch keeps), "
         f"{(whole.bytes - raw.bytes) / weights:.2f} sets beyond the raw pass; "
         f"{point.llc.health.name} {point.llc.value:.3g}\n  {probe.path}",
         flush=True,

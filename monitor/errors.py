@@ -130,16 +130,20 @@ def real_number(
 
 
 EXTRAS = {
+    "IPython": "notebook",
     "devinterp": "devinterp",
     "gcsfs": "gs",
     "huggingface_hub": "hub",
     "jinja2": "report",
+    "lightning": "lightning",
     "markupsafe": "report",
     "matplotlib": "report",
     "PIL": "wandb",
     "s3fs": "s3",
+    "tensorboard": "tensorboard",
     "tokenizers": "toys",
     "transformer_lens": "toys",
+    "transformers": "hf",
     "wandb": "wandb",
 }
 """The extra of this project that brings each optional package."""

@@ -327,12 +327,16 @@ FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
     ("name", "content", "says"),
     [
         ("missing.csv", None, r"missing\.csv is not there; check the path"),
-        ("points.json", "{}", r"points\.json can't be read: a trajectory is a \.jsonl or a \.csv, not '\.json'"),
+        (
+            "points.json",
+            "{}",
+            r"points\.json has no log_history; give the trainer_state\.json of a Trainer, a list of rows, a \.jsonl",
+        ),
         ("empty.csv", "", r"has no points"),
         ("empty.jsonl", "", r"empty\.jsonl has no points, and transitions take at least 5; measure more"),
         ("lacks.csv", "step,loss\n1,2\n", r"has no column 'llc', and needs one; its columns are step, loss"),
         ("words.csv", "step,loss,llc\n1,two,3\n", r"Line 2 of .*, column 'loss', holds 'two', not a number"),
-        ("infinite.csv", "step,loss,llc\n1,2,inf\n", r"column 'llc', holds 'inf'; leave it empty where"),
+        ("infinite.csv", "step,loss,llc\n1,2,inf\n", r"infinite\.csv has a finite λ̂ and loss at 0 of 1 points"),
         ("negative.csv", "step,loss,llc\n-1,2,3\n", r"column 'step', holds '-1'; a training step is a whole number"),
         ("half.csv", "step,loss,llc\n0.5,2,3\n", r"column 'step', holds '0\.5'; a training step is a whole number"),
         ("twice.csv", "step,loss,llc\n1,2,3\n1,2,4\n", r"two different points at step 1, with λ̂ 3 and 4; pass"),
@@ -346,7 +350,7 @@ FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
             r"Line 1 of .* is not JSON .*; mend or delete it",
         ),
         ("other.jsonl", "{}\n", r"other\.jsonl has no column 'step', and needs one"),
-        ("folder", Path, r"folder is a folder without points\.jsonl; give"),
+        ("folder", Path, r"folder is a folder without points\.jsonl, event files, .*; give"),
     ],
 )
 def test_trajectories_that_cannot_be_read(phasewatch, tmp_path, name, content, says):

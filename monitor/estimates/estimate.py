@@ -3,10 +3,11 @@
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from phasewatch.monitor.estimates.checks import Checks
+from phasewatch.monitor.rim import rim
 
 
 class Health(enum.Enum):
@@ -69,6 +70,10 @@ class Health(enum.Enum):
         return self not in {Health.DIVERGED, Health.NEGATIVE, Health.OFF_MINIMUM}
 
 
+_CHECKS = tuple(Checks.__dataclass_fields__)
+_UNKNOWN = astuple(Checks())
+
+
 @dataclass(frozen=True)
 class Estimate:
     """λ̂ = nβ · (E_w[L(w)] − L(w*)) with its error and its verdict (Lau et al. 2023, eq. 7).
@@ -126,14 +131,18 @@ class Estimate:
         return cls(
             value=float(record["value"]),
             error=float(record["error"]),
-            per_chain=tuple(float(v) for v in record["per_chain"]),
+            per_chain=tuple(map(float, record["per_chain"])),
             nbeta=float(record["nbeta"]),
             rhat=float(record["rhat"]),
             ess=float(record["ess"]),
             health=Health[record["health"]],
-            checks=Checks(**{name: float(checks[name]) for name in Checks.__dataclass_fields__ if name in checks}),
-            trace=tuple(tuple(float(v) for v in chain) for chain in record.get("trace", ())),
+            checks=Checks(*map(float, map(checks.get, _CHECKS, _UNKNOWN))),
+            trace=tuple(tuple(map(float, chain)) for chain in record.get("trace", ())),
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the value, its error and the verdict."""
+        return rim("figures.notebook", "Estimate._repr_html_()").estimate_html(self)
 
 
 def json_number(value: float) -> float | str:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from phasewatch.monitor.errors import warn
 from phasewatch.monitor.model.attention_masks import AS_GIVEN, MaskForm, forms_for
+from phasewatch.monitor.model.captured import CapturedGradient
 from phasewatch.monitor.model.minibatches import Batches
 from phasewatch.monitor.model.outputs import scalar_of
 from phasewatch.monitor.model.pieces import in_pieces, is_a_mean, samples_in
@@ -23,6 +25,9 @@ LARGEST_VECTORISED_ROW = 8 * 2**20
 
 SHARE_OF_A_GPU = 0.5
 """On a GPU, chains are only tried together where two of them take less than this share of its free memory."""
+
+WORTH_CAPTURING = 10**7
+"""Parameters from which two rows fill a GPU, so that one after another as a CUDA graph may be as fast as together."""
 
 WORTH_ITS_MEMORY = 0.8
 """On a GPU, rows are taken together where that takes less than this share of their time one after another."""
@@ -49,6 +54,7 @@ class ModelLoss:
         vectorised: whether chains use that.
         path: in a sentence, whether chains run together and why.
         way: in a sentence, how the last chains ran.
+        captured: whether chains in place use a CUDA graph; None before it was tried.
         activations: bytes that a pass over a minibatch keeps for its backward pass; 0 where they can't be counted.
         with_gradient: whether it is evaluated as if a gradient were asked for, since it is another one without.
 
@@ -70,6 +76,7 @@ class ModelLoss:
         self.path = ""
         self.way = ""
         self.activations = 0
+        self.captured: bool | None = None
         self._splits: bool | None = None
         self._warned: set[str] = set()
 
@@ -113,7 +120,7 @@ class ModelLoss:
             try:
                 with self.model.attributes_kept():
                     pieces = [[(s, self.value(piece)) for s, piece in in_pieces(batch, 2)] for batch in batches]
-                    self._splits = is_a_mean([self.value(batch) for batch in batches], pieces, self._tolerance / 10)
+                    self._splits = is_a_mean([self.value(batch) for batch in batches], pieces, self.tolerance / 10)
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # a loss that needs a minibatch of one size, say
@@ -159,7 +166,7 @@ class ModelLoss:
                 reason = _first_line(error) if form is AS_GIVEN else reason
                 continue
             self.at_rows.leaves_something = bool(left)
-            if self._agree(expected, found, self._tolerance, weights, batches):
+            if self._agree(expected, found, self.tolerance, weights, batches):
                 self.mask_forms.append(form)
                 if form is AS_GIVEN:
                     break
@@ -190,7 +197,7 @@ class ModelLoss:
             self.at_rows.compile(rows)
             found = self.at_rows.rows_and_gradients(weights, batches)
             exact = torch.get_float32_matmul_precision() == "highest"
-            tolerance = self._tolerance if exact else max(self._tolerance, 0.05)
+            tolerance = self.tolerance if exact else max(self.tolerance, 0.05)
             if self._agree((losses, grads, losses), (*found, losses), tolerance, weights, batches):
                 return
             reason = "its compiled loss differs from its plain one"
@@ -248,6 +255,10 @@ class ModelLoss:
             return True
         together = _seconds(lambda: self.at_rows.rows_and_gradients(weights, batches))
         alone = rows * _seconds(lambda: self.add_gradient(batches[0]))
+        if self.model.size >= WORTH_CAPTURING:
+            with suppress(Exception):  # a pass that asks for a number on the host, say
+                graph = CapturedGradient(self.model.parameters, self.add_gradient, batches[0])
+                alone = min(alone, rows * _seconds(lambda: graph(batches[0])))
         self.model.module.zero_grad(set_to_none=True)
         times = f"{rows} steps take {1000 * together:.1f} ms together and {1000 * alone:.1f} ms one after another."
         faster = together < WORTH_ITS_MEMORY * alone
@@ -255,8 +266,8 @@ class ModelLoss:
         return faster
 
     @property
-    def _tolerance(self) -> float:
-        """How far the vectorised loss may be from the plain one, by the coarsest type in it."""
+    def tolerance(self) -> float:
+        """How far a loss by another path may be from the plain one, by the coarsest type in it."""
         types = {parameter.dtype for parameter in self.model.parameters}
         types.add(getattr(self.loss, "autocast", self.model.dtype))
         if types == {torch.float64}:

@@ -267,3 +267,8 @@ def _separate_overlapping_buffers(model: nn.Module) -> None:
                 stride == 0 and size > 1 for size, stride in zip(buffer.shape, buffer.stride(), strict=True)
             ):
                 module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
+
+
+def mask_of(masks: Mask, parameter: int) -> Tensor | None:
+    """A parameter's mask among all; None where all of it moves."""
+    return None if masks is None else masks[parameter]

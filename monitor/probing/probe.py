@@ -198,11 +198,13 @@ class Probe:
             with subject.measuring():
                 model.load(snapshot)
                 with torch.no_grad():
-                    losses.append(float(subject.loss.value(subject.eval_batch)))
+                    with model.attributes_kept():
+                        losses.append(float(subject.loss.value(subject.eval_batch)))
                     metrics.append(
                         {name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()}
                     )
-                model.load(snapshot)
+                if self.metrics:
+                    model.load(snapshot)
                 anchors.append(model.weights(subject.anchors_on))
         of_parts = _estimates(subject, anchors, self.sampler, self.seed, subject.parts)
         return [

@@ -13,11 +13,11 @@ from torch import Generator
 from phasewatch.monitor.errors import PhasewatchError, requires
 from phasewatch.monitor.estimates.estimate import Estimate
 from phasewatch.monitor.estimates.verdict import estimate_from_losses
+from phasewatch.monitor.model.gradients import clear_gradients
 from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import Weights
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.probing.subject import WHOLE
-from phasewatch.monitor.sampling.curvature import clear_gradients
 from phasewatch.monitor.sampling.random_streams import (
     Stream,
     chain_seed,

@@ -202,7 +202,7 @@ class _Line:
         """From now on, take the weights themselves for the direction."""
         self._by_weights = True
         grads = [cast(Tensor, parameter.grad) for parameter in self.parameters]
-        self._slopes = [float((g.double() * own.double()).sum()) for g, own in zip(grads, self._own, strict=True)]
+        self._slopes = [float((g.double() * own.to(g).double()).sum()) for g, own in zip(grads, self._own, strict=True)]
         self.size = sum(map(abs, self._slopes))
 
     def predicted(self, signs: Sequence[int]) -> float:
@@ -265,7 +265,7 @@ class _Line:
         for parameter, own, sign, factor in zip(self.parameters, self._own, signs, self._along, strict=True):
             parameter.copy_(own)
             if sign and self._by_weights:
-                parameter.add_(own * (parameter.grad != 0), alpha=reach * sign)  # pyright: ignore[reportOptionalOperand]
+                parameter.add_(parameter * (parameter.grad != 0), alpha=reach * sign)  # pyright: ignore[reportOptionalOperand]
             elif sign:
                 parameter.add_(parameter.grad, alpha=reach * sign * factor)  # pyright: ignore[reportArgumentType]
         return self._value()

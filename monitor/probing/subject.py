@@ -127,8 +127,11 @@ class Subject:
 
     @property
     def anchors_on(self) -> torch.device:
-        """Where the weights of snapshots are best kept: chains in place copy them to a GPU if there's room."""
-        return self.model.device if self.loss.vectorised else torch.device("cpu")
+        """Where the weights of snapshots are best kept: on a GPU if there's room beside a pass, else on the host."""
+        if self.model.device.type != "cuda" or self.loss.vectorised:
+            return self.model.device
+        needed = 2 * self.loss.activations + 2 * sum(parameter.nbytes for parameter in self.model.parameters)
+        return self.model.device if needed < torch.cuda.mem_get_info()[0] else torch.device("cpu")
 
     @property
     def given_loss(self) -> Loss:

@@ -30,6 +30,11 @@ class Plan:
         self._measuring = 0.0
         self._measured = 0
 
+    @property
+    def in_order(self) -> bool:
+        """Whether all steps are measured, the earliest of those that wait first."""
+        return self._fraction is None
+
     def choose(
         self, candidates: Collection[int], measured: Collection[int], found: Sequence[Transition] = ()
     ) -> int | None:

@@ -29,7 +29,9 @@ from phasewatch.monitor.trajectories.trajectory import Point
 
 _START = (
     "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
-    "from phasewatch.monitor.runs.worker import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+    # Before the rest is imported, which takes seconds, or minutes on a slow disk.
+    "from phasewatch.monitor.runs.orphans import end_with; end_with(int(sys.argv[2])); "
+    "from phasewatch.monitor.runs.worker import serve; serve(int(sys.argv[3]))"
 )
 
 HANG_SECONDS = 120.0

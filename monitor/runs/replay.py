@@ -1,14 +1,15 @@
 """Measuring a saved series of checkpoints again, in order, with one process or several."""
 
 import itertools
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn, whole_number
+from phasewatch.monitor.files import leads_out
 from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.automatic import WORD, calibrated, early_middle_late
 from phasewatch.monitor.probing.probe import Probe
@@ -118,7 +119,7 @@ def replay(
             raise
     _recall_numbers(probe, snapshots, [] if folder is None else folder.steps)
     at_once = max(workers, probe.together)
-    return _replayed(snapshots, executor, folder, sinks, progress, on_error, aim, at_once)
+    return _replayed(snapshots, executor, folder, sinks, progress, on_error, probe.settings, aim, at_once)
 
 
 def _refuse_another_model(snapshots: Snapshots, probe: Probe) -> None:
@@ -202,8 +203,7 @@ def _is_its_own(folder: RunFolder, snapshots: Snapshots) -> bool:
     """Whether the series is the run's own snapshots, some of which may have been deleted after they were measured."""
     if isinstance(snapshots, AveragedSnapshots):
         return False
-    home = folder.path.resolve()
-    return any(home in snapshots.source(step).resolve().parents for step in snapshots.steps)
+    return any(not leads_out(snapshots.source(step), folder.path) for step in snapshots.steps)
 
 
 def _replayed(
@@ -213,12 +213,13 @@ def _replayed(
     sinks: Sequence[Sink],
     progress: bool,
     on_error: OnError,
+    settings: Mapping[str, Any],
     aim: Aim | None,
     at_once: int,
 ) -> Generator[Point]:
     known = folder.points[:] if folder else []
     missing = sorted(set(snapshots.steps) - {point.step for point in known})
-    recorder = Recorder(sinks, folder)
+    recorder = Recorder(sinks, folder, settings)
     total = len(known) + len(missing)
     if aim and aim.budget is not None:
         total = min(total, max(aim.budget, len(known)))

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -20,9 +19,7 @@ import cloudpickle
 
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
 from phasewatch.monitor.probing.automatic import calibrated
-
-PARENT_POLL_SECONDS = 1.0
-"""Seconds between looks whether the process that started this one still runs: how long an orphan may live."""
+from phasewatch.monitor.runs.orphans import end
 
 BEAT_SECONDS = 5.0
 """Seconds between the empty frames by which a process that is at work says so."""
@@ -32,11 +29,10 @@ BEAT_WORK = 0.005
 hundredth."""
 
 
-def serve(parent: int, nice: int) -> None:
-    """Answer steps with points until the parent is gone.
+def serve(nice: int) -> None:
+    """Answer steps with points until the parent is gone, which `orphans.end_with` sees to.
 
     Args:
-        parent: process id of the one that started this one.
         nice: how far to step back behind other processes, 0 to 19.
     """
     os.nice(nice) if hasattr(os, "nice") else None
@@ -44,8 +40,6 @@ def serve(parent: int, nice: int) -> None:
     os.dup2(2, 1)  # what the user's loss prints is no answer
     frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, frames), daemon=True).start()
-    # The pipe alone doesn't tell: a process that the parent forked holds its other end open.
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     threading.Thread(target=_beat, args=(out,), daemon=True).start()
     package = frames.get()
     probe, series, failure = None, None, None
@@ -78,8 +72,11 @@ class _Answers:
         self._lock = threading.Lock()
 
     def send(self, frame: bytes) -> None:
-        with self._lock:
-            write_frame(self._stream, frame)
+        try:
+            with self._lock:
+                write_frame(self._stream, frame)
+        except OSError:  # nobody is there to read it
+            end()
 
 
 def _beat(out: _Answers) -> None:
@@ -107,26 +104,13 @@ def read_frame(stream: IO[bytes]) -> bytes:
     return _read_exactly(stream, int.from_bytes(_read_exactly(stream, 8)))
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_SECONDS)
-    _end()
-
-
-def _end() -> None:
-    """End this process and what it has forked, such as the workers of a data loader."""
-    if os.name == "posix" and os.getpgrp() == os.getpid():
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    os._exit(1)
-
-
 def _receive(stream: IO[bytes], frames: "queue.SimpleQueue[bytes]") -> None:
     """Pass frames on, and end the process when there is nobody left to send any."""
     try:
         while True:
             frames.put(read_frame(stream))
     except EOFError:
-        _end()
+        end()
 
 
 def _read_exactly(stream: IO[bytes], size: int) -> bytes:

@@ -11,9 +11,10 @@ from torch import Generator
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.checks import ChainRecord, Checks, checks_of
+from phasewatch.monitor.model.gradients import clear_gradients, gradients
 from phasewatch.monitor.model.weights import Mask, Weights
 from phasewatch.monitor.sampling import curvature
-from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, look_around
+from phasewatch.monitor.sampling.curvature import look_around
 from phasewatch.monitor.sampling.in_place import run_in_place
 from phasewatch.monitor.sampling.position import AnchorOnDevice, Keep
 from phasewatch.monitor.sampling.random_streams import ChainNoise, Stream, chain_seed, minibatch_orders
@@ -27,7 +28,7 @@ WORTH_COMPILING = 2000
 """Compile the vectorised loss only for at least this many steps of all chains that run together, since compiling takes
 longer than a few steps do. How the number was chosen is not recorded."""
 
-VERSION = 2
+VERSION = 3
 """Raised when a seed and a setting no longer give the numbers that they gave, so that such points aren't compared."""
 
 
@@ -111,6 +112,8 @@ def run_chains(
         for parameter in target.parameters:
             parameter.grad = None
         if target.parameters[0].is_cuda:
+            for anchor in anchors:
+                anchor[:] = [weight.cpu() for weight in anchor]  # the other ways take less
             torch.cuda.empty_cache()
     size = sum(weight.numel() for weight in anchors[0])
     raise PhasewatchError(
@@ -137,6 +140,9 @@ class _Run:
         rows, stacked = way.rows, way.rows > 0
         self._position = way.position
         self._target.settle(way.pieces, str(way))
+        if not stacked:
+            self._target.set(anchors[0])
+            self._target.capture(self._sampler.chains * (self._sampler.burn_in + self._sampler.draws) * len(anchors))
         found: list[Chains] = []
         last: Weights | None = None
         reference = np.empty(0)

@@ -5,16 +5,16 @@ model's size beside those and the snapshot's weights.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from phasewatch.monitor.model.weights import Mask
+from phasewatch.monitor.model.gradients import clear_gradients, gradients, intercepted, norm, square
+from phasewatch.monitor.model.weights import Mask, mask_of
 from phasewatch.monitor.sampling.position import Position
-from phasewatch.monitor.sampling.random_streams import groups_of, mask_of
+from phasewatch.monitor.sampling.random_streams import groups_of
 from phasewatch.monitor.sampling.target import Target
 
 MINIBATCHES = 8
@@ -68,53 +68,6 @@ def look_around(
     curvature = _largest_curvature(target, position, masks, nbeta=nbeta, gamma=gamma, generator=generator)
     position.reset()
     return Surroundings(curvature, slope, slope_error, noise)
-
-
-def clear_gradients(parameters: Sequence[Tensor]) -> None:
-    """Forget the gradients."""
-    for parameter in parameters:
-        parameter.grad = None
-
-
-def gradients(parameters: Sequence[Tensor], masks: Mask) -> Iterator[Tensor]:
-    """The gradient that each parameter holds, masked in place; zeros where none reached it."""
-    for number, parameter in enumerate(parameters):
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        elif (mask := mask_of(masks, number)) is not None:
-            parameter.grad.mul_(mask)
-        yield parameter.grad
-
-
-@contextmanager
-def intercepted(
-    parameters: Sequence[Tensor], masks: Mask, see: Callable[[Tensor, Tensor | None], object], *, add: bool
-) -> Iterator[None]:
-    """Look at each gradient of the backward passes inside as it comes, a parameter at a time.
-
-    Args:
-        parameters: whose gradients to look at.
-        masks: applied to each.
-        see: gets the new gradient, and the one that the parameter holds already.
-        add: whether the new gradient is added to the one that is there, as usual, or dropped.
-    """
-
-    def hook(number: int) -> Callable[[Tensor], Tensor]:
-        def seen(grad: Tensor) -> Tensor:
-            mask = mask_of(masks, number)
-            grad = grad if mask is None else grad * mask
-            dense = grad.to_dense() if grad.layout is not torch.strided else grad  # of a sparse embedding
-            see(dense.detach(), parameters[number].grad)
-            return grad if add else torch.zeros_like(grad)
-
-        return seen
-
-    handles = [parameter.register_hook(hook(number)) for number, parameter in enumerate(parameters)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _moments(target: Target, masks: Mask) -> tuple[float, float, float]:
@@ -207,17 +160,6 @@ def _start_direction(parameters: Sequence[Tensor], masks: Mask, size: int, gener
         grad.div_(length).add_(noise if mask is None else noise.mul_(mask), alpha=size**-0.5)
 
 
-def square(tensor: Tensor) -> Tensor:
-    """The squared Euclidean length of a tensor in float64, without a copy of it."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
-
-
 def reach_of(curvature: float, *, nbeta: float, gamma: float) -> float:
     """How far chains go in a direction of this curvature, 1/√(nβ·h + γ)."""
     return max(nbeta * curvature + gamma, 1e-12) ** -0.5
-
-
-def norm(tensors: Sequence[Tensor]) -> float:
-    """The Euclidean length of several tensors as one vector."""
-    lengths = torch._foreach_norm(list(tensors))  # pyright: ignore[reportPrivateImportUsage]
-    return float(torch.linalg.vector_norm(torch.stack(list(lengths)), dtype=torch.float64))

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
-from phasewatch.monitor.sampling.curvature import clear_gradients, gradients, intercepted, norm, reach_of, square
-from phasewatch.monitor.sampling.random_streams import ChainNoise, flattened, groups_of, mask_of, unflattened
+from phasewatch.monitor.model.gradients import clear_gradients, gradients, intercepted, norm, square
+from phasewatch.monitor.model.weights import mask_of
+from phasewatch.monitor.sampling.curvature import reach_of
+from phasewatch.monitor.sampling.fused import FusedStep
+from phasewatch.monitor.sampling.random_streams import ChainNoise, flattened, groups_of, unflattened
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
 from phasewatch.monitor.sampling.target import Target
@@ -66,6 +69,9 @@ class _Chain:
         self._groups = groups_of(self._weights)
         kept = sampler.velocity_kept
         self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
+        self._fused = None
+        if FusedStep.fits(self._position, target.parameters):
+            self._fused = FusedStep(sampler, self._position, self._velocity, start.masks, seed, chain)
 
     def run(self) -> ChainRecord | None:
         """Run it to its end; None if a loss isn't finite."""
@@ -74,9 +80,7 @@ class _Chain:
         self._begin()
         for step in range(sampler.burn_in + sampler.draws):
             clear_gradients(self._target.parameters)
-            loss = self._target.add_gradient(self._order[step])
-            if step in schedule.looks:
-                loss = self._look(loss, step)
+            loss = self._look(step) if step in schedule.looks else self._target.add_gradient(self._order[step])
             if step % 16 == 0 and not math.isfinite(loss):
                 return None
             if step in schedule.compared:
@@ -95,6 +99,9 @@ class _Chain:
     @torch.no_grad()
     def _begin(self) -> None:
         """Put the chain where it first asks for a gradient."""
+        if self._fused is not None:
+            self._fused.begin(self._eps)
+            return
         self._noise = self._stream()
         self._last_noise = self._stream() if self._sampler.velocity_kept == 0 else None
         for group in self._groups:
@@ -108,6 +115,9 @@ class _Chain:
     def _advance(self) -> None:
         """Take a step with the gradient that the parameters hold, a group of parameters at a time."""
         grads = list(gradients(self._target.parameters, self._start.masks))
+        if self._fused is not None:
+            self._fused.advance(self._eps, grads)
+            return
         for group in self._groups:
             self._advance_group(group, [grads[k] for k in group])
 
@@ -141,23 +151,24 @@ class _Chain:
     def _drawn(self, stream: ChainNoise, group: Sequence[int]) -> Tensor:
         """The noise of a group of parameters as one vector, 0 where the masks are False."""
         weights = [self._weights[k] for k in group]
-        flat = stream.into(weights[0].new_empty(sum(weight.numel() for weight in weights)))
+        sizes = [weight.numel() for weight in weights]
+        flat = stream.into(weights[0].new_empty(sum(sizes)), sizes)
         if self._start.masks is not None:
             for k, piece in zip(group, unflattened(flat, weights), strict=True):
                 if (mask := mask_of(self._start.masks, k)) is not None:
                     piece.mul_(mask)
         return flat
 
-    def _look(self, loss: Tensor, step: int) -> Tensor:
-        """Measure the curvature along the gradient, and lower ε to κ where that is asked for.
+    def _look(self, step: int) -> Tensor:
+        """Add the gradient, measure the curvature along it, and lower ε to κ where that is asked for.
 
         The first step is then taken anew, until ε holds κ where it leads.
         """
-        loss = self._measure_curvature(loss, step)
+        loss = self._measure_curvature(step)
         for _ in range(ROUNDS_TO_KAPPA if self._hold_kappa() and step == 0 else 0):
             self._begin()
             clear_gradients(self._target.parameters)
-            loss = self._measure_curvature(self._target.add_gradient(self._order[step]), step)
+            loss = self._measure_curvature(step)
             self._hold_kappa()
         return loss
 
@@ -167,7 +178,7 @@ class _Chain:
             self._eps = min(before, kappa / (self._sampler.nbeta * self._curvature + self._sampler.localization))
         return self._eps < before
 
-    def _measure_curvature(self, loss: Tensor, step: int) -> Tensor:
+    def _measure_curvature(self, step: int) -> Tensor:
         """‖H·g‖/‖g‖, g the gradient, which lies along the steepest direction where steps are too long.
 
         Where there's no room for a pass beside a gradient, g is that of a part of the minibatch.
@@ -176,9 +187,7 @@ class _Chain:
             The loss, whose gradient the parameters hold.
         """
         number, whole = self._order[step], self._target.share == 1
-        if not whole:
-            clear_gradients(self._target.parameters)
-            self._target.add_gradient(number, part=True)
+        loss = self._target.add_gradient(number, part=not whole)
         self._turn(number)
         if whole:
             return loss
@@ -222,10 +231,9 @@ class _Chain:
         """‖∇L‖², ‖w − w*‖² and ∇L·(w − w*), shape (3,)."""
         total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
         grads = list(gradients(self._target.parameters, self._start.masks))
-        for group in self._groups:
-            away = flattened([self._weights[k] for k in group]) - flattened([self._position.origin(k) for k in group])
-            grad = flattened([grads[k] for k in group]).to(away.dtype)
-            total += torch.stack([square(grad), square(away), torch.dot(away, grad).double()])
+        for k, (weight, grad) in enumerate(zip(self._weights, grads, strict=True)):
+            away, slope = (weight - self._position.origin(k)).flatten(), grad.flatten().to(weight.dtype)
+            total += torch.stack([square(slope), square(away), torch.dot(away, slope).double()])
         return total
 
     def _stream(self) -> ChainNoise:

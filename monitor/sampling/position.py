@@ -42,16 +42,20 @@ class AnchorOnDevice:
     Args:
         parameters: of the model.
         anchor: w*, on any device; not copied where it lies on the parameters' own.
+
+    Attributes:
+        weights: where the chain is.
+        kept: the anchor, on the parameters' device.
     """
 
     def __init__(self, parameters: Sequence[Tensor], anchor: Weights) -> None:
         self._parameters = parameters
-        self._anchor = [weight.to(parameters[0].device) for weight in anchor]
+        self.kept = [weight.to(parameters[0].device) for weight in anchor]
         self.weights = _own(parameters, anchor)
 
     def origin(self, number: int) -> Tensor:
         """A parameter of w*."""
-        return self._anchor[number]
+        return self.kept[number]
 
     def put(self, numbers: Sequence[int], values: Sequence[Tensor]) -> None:
         """Move some parameters."""
@@ -60,7 +64,7 @@ class AnchorOnDevice:
 
     def reset(self) -> None:
         """Move all of them to w*."""
-        self.put(range(len(self.weights)), self._anchor)
+        self.put(range(len(self.weights)), self.kept)
 
 
 class DisplacementOnDevice:
@@ -72,29 +76,33 @@ class DisplacementOnDevice:
     Args:
         parameters: of the model.
         anchor: w*, on the host.
+
+    Attributes:
+        weights: where the chain is.
+        kept: the displacement.
     """
 
     def __init__(self, parameters: Sequence[Tensor], anchor: Weights) -> None:
         self._parameters = parameters
         self._anchor = anchor
         self.weights = _own(parameters, anchor)
-        self._away = [torch.zeros_like(weight, dtype=torch.bfloat16) for weight in self.weights]
+        self.kept = [torch.zeros_like(weight, dtype=torch.bfloat16) for weight in self.weights]
 
     def origin(self, number: int) -> Tensor:
         """A parameter of w*."""
-        return self.weights[number] - self._away[number].to(self.weights[number].dtype)
+        return self.weights[number] - self.kept[number].to(self.weights[number].dtype)
 
     def put(self, numbers: Sequence[int], values: Sequence[Tensor]) -> None:
         """Move some parameters, as far as a displacement in bfloat16 can say."""
         for k, value in zip(numbers, values, strict=True):
             origin = self.origin(k)
-            self._away[k].copy_(value - origin)
-            self.weights[k].copy_(origin.add_(self._away[k]))
+            self.kept[k].copy_(value - origin)
+            self.weights[k].copy_(origin.add_(self.kept[k]))
         _publish(self._parameters, self.weights, numbers)
 
     def reset(self) -> None:
         """Move all of them to w*."""
-        for away in self._away:
+        for away in self.kept:
             away.zero_()
         _write(self.weights, self._anchor)
         _publish(self._parameters, self.weights, range(len(self.weights)))

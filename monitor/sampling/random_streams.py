@@ -1,14 +1,17 @@
 """The random streams of the chains, by seed and chain alone: which minibatch each step takes, and its noise."""
 
 import enum
+import functools
+import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from phasewatch.monitor.model.minibatches import order_of_minibatches
-from phasewatch.monitor.model.weights import Mask, Weights
+from phasewatch.monitor.model.weights import Weights
 
 
 class Stream(enum.IntEnum):
@@ -81,10 +84,24 @@ def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
     return groups
 
 
+def chain_key(seed: int, chain: int) -> int:
+    """What a chain's noise depends on."""
+    return chain_seed(seed, chain, Stream.NOISE)
+
+
+@functools.cache
+def kernels_for(device: torch.device) -> ModuleType | None:
+    """The kernels that make noise and steps on a GPU; None on a CPU, and where torch comes without Triton."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("phasewatch.monitor.sampling.kernels")
+
+
 class ChainNoise:
     """The standard normal noise of one chain, drawn a group of parameters after another, step after step.
 
-    So it is the same however many chains run together, and never more than one group's is held.
+    So it is the same however many chains run together, and never more than one group's is held. On a GPU it is that of
+    the kernels, which make it by its number.
 
     Args:
         seed: of the chains.
@@ -93,20 +110,23 @@ class ChainNoise:
     """
 
     def __init__(self, seed: int, chain: int, device: torch.device) -> None:
-        self._generator = Generator(device).manual_seed(chain_seed(seed, chain, Stream.NOISE))
+        self._key = chain_key(seed, chain)
+        self._kernels = kernels_for(device)
+        self._chunk = 0
+        self._generator = None if self._kernels else Generator(device).manual_seed(self._key)
 
-    def into(self, flat: Tensor) -> Tensor:
-        """The next group's noise, written into a vector of all its elements."""
-        return flat.normal_(generator=self._generator)
+    def into(self, flat: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The next parameters' noise.
 
-    def of(self, weights: Sequence[Tensor]) -> Weights:
-        """The noise of a whole step, in the parameters' shapes."""
-        drawn: Weights = []
-        for group in groups_of(weights):
-            some = [weights[k] for k in group]
-            flat = self.into(some[0].new_empty(sum(weight.numel() for weight in some)))
-            drawn += unflattened(flat, some)
-        return drawn
+        Args:
+            flat: a vector for the elements of all of them, written to.
+            sizes: how many elements each has.
+        """
+        if self._kernels is None:
+            return flat.normal_(generator=self._generator)
+        self._kernels.fill_with_noise(flat, sizes, self._key, self._chunk)
+        self._chunk += sum(map(self._kernels.chunks_of, sizes))
+        return flat
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
@@ -118,8 +138,3 @@ def unflattened(flat: Tensor, like: Sequence[Tensor]) -> Weights:
     """Views of a vector, one after another, in the shapes of tensors."""
     pieces = flat.split([tensor.numel() for tensor in like], dim=-1)
     return [piece.view((*flat.shape[:-1], *tensor.shape)) for piece, tensor in zip(pieces, like, strict=True)]
-
-
-def mask_of(masks: Mask, parameter: int) -> Tensor | None:
-    """A parameter's mask among all; None where all of it moves."""
-    return None if masks is None else masks[parameter]

@@ -126,9 +126,10 @@ class _Stacked:
         drawn: Weights = []
         for group in groups_of([anchor[0, 0] for anchor in self._anchors]):
             some = [self._anchors[k][0, 0] for k in group]
-            noise = some[0].new_empty(1, len(self._noises), sum(weight.numel() for weight in some))
+            sizes = [weight.numel() for weight in some]
+            noise = some[0].new_empty(1, len(self._noises), sum(sizes))
             for chain, stream in zip(noise[0], self._noises, strict=True):
-                stream.into(chain)
+                stream.into(chain, sizes)
             drawn += unflattened(noise, some)
         return [noise if mask is None else noise * mask for noise, mask in zip(drawn, self._masks, strict=True)]
 

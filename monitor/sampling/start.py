@@ -27,7 +27,7 @@ LARGE = 10**7
 """Parameters from which not all draws are compared with the snapshot, but as many as `MOST_ON_REFERENCES` allows. The
 loss of so many directions scatters little from draw to draw, and neighbouring draws are alike."""
 
-MOST_ON_REFERENCES = 0.05
+MOST_ON_REFERENCES = 0.03
 """Share of the chains' gradients that L(w*) on their minibatches may cost around a large model."""
 
 FEWEST_COMPARED = 8

@@ -68,6 +68,10 @@ class Target(Protocol):
         """
         ...
 
+    def capture(self, passes: int) -> None:
+        """Make ready for this many calls of `add_gradient`; the parameters may be elsewhere afterwards."""
+        ...
+
     def prepare(self, rows: int) -> None:
         """Make ready for many calls of `rows_and_gradients` with this many rows."""
         ...
@@ -116,6 +120,7 @@ class Guarded:
         self.settle = target.settle
         self.bytes_of_a_pass = target.bytes_of_a_pass
         self.prepare = target.prepare
+        self.capture = target.capture
         self.rows = target.rows
         self.anchor: Weights = []
 

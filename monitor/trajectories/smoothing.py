@@ -90,6 +90,8 @@ def log_steps(steps: np.ndarray) -> np.ndarray:
     if (np.diff(positive) <= 0).any():  # time stamps, whose neighbours differ only relative to the first of them
         relative = np.log1p((later - later[0]) / later[0])
         positive = relative / relative[-1]
+        if len(np.unique(positive)) < 3:  # all but a few neighbours are one position to a float
+            positive = np.linspace(0, 1, len(positive))
     if len(positive) == len(steps):
         return positive
     if len(positive) == 0:
@@ -320,4 +322,7 @@ def _knots(x: np.ndarray) -> np.ndarray:
     for position in chosen[1:]:
         if position - knots[-1] >= 1e-4 * (x[-1] - x[0]):
             knots.append(position)
-    return np.array(knots) if len(knots) > 2 else x[[0, len(x) // 2, -1]]
+    if len(knots) > 2:
+        return np.array(knots)
+    inner = x[(x > x[0]) & (x < x[-1])]
+    return np.array([x[0], inner[np.abs(inner - (x[0] + x[-1]) / 2).argmin()], x[-1]])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, missing_package
-from phasewatch.monitor.files import inside, replacing
+from phasewatch.monitor.files import replacing
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.runs.signals import ended_by_signals
 from phasewatch.probe_file import load_probe
@@ -214,9 +214,16 @@ def replay(
 @app.command()
 def transitions(
     file: Annotated[
-        Path, typer.Argument(help="points.jsonl, a run's folder, or a csv or jsonl with step, loss and llc.")
+        str,
+        typer.Argument(
+            help="A run's folder, a csv or jsonl, trainer_state.json, TensorBoard's event files, a .wandb file, or "
+            "wandb://ENTITY/PROJECT/RUN."
+        ),
     ],
     signal: Annotated[str, typer.Option(help="Whose transitions: llc, loss, or any other column or metric.")] = "llc",
+    step: Annotated[
+        str | None, typer.Option(help="The column of the training step; found by its name if left out.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
     width: Annotated[float, typer.Option(min=2, max=40, help="Of the picture, in inches; 3.4 is a column.")] = 3.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print the transitions as JSON.")] = False,
@@ -226,11 +233,7 @@ def transitions(
     from phasewatch.monitor.trajectories.trajectory import Trajectory
     from phasewatch.monitor.trajectories.transitions import FEWEST, find_transitions
 
-    if file.is_dir():
-        if not os.path.lexists(file / "points.jsonl"):
-            raise PhasewatchError(f"{file} is a folder without points.jsonl; give a run's folder, a csv or a jsonl.")
-        file = inside(file, "points.jsonl")
-    trajectory = Trajectory.read(file, signal=signal)
+    trajectory = Trajectory.read(file, signal=signal, step=step)
     usable = len(trajectory.usable(signal))
     if usable < FEWEST:
         needed = "λ̂ and loss" if signal == "llc" else signal
@@ -283,12 +286,12 @@ def report(
 ) -> None:
     """Write a run's report: one HTML file that opens anywhere."""
     _import_matplotlib()
-    from phasewatch.callbacks.sinks.report import write_report
-    from phasewatch.monitor.trajectories.trajectory import Trajectory
+    from phasewatch.callbacks.sinks.report import report_and_points
+    from phasewatch.callbacks.sinks.terminal import print_transitions
 
-    written = write_report(run, out)
-    if (points := inside(run, "points.jsonl")).exists():
-        _show(Trajectory.read(points))
+    written, trajectory, found = report_and_points(run, out)
+    if trajectory is not None:
+        print_transitions(trajectory, found)
     print(f"The report: {printable(written)}")
 
 

@@ -74,7 +74,7 @@ def test_the_gpu_and_the_cpu_measure_the_same_model():
     }
     assert points["cuda"].loss == pytest.approx(points["cpu"].loss, rel=1e-5)
     spread = (points["cpu"].llc.error ** 2 + points["cuda"].llc.error ** 2) ** 0.5
-    assert spread < 0.25
+    assert spread < 0.3
     assert abs(points["cpu"].llc.value - points["cuda"].llc.value) < 4 * spread
 
 

@@ -12,6 +12,7 @@ from zoo_layers import LAYERS
 import phasewatch as pw
 from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.sampling.random_streams import ChainNoise
+from tests.noise import noise_of_step
 
 SAMPLER = pw.SGLD(step_size=1e-4, localization=50.0, nbeta=30.0, chains=2, draws=4, burn_in=2, batch_size=None)
 ZOO = LAYERS | HUB
@@ -90,7 +91,7 @@ def plain_chain(case, chain):
     anchor = [p.detach().clone() for p in trained]
     losses = []
     for step in range(-1, SAMPLER.burn_in + SAMPLER.draws):
-        noise = stream.of([in_real_parts(p.detach()) for p in trained])
+        noise = noise_of_step(stream, [in_real_parts(p.detach()) for p in trained])
         if step < 0:  # what a chain with momentum starts with
             continue
         model.zero_grad()

@@ -29,6 +29,7 @@ from phasewatch.monitor.sampling.chains import Chains, run_chains
 from phasewatch.monitor.sampling.random_streams import ChainNoise, minibatch_orders
 from phasewatch.monitor.sampling.settings import SGLD
 from phasewatch.monitor.sampling.steps import sgld_step
+from tests.noise import noise_of_step
 
 CPU = torch.device("cpu")
 
@@ -100,7 +101,7 @@ def test_chains_are_the_obvious_loop():
         noise = ChainNoise(11, c, CPU)
 
         def drawn(noise=noise) -> Tensor:
-            return torch.cat(noise.of([START[:1], START[1:]]))
+            return torch.cat(noise_of_step(noise, [START[:1], START[1:]]))
 
         drawn()  # that of a start, which SGLD has none for
         w = START.clone()
@@ -273,7 +274,7 @@ def test_an_expert_that_a_minibatch_leaves_out_is_still_pulled_and_shaken():
         noise = ChainNoise(0, c, CPU)
 
         def drawn(noise=noise) -> Tensor:
-            return torch.cat(noise.of([start[k : k + 1] for k in range(3)]))
+            return torch.cat(noise_of_step(noise, [start[k : k + 1] for k in range(3)]))
 
         drawn()
         w = start.clone()

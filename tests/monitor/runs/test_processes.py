@@ -13,6 +13,7 @@ import pytest
 import torch
 from law_models import Perceptron, classify, labelled
 from processes import alive, environment, gone, reads_proc
+from tiny_run import wait_for
 
 import phasewatch as pw
 from phasewatch.monitor.errors import PhasewatchError
@@ -345,3 +346,23 @@ def group_of(pid):
         return os.getpgid(pid)
     except ProcessLookupError:
         return None
+
+
+IMPORTING = """
+import json, os, subprocess, sys, time
+from phasewatch.monitor.runs.processes import _START
+start = [sys.executable, "-P", "-c", _START, json.dumps([sys.argv[1], *sys.path]), str(os.getpid()), "0"]
+print(subprocess.Popen(start, stdout=subprocess.DEVNULL, process_group=0).pid, flush=True)
+time.sleep(60)
+"""
+
+
+@reads_proc
+def test_a_worker_that_is_still_importing_ends_with_its_parent(tmp_path):
+    (tmp_path / "cloudpickle.py").write_text(f"open({str(tmp_path / 'begun')!r}, 'w'); import time; time.sleep(60)")
+    command = [sys.executable, "-c", IMPORTING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as parent:
+        worker = int(parent.stdout.readline())
+        wait_for((tmp_path / "begun").exists, 60)
+        parent.kill()
+    assert gone([worker], 10)

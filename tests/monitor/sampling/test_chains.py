@@ -17,6 +17,7 @@ from phasewatch.monitor.sampling import random_streams
 from phasewatch.monitor.sampling.chains import Chains, run_chains
 from phasewatch.monitor.sampling.random_streams import ChainNoise, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
+from tests.noise import noise_of_step
 
 
 def doubles(*values):
@@ -244,7 +245,7 @@ def test_chains_are_the_obvious_loop(momentum, vectorised):
     chains = run(target, sampler, seed=11)
     for c, order in enumerate(orders(sampler, 11, target)):
         stream = ChainNoise(11, c, torch.device("cpu"))
-        z = torch.stack([torch.cat(stream.of(target.pieces(anchor))) for _ in range(28)])
+        z = torch.stack([torch.cat(noise_of_step(stream, target.pieces(anchor))) for _ in range(28)])
         p = z[0]
         w = anchor.clone() if momentum is None else anchor + 0.1 / 2 * p
         for step in range(27):

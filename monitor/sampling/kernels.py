@@ -1,0 +1,171 @@
+# ruff: noqa: ANN001, ANN201, ANN202
+"""Triton kernels: standard normal noise by its number in a stream, and the step of a chain for all parameters at once.
+
+The noise of a stream is numbered in chunks of `CHUNK`; each parameter begins with a chunk of its own. Number i of a
+chunk is Philox4x32-7 (Salmon et al. 2011) of the stream's key and a counter, and Box and Muller's transform, so that a
+kernel can make any part of it where it is needed, and make it again. This module is imported where a GPU is used.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+LANES = 256
+CHUNK = 4 * LANES
+"""Numbers of the noise that one program of a kernel makes, four for each counter."""
+
+
+def chunks_of(size: int) -> int:
+    """Chunks of noise that a parameter of so many elements takes."""
+    return -(-size // CHUNK)
+
+
+def fill_with_noise(flat: Tensor, sizes: Sequence[int], key: int, first: int) -> Tensor:
+    """Write the noise of parameters that follow each other into one vector.
+
+    Args:
+        flat: contiguous, of the sum of the sizes.
+        sizes: of the parameters.
+        key: of the stream.
+        first: chunk of the stream with which the first parameter begins.
+
+    Returns:
+        The vector.
+    """
+    layout = Layout.of(tuple(sizes), flat.device)
+    with torch.cuda.device(flat.device):
+        launch: Any = _noise[(layout.chunks,)]  # pyright: ignore[reportIndexIssue]
+        launch(flat, layout.offsets, layout.sizes, layout.starts, layout.owners, key, first)
+    return flat
+
+
+class Layout:
+    """Which parameter each chunk belongs to.
+
+    Args:
+        sizes: of the parameters.
+        device: a GPU.
+
+    Attributes:
+        chunks: of all parameters.
+        sizes: as given, shape (parameter,).
+        starts: each parameter's first chunk, shape (parameter,).
+        offsets: where each begins in a vector of all, shape (parameter,).
+        owners: the parameter of each chunk, shape (chunk,), int32.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
+        each = torch.tensor([chunks_of(size) for size in sizes], dtype=torch.int64)
+        elements = torch.tensor(sizes, dtype=torch.int64)
+        self.chunks = int(each.sum())
+        self.sizes = elements.to(device)
+        self.starts = (each.cumsum(0) - each).to(device)
+        self.offsets = (elements.cumsum(0) - elements).to(device)
+        self.owners = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(each).to(device)
+
+    @classmethod
+    @functools.lru_cache(maxsize=64)
+    def of(cls, sizes: tuple[int, ...], device: torch.device) -> "Layout":
+        """That of some sizes, made once."""
+        return cls(sizes, device)
+
+
+@triton.jit
+def _normals(key, counter):
+    low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
+    a, b, c, d = tl.philox(key, low, high, low * 0, low * 0, 7)
+    a, b = tl.uint_to_uniform_float(a), tl.uint_to_uniform_float(b)
+    c, d = tl.uint_to_uniform_float(c), tl.uint_to_uniform_float(d)
+    a, b = tl.pair_uniform_to_normal(a, b)
+    c, d = tl.pair_uniform_to_normal(c, d)
+    return a, b, c, d
+
+
+@triton.jit(do_not_specialize=["key", "first"])
+def _noise(flat, offsets, sizes, starts, owners, key, first):
+    chunk = tl.program_id(0).to(tl.int64)
+    k = tl.load(owners + chunk)
+    lane = tl.arange(0, 256)
+    within = (chunk - tl.load(starts + k)) * 1024 + lane
+    size, into = tl.load(sizes + k), flat + tl.load(offsets + k)
+    a, b, c, d = _normals(key, (first + chunk) * 256 + lane)
+    tl.store(into + within, a, mask=within < size)
+    tl.store(into + within + 256, b, mask=within + 256 < size)
+    tl.store(into + within + 512, c, mask=within + 512 < size)
+    tl.store(into + within + 768, d, mask=within + 768 < size)
+
+
+@triton.jit
+def _moved(
+    at, z, last, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+    of_away, of_grad, of_velocity, of_noise, of_last,
+    v_of_away, v_of_grad, v_of_velocity, v_of_noise,
+    START: tl.constexpr, VELOCITY: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    inside = at < size
+    if MASKED:
+        moves = tl.load(mask_at.to(tl.pointer_type(tl.int8)) + at, mask=inside & (at * 0 + mask_at != 0), other=1)
+        z, last = tl.where(moves != 0, z, 0.0), tl.where(moves != 0, last, 0.0)
+    w = w_at.to(tl.pointer_type(tl.float32)) + at
+    before = tl.load(w, mask=inside, other=0.0)
+    if ROUNDED:  # the displacement is kept, in bfloat16
+        displaced = anchor_at.to(tl.pointer_type(tl.bfloat16)) + at
+        away = tl.load(displaced, mask=inside, other=0.0).to(tl.float32)
+        origin = before - away
+    else:
+        origin = tl.load(anchor_at.to(tl.pointer_type(tl.float32)) + at, mask=inside, other=0.0)
+        away = before - origin
+    if START:
+        after, velocity = origin + of_noise * z, z
+    else:
+        grad = tl.load(grad_at.to(tl.pointer_type(tl.float32)) + at, mask=inside, other=0.0)
+        after = before + (of_away * away + of_grad * grad) + (of_noise * z + of_last * last)
+        velocity = v_of_away * away + v_of_grad * grad + v_of_noise * z
+        if VELOCITY:
+            held = tl.load(velocity_at.to(tl.pointer_type(tl.float32)) + at, mask=inside, other=0.0)
+            after += of_velocity * held
+            velocity += v_of_velocity * held
+    if VELOCITY:
+        tl.store(velocity_at.to(tl.pointer_type(tl.float32)) + at, velocity, mask=inside)
+    if ROUNDED:
+        away = (after - origin).to(tl.bfloat16)
+        tl.store(anchor_at.to(tl.pointer_type(tl.bfloat16)) + at, away, mask=inside)
+        after = origin + away.to(tl.float32)
+    tl.store(w, after, mask=inside)
+
+
+@triton.jit(do_not_specialize=["key", "first", "before"])
+def move(
+    weights, anchors, grads, velocities, masks, sizes, starts, owners, key, first, before,
+    of_away, of_grad, of_velocity, of_noise, of_last,
+    v_of_away, v_of_grad, v_of_velocity, v_of_noise,
+    START: tl.constexpr, VELOCITY: tl.constexpr, LAST: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Move a chunk of a chain's weights; tables hold addresses, `of_` and `v_of_` the coefficients of a linear step."""
+    chunk = tl.program_id(0).to(tl.int64)
+    k = tl.load(owners + chunk)
+    lane = tl.arange(0, 256)
+    at = (chunk - tl.load(starts + k)) * 1024 + lane
+    size, w_at, anchor_at = tl.load(sizes + k), tl.load(weights + k), tl.load(anchors + k)
+    grad_at, velocity_at, mask_at = tl.load(grads + k), tl.load(velocities + k), tl.load(masks + k)
+    a, b, c, d = _normals(key, (first + chunk) * 256 + lane)
+    p, q, r, s = a, b, c, d
+    if LAST:
+        p, q, r, s = _normals(key, (before + chunk) * 256 + lane)
+    _moved(at, a, p, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+           of_away, of_grad, of_velocity, of_noise, of_last, v_of_away, v_of_grad, v_of_velocity, v_of_noise,
+           START, VELOCITY, ROUNDED, MASKED)  # fmt: skip
+    _moved(at + 256, b, q, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+           of_away, of_grad, of_velocity, of_noise, of_last, v_of_away, v_of_grad, v_of_velocity, v_of_noise,
+           START, VELOCITY, ROUNDED, MASKED)  # fmt: skip
+    _moved(at + 512, c, r, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+           of_away, of_grad, of_velocity, of_noise, of_last, v_of_away, v_of_grad, v_of_velocity, v_of_noise,
+           START, VELOCITY, ROUNDED, MASKED)  # fmt: skip
+    _moved(at + 768, d, s, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+           of_away, of_grad, of_velocity, of_noise, of_last, v_of_away, v_of_grad, v_of_velocity, v_of_noise,
+           START, VELOCITY, ROUNDED, MASKED)  # fmt: skip

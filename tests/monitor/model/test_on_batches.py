@@ -1,0 +1,89 @@
+"""When a graph of a pass is used, with a stand-in for CUDA's; tests/monitor/model/test_captured.py has the real one."""
+
+import pytest
+import torch
+from torch import nn
+
+from phasewatch.monitor.model import on_batches
+from phasewatch.monitor.model.gradients import clear_gradients
+from phasewatch.monitor.model.loss import ModelLoss
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import SampledModel
+
+
+def squared_error(model, batch):
+    return (model(batch) - batch[:, :1]).square().mean()
+
+
+class Repeated:
+    """A graph that is right, but for what a subclass gets wrong."""
+
+    def __init__(self, parameters, add_gradient, batch):
+        self.parameters, self.plain, self.batch = parameters, add_gradient, batch
+        self.weights = [parameter.detach().clone() for parameter in parameters]
+
+    def __call__(self, batch):
+        return self.plain(batch)
+
+    def lend(self):
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+class OfOneBatch(Repeated):
+    def __call__(self, batch):
+        return self.plain(self.batch)
+
+
+class OfOneWeights(Repeated):
+    """As where half-precision copies of the weights were kept."""
+
+    def __call__(self, batch):
+        now = [parameter.detach().clone() for parameter in self.parameters]
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters, self.weights, strict=True):
+                parameter.copy_(weight)
+        loss = self.plain(batch)
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters, now, strict=True):
+                parameter.copy_(weight)
+        return loss
+
+
+class WithoutOneParameter(Repeated):
+    def __call__(self, batch):
+        loss = self.plain(batch)
+        self.parameters[1].grad = None
+        return loss
+
+
+class Refused(Repeated):
+    def __init__(self, *_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize(
+    ("graph", "used"),
+    [(Repeated, True), (OfOneBatch, False), (OfOneWeights, False), (WithoutOneParameter, False), (Refused, False)],
+)
+def test_a_graph_is_used_where_it_is_the_loss(monkeypatch, graph, used):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(on_batches, "CapturedGradient", graph)
+    monkeypatch.setattr(on_batches, "WORTH_HOLDING", 1e9)
+    monkeypatch.setattr(on_batches.LossOnBatches, "_fits_twice", lambda self: True)
+    torch.manual_seed(0)
+    model = SampledModel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
+    loss, before = ModelLoss(model, squared_error), model.weights()
+    target = on_batches.LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
+    target.capture(on_batches.WORTH_CAPTURING - 1)
+    assert loss.captured is None
+    target.capture(on_batches.WORTH_CAPTURING)
+    assert loss.captured is used
+    assert ("CUDA graph" in loss.path) is used
+    torch.testing.assert_close(model.weights(), before)
+    for number in range(4):
+        clear_gradients(model.parameters)
+        target.add_gradient(number, part=True)  # a plain pass, which adds to what is held
+        target.add_gradient(number)
+        plain = torch.autograd.grad(squared_error(model.module, target._batches[number]), model.parameters)
+        torch.testing.assert_close([parameter.grad for parameter in model.parameters], [2 * grad for grad in plain])
