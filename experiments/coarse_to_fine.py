@@ -103,8 +103,26 @@ def grid(trajectory: Trajectory, shift: float) -> dict[int, list[Transition]]:
     return found
 
 
+def scatter(trajectory: Trajectory) -> list[dict[str, object]]:
+    """How far points lie off the line through their neighbours, and how much of that the chains disagree about.
+
+    The rest is each snapshot's own jitter, which all chains share.
+    """
+    x, chains = np.log(np.maximum(trajectory.steps, 0.5)), trajectory.per_chain
+    assert chains is not None
+    share = ((x[1:-1] - x[:-2]) / (x[2:] - x[:-2]))[:, None]
+    off = (chains[1:-1] - (1 - share) * chains[:-2] - share * chains[2:]) / np.sqrt(1 + share**2 + (1 - share) ** 2)
+    rows: list[dict[str, object]] = []
+    for first, last in ((3_000, 40_000), (40_000, 120_000), (120_000, 330_000), (330_000, 500_000)):
+        there = off[(trajectory.steps[1:-1] >= first) & (trajectory.steps[1:-1] < last)]
+        whole = float(np.mean(there.mean(axis=1) ** 2))
+        of_chains = float(np.mean(there.var(axis=1, ddof=1))) / there.shape[1]
+        rows.append({"steps": f"{first} to {last}", "scatter": whole**0.5, "share of the chains": of_chains / whole})
+    return rows
+
+
 def main() -> None:
-    """Print the table and keep it."""
+    """Print the tables and keep them."""
     parser = command_line(__doc__, quick="one curve and one start, to see that it runs")
     parser.add_argument("--starts", type=int, default=8)
     options = parser.parse_args()
@@ -124,6 +142,8 @@ def main() -> None:
             mean = {what: float(np.mean([row[what] for row in those])) for what in list(those[0])[2:]}
             rows.append({"curve": "all", "points": points, **mean})
     lines = [f"Shares of {len(shifts)} starts in which it is right.", "", *markdown(rows)]
+    lines += ["", "The scatter of λ̂, and the share of its variance that the chains disagree about.", ""]
+    lines += markdown([{"curve": name, **row} for name, curve in curves().items() for row in scatter(curve)])
     keep_table(None if options.quick else ROOT / "experiments" / "results", "coarse_to_fine", lines)
 
 

@@ -15,14 +15,15 @@ CONFIDENT = 0.95
 CLEAR = 0.5
 """A slow-down counts if its slope is below those of both peaks by this many standard errors.
 
-With 0.5, 2 % more of the simulated stages are found; with 3, 4 % fewer, and one of the published is lost
-(experiments/constants.py).
+With 1.5, 1 % of the simulated stages are lost (experiments/constants.py), and twice as many boundaries are taken away
+by more points of the same curve (experiments/more_points.py).
 """
 
 AGREED = 0.04
-"""A slow-down counts if the chains' p-value is at most this.
+"""A slow-down counts if the chains' p-value is at most this, a probability.
 
-With 0.05, some of the short runs of the tests are split where a few chains happen to slow down together.
+With 0.05, too many of the short runs of the tests are split where four chains happen to slow down together; with 0.02,
+1 % of the simulated stages are lost.
 """
 
 FEWEST_FREEDOM = 2.5

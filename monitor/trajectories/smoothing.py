@@ -68,8 +68,12 @@ More slack takes more of the scatter for noise. How the four numbers were chosen
 """
 
 WITNESSED = Slacks(shape=Slack(0.0, 1.0), signs=Slack(0.1, 4.5))
-"""For λ̂ with chains, whose agreement is judged too, and for the loss. How the four numbers were
-chosen is not recorded."""
+"""For λ̂ with chains, whose agreement is judged too, and for the loss.
+
+With a correlation's slack of 2 the changes of 95 instead of 93 % of the simulated cases lie within their errors, and 1
+% of the stages are lost; of the published kinds fewer are found from 40 points (experiments/coarse_to_fine.py). How the
+other three numbers were chosen is not recorded.
+"""
 
 
 def log_steps(steps: np.ndarray) -> np.ndarray:
