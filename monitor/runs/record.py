@@ -50,23 +50,24 @@ class Recorder:
             self._known = known = Trajectory(points)
         return known
 
-    def record(self, point: Point) -> bool:
-        """Keep a point, then tell of it and of the transitions that it confirms.
+    def record(self, *points: Point) -> bool:
+        """Keep points that came at the same time, then tell of them and of the transitions that they confirm.
 
         Transitions are looked for after every point, and in a run of more than 200 points after 1 % more.
 
         Args:
-            point: of a step that isn't there yet, earlier than others' or not.
+            points: of steps that aren't there yet, earlier than others' or not.
 
         Returns:
             Whether every point is where it is kept: False while a disk refuses some.
         """
         if self._folder:
-            is_kept = self._folder.append(point)
+            is_kept = self._folder.append(*points)
         else:
-            self._points.append(point)
+            self._points += points
             is_kept = True
-        self._tell(point)
+        for point in points:
+            self._tell(point)
         if self._pace.is_due(len(self._points)):
             found = self.transitions()
             for transition in found:

@@ -16,10 +16,9 @@ from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.boundaries import how_well_known
 from phasewatch.monitor.runs.calibration import RunCalibration, calibrated_before, tell
 from phasewatch.monitor.runs.coarse_to_fine import FIRST, Aim, first_steps, is_enough, next_step
-from phasewatch.monitor.runs.executor import Executor, InProcess
+from phasewatch.monitor.runs.executor import Executor, Order, executor_on, in_batches
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.numbers import NumbersFile
-from phasewatch.monitor.runs.processes import Processes, packed
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.snapshots.averaging import AveragedSnapshots
@@ -37,7 +36,8 @@ def replay(
     *,
     run: str | Path | None = None,
     workers: int = 1,
-    on: Callable[[Probe, Snapshots], Executor] | None = None,
+    on: str | Callable[[Probe, Snapshots], Executor] | None = None,
+    options: Mapping[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
     progress: bool = False,
     on_error: OnError = warn,
@@ -58,8 +58,11 @@ def replay(
         series: a run's folder, a folder of checkpoints, or what `open_series` returned.
         probe: measures; made with a function that builds its model if `workers` is more than 1.
         run: a folder to keep the points in. What it holds is not measured again.
-        workers: processes, one checkpoint each at a time. With one, this process measures.
-        on: makes the executor that measures, from the probe and the series, in place of `workers`.
+        workers: processes that measure at the same time. With one on this machine, this process measures.
+        on: where they run: "local", "slurm", "ray://HOST:PORT", "ray" for the cluster of this machine, or "external"
+            for those that you start yourself with `phasewatch work`; all but the first share the work through `run`.
+            Or a function that makes the executor that measures, from the probe and the series.
+        options: of the place, such as {"partition": "gpu", "gpus_per_node": 1} for SLURM and {"num_gpus": 1} for Ray.
         sinks: told of each point and transition.
         progress: show a bar with the time left.
         on_error: takes a sentence for each checkpoint that could not be measured; a warning by default.
@@ -98,21 +101,30 @@ def replay(
     aim = None if budget is None and within is None else Aim(budget, within)
     snapshots = open_series(series) if isinstance(series, str | Path) else series
     _refuse_another_model(snapshots, probe)
-    if on is not None and workers > 1:
-        raise PhasewatchError(f"replay(workers={workers}, on=...) says twice where to measure. Give one of them.")
+    if callable(on) and (workers > 1 or options):
+        given = f"workers={workers}" if workers > 1 else "options=..."
+        raise PhasewatchError(f"replay({given}, on=...) says twice where to measure. Give one of them.")
     probe, known = _calibrated_before(run, snapshots, probe)
     if known is None and sampler is not None:
         known = RunCalibration(probe.sampler.as_json())
+
+    def made_by(probe: Probe) -> Executor:
+        if callable(on):
+            return on(probe, snapshots)
+        return executor_on(
+            Order(probe, snapshots, None if run is None else Path(run), on or "local", workers, options or {})
+        )
+
     executor: Executor | None = None
     if known is None or known.steps:
-        executor = _executor(probe, snapshots, workers, on)
+        executor = made_by(probe)
     folder = None if run is None else _opened(run, probe, snapshots)
     if folder and known:
         folder.keep_calibration(known.as_json(), probe.settings)
     if executor is None:
         try:
             probe = _calibrated(probe, snapshots, folder)
-            executor = _executor(probe, snapshots, workers, on)
+            executor = made_by(probe)
         except BaseException:
             if folder:
                 folder.close()
@@ -133,14 +145,6 @@ def _refuse_another_model(snapshots: Snapshots, probe: Probe) -> None:
     described = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with probe.subject.measuring():
         probe.subject.model.fitting(Snapshot(snapshots.steps[0], described))
-
-
-def _executor(
-    probe: Probe, snapshots: Snapshots, workers: int, on: Callable[[Probe, Snapshots], Executor] | None
-) -> Executor:
-    if on is not None:
-        return on(probe, snapshots)
-    return InProcess(probe, snapshots) if workers == 1 else Processes(packed(probe, snapshots), workers=workers)
 
 
 def _calibrated_before(
@@ -228,15 +232,17 @@ def _replayed(
     rounds = iter([missing]) if aim is None else _coarse_to_fine(snapshots.steps, recorder, aim, at_once)
     try:
         yield from known
-        for step, result in itertools.chain.from_iterable(map(executor.measure, rounds)):
-            bar.update()
-            tried += 1
-            if isinstance(result, Exception):
-                bad += 1
-                on_error(f"Step {step} is left out: {in_words(result)}")
-                continue
-            recorder.record(result)
-            yield result
+        for batch in itertools.chain.from_iterable(in_batches(executor, steps) for steps in rounds):
+            points = [result for _, result in batch if isinstance(result, Point)]
+            bar.update(len(batch))
+            tried += len(batch)
+            for step, result in batch:
+                if isinstance(result, Exception):
+                    bad += 1
+                    on_error(f"Step {step} is left out: {in_words(result)}")
+            if points:
+                recorder.record(*points)
+                yield from points
         if aim:
             for line in how_well_known(recorder.trajectory(), recorder.transitions(), snapshots.steps, aim):
                 say(line)
