@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError
@@ -128,8 +129,13 @@ def copy_of(model: nn.Module, *, built: bool = False) -> Copied:
             f"Probe(model={type(model).__name__}(...)) has parts that torch.jit compiled, whose weights no copy can be "
             "given. Give the model that they were compiled from, or the function that builds it."
         )
-    large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
+    large = not is_lazy(model) and sum(parameter.numel() for parameter in model.parameters()) > LARGE
     return _prepared(model if built and large and not _is_referred_to(model) else _copied(model))
+
+
+def is_lazy(model: nn.Module) -> bool:
+    """Whether some of a model's weights have no shape before its first batch."""
+    return any(isinstance(tensor, UninitializedTensorMixin) for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _copied(model: nn.Module) -> nn.Module:
