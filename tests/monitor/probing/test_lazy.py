@@ -32,7 +32,7 @@ def test_shapes_come_from_a_minibatch(built):
 
 
 def test_shapes_that_no_minibatch_gives_are_a_sentence():
-    with pytest.raises(pw.PhasewatchError, match="has lazy layers.*Run the model once before the probe is made"):
+    with pytest.raises(pw.PhasewatchError, match=r"has lazy layers.*Run the model once before the probe is made"):
         pw.Probe(make_model(), needs_more, X, sampler=SAMPLER)
 
 
@@ -40,5 +40,5 @@ def test_a_monitor_of_a_lazy_model_says_that_it_has_no_weights_yet(tmp_path):
     trained = make_model()
     trained(X)
     probe = pw.Probe(trained, loss, X, sampler=SAMPLER)
-    with pytest.raises(pw.PhasewatchError, match="lazy layers that have no weights yet. Run it on a batch first"):
+    with pytest.raises(pw.PhasewatchError, match=r"lazy layers that have no weights yet. Run it on a batch first"):
         pw.PhaseMonitor(make_model(), probe, run=tmp_path / "run", at=pw.every(1))
