@@ -425,6 +425,22 @@ def test_replay_keeps_its_points_and_measures_none_twice(phasewatch, folder):
     assert 6 in Trajectory.read(run / "points.jsonl").steps
 
 
+def test_replay_with_a_budget_measures_so_many_and_says_how_well_boundaries_are_known(phasewatch, folder):
+    command = ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "few"]
+    status, _, err = phasewatch(*command, "--budget", 3, "--within", 1.2)
+    assert status == 0, err
+    assert "phasewatch: 3 of 5 snapshots are measured." in err
+    measured = Trajectory.read(folder / "few" / "points.jsonl").steps.tolist()
+    assert len(measured) == 3
+    assert (measured[0], measured[-1]) == (STEPS[0], STEPS[-1])
+    status, _, err = phasewatch(*command, "--budget", 4)
+    assert status == 0, err
+    assert "phasewatch: 4 of 5 snapshots are measured." in err
+    status, _, err = phasewatch(*command, "--within", 1)
+    assert status == 2
+    assert "replay(within=1.0) must be a finite number above 1, such as 1.2 for a fifth." in err
+
+
 def test_replay_with_a_setting_of_its_own(phasewatch, folder, monkeypatch):
     found = SGLD(2e-3, 1.0, 10.0, chains=2, draws=8, burn_in=2, batch_size=16)
     asked = []

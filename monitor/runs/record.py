@@ -19,6 +19,9 @@ class Recorder:
             aren't.
         folder: where points and transitions are kept; without one, points are kept in memory.
         settings: what the points are measured with, where there is no folder to say so.
+
+    Attributes:
+        found: the transitions as they were last looked for.
     """
 
     def __init__(
@@ -30,10 +33,10 @@ class Recorder:
         self._folder = folder
         self._points: list[Point] = folder.points if folder else []
         self._known = Trajectory()
-        self._found: list[Transition] = []
+        self.found: list[Transition] = []
         self._search_failed = False
         self._pace = Pace()
-        self._announced = [transition for transition in self._transitions() if not transition.provisional]
+        self._announced = [transition for transition in self.transitions() if not transition.provisional]
         self._outlets = [
             Outlet(sink, self.trajectory, lambda: folder.settings if folder else settings or {}) for sink in sinks
         ]
@@ -66,7 +69,7 @@ class Recorder:
         for point in points:
             self._tell(point)
         if self._pace.is_due(len(self._points)):
-            found = self._transitions()
+            found = self.transitions()
             for transition in found:
                 if not transition.provisional and not self._is_announced(transition):
                     self._announced.append(transition)
@@ -74,9 +77,19 @@ class Recorder:
             self._write(found)
         return is_kept
 
+    def transitions(self) -> list[Transition]:
+        """The transitions of the points so far; those found last if the search fails, which costs one warning."""
+        try:
+            self.found = find_transitions(self.trajectory())
+        except Exception as error:
+            if not self._search_failed:
+                self._search_failed = True
+                warn(f"Transitions could not be looked for, and the points go on: {in_words(error)}")
+        return self.found
+
     def close(self) -> None:
         """Tell of the transitions that are still provisional, wait for the sinks, and write `transitions.json`."""
-        found = self._transitions()
+        found = self.transitions()
         for transition in found:
             if not self._is_announced(transition):
                 self._tell(transition)
@@ -85,16 +98,6 @@ class Recorder:
         for outlet in self._outlets:
             outlet.wait()
         self._write(found)
-
-    def _transitions(self) -> list[Transition]:
-        """The transitions of the points so far; those found last if the search fails, which costs one warning."""
-        try:
-            self._found = find_transitions(self.trajectory())
-        except Exception as error:
-            if not self._search_failed:
-                self._search_failed = True
-                warn(f"Transitions could not be looked for, and the points go on: {in_words(error)}")
-        return self._found
 
     def _is_announced(self, transition: Transition) -> bool:
         return any(is_same_transition(transition, other) for other in self._announced)

@@ -186,7 +186,11 @@ class StackedChains:
             masks = [None if start.masks is None else start.masks[k] for start in self._starts]
             whole = torch.ones(anchor.shape[2:], dtype=torch.bool, device=anchor.device)
             partial = any(mask is not None for mask in masks)
-            stack = torch.stack([whole if mask is None else mask for mask in masks]).unsqueeze(1) if partial else None
+            stack = (
+                torch.stack([whole if mask is None else mask.expand(whole.shape) for mask in masks]).unsqueeze(1)
+                if partial
+                else None
+            )
             found.append(None if stack is None else stack.to(anchor.dtype))
         return found
 

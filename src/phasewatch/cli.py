@@ -151,6 +151,12 @@ def replay(
     revisions: Revisions = None,
     key: Key = None,
     keep: Annotated[bool, typer.Option(help="Keep what is fetched from a hub in its cache.")] = False,
+    budget: Annotated[
+        int | None, typer.Option(min=2, help="Checkpoints to measure at most, chosen by where transitions show.")
+    ] = None,
+    within: Annotated[
+        float | None, typer.Option(help="Measure until boundaries are known within this factor, such as 1.2.")
+    ] = None,
 ) -> None:
     """Measure a saved series of checkpoints; what is measured already is not measured again."""
     if status:
@@ -199,6 +205,8 @@ def replay(
         sinks=sinks,
         progress=sys.stderr.isatty(),
         on_error=failures.append,
+        budget=budget,
+        within=within,
     )
     try:
         for _ in points:

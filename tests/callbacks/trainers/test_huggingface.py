@@ -15,12 +15,9 @@ from trainer_runs import SAMPLER, MaskingCollator, Texts, arguments, differences
 import phasewatch as pw
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Probe.data=....: the same samples are others:phasewatch.PhasewatchWarning"),
-    pytest.mark.filterwarnings("ignore:3 points in a row are:phasewatch.PhasewatchWarning"),
-    pytest.mark.filterwarnings("ignore:The chains run one after another:phasewatch.PhasewatchWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+    pytest.mark.filterwarnings(f"ignore:{start}:phasewatch.monitor.errors.PhasewatchWarning")
+    for start in ("Probe.data", "3 points in a row are", "The chains run one after")
+] + [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "DeprecationWarning")]
 
 
 def make_adapted():
@@ -83,7 +80,7 @@ def test_training_is_bit_identical_and_a_replay_gives_the_same(changes, tmp_path
     assert (callback.monitor.run / "report.html").exists()
 
 
-@pytest.mark.filterwarnings("ignore:Probe.loss=.*the gradient isn't that of the loss:phasewatch.PhasewatchWarning")
+@pytest.mark.filterwarnings("ignore:Probe.loss:phasewatch.monitor.errors.PhasewatchWarning")
 def test_mixed_precision_and_the_background_leave_no_trace_either(tmp_path):
     callback = watching(measure="background")
     with_it = train(tmp_path / "with", callback, bf16=True)
