@@ -1,4 +1,4 @@
-"""A training by Lightning's trainer: bit-identical with the callback, measured as the module trains, and resumed."""
+"""A training by Lightning's trainer: bit-identical with the callback, measured as it trains, and resumed."""
 
 import pytest
 import torch
@@ -97,6 +97,7 @@ def test_training_is_bit_identical_and_a_replay_gives_the_same(make, changes, tm
     assert list(pw.replay(callback.monitor.run, callback.probe)) == list(callback.monitor.trajectory)
 
 
+@pytest.mark.slow
 def test_the_background_gives_the_same(tmp_path):
     inline, background = watching(), watching(measure="background")
     train(tmp_path / "a", inline)
