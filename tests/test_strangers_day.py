@@ -22,8 +22,8 @@ def section():
 
 
 def commands():
-    plain = re.findall(r"^```\n(.*?)^```", section(), re.DOTALL | re.MULTILINE)
-    return [line for block in plain for line in block.splitlines() if line]
+    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```", section(), re.DOTALL | re.MULTILINE)
+    return [line for info, block in fenced if not info for line in block.splitlines() if line]
 
 
 def test_the_extras_of_its_first_command_are_there():

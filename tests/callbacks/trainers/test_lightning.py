@@ -135,8 +135,15 @@ def test_a_checkpoint_names_the_run_that_a_resumed_training_goes_on_with(tmp_pat
 
 
 def test_what_cannot_be_drawn_from_is_named(tmp_path):
-    trainer = lightning.Trainer(max_steps=1, logger=False, enable_checkpointing=False, callbacks=[watching()],
-        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path)  # fmt: skip
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(
+        max_steps=1,
+        callbacks=[watching()],
+        accelerator="cpu",
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        **quiet,
+    )
     loaders = [DataLoader(TensorDataset(*labelled()), batch_size=8)] * 2
     with pytest.raises(pw.PhasewatchError, match=r"the training data is a list, not one DataLoader.*data=\.\.\."):
         trainer.fit(Automatic(), loaders)
