@@ -239,10 +239,19 @@ def _without_hooks_of_the_user(module: nn.Module) -> Iterable[Hook]:
 def _without_wrapper_of_accelerate(module: nn.Module) -> bool:
     """Go back to the class's own `forward`, which accelerate keeps beside its wrapped one."""
     original = vars(module).get(_CAST)
-    if original is None or getattr(original, "__func__", None) is not type(module).forward:
+    if original is None or not _is_same_function(getattr(original, "__func__", None), type(module).forward):
         return False
     del module.forward, module._original_forward
     return True
+
+
+def _is_same_function(copied: Any, function: Any) -> bool:
+    """Whether a function is another one, or the copy that a decorated one, whose closure holds it, gets."""
+    names = "__code__", "__module__", "__qualname__"
+    return copied is function or all(
+        getattr(copied, name, None) is not None and getattr(copied, name) == getattr(function, name, None)
+        for name in names
+    )
 
 
 def _uncompiled(module: Any) -> None:
