@@ -20,7 +20,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from command_line import command_line
 
@@ -110,7 +110,6 @@ class Server(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     """The answer to one request."""
 
-    server: Server
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -119,8 +118,9 @@ class Answer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer, or don't."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(errors="replace")
-        mode = self.server.mode
-        away = self.server.began + AWAY_SECONDS - time.monotonic()
+        server = cast(Server, self.server)
+        mode = server.mode
+        away = server.began + AWAY_SECONDS - time.monotonic()
         if mode == "hangs" or (mode == "leaves" and away < 0):
             time.sleep(1000)
         elif mode == "slow":
@@ -132,14 +132,14 @@ class Answer(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        self._send(500 if mode == "500" else 200, self._answer(body))
+        self._send(500 if mode == "500" else 200, self._answer(server, body))
 
     do_GET = do_PUT = do_POST
 
-    def _answer(self, body: str) -> Any:
+    def _answer(self, server: Server, body: str) -> Any:
         if self.path.endswith("file_stream"):
             history = json.loads(body).get("files", {}).get("wandb-history.jsonl", {})
-            self.server.rows += sum("phase/llc" in line for line in history.get("content", ()))
+            server.rows += sum("phase/llc" in line for line in history.get("content", ()))
             return {"exitcode": None, "limits": {}}
         if "upsertBucket" in body:
             project = {"id": "P", "name": "p", "entity": {"id": "E", "name": "e"}}
