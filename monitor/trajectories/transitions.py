@@ -283,9 +283,9 @@ def _with_doubts(found: Sequence[Transition], usable: Trajectory) -> list[Transi
         return []
     steps = usable.steps
     healths = [point.llc.health for point in usable]
-    there = np.array([not health.failed for health in healths])
-    estimates = np.cumsum([0, *there])
-    doubtful = np.cumsum([0, *(there & [health is not Health.OK for health in healths])])
+    failed = np.array([health.failed for health in healths])
+    estimates = np.append(0, np.cumsum(~failed))
+    doubtful = np.append(0, np.cumsum(~failed & [health is not Health.OK for health in healths]))
     counted = []
     for transition in found:
         first, last = np.searchsorted(steps, transition.start), np.searchsorted(steps, transition.end, side="right")
