@@ -36,11 +36,12 @@ class Columns:
         """Those of a trajectory whose points all have the signal."""
         chains = [point.llc.per_chain for point in usable]
         alike = next((i for i, of_one in enumerate(chains) if len(of_one) != len(chains[0])), len(chains))
+        values = usable.signal(signal)
         return cls(
             usable.steps,
-            usable.signal(signal),
-            usable.loss,
-            usable.llc,
+            values,
+            values if signal == "loss" else usable.loss,
+            values if signal == "llc" else usable.llc,
             np.array(chains[:alike], dtype=float).reshape(alike, -1 if alike and chains[0] else 0),
         )
 

@@ -279,10 +279,13 @@ def _is_flat(loss: Curve, start: int, end: int) -> bool:
 
 def _with_doubts(found: Sequence[Transition], usable: Trajectory) -> list[Transition]:
     """With the number of their points that have an estimate, and of those whose estimate is doubtful."""
+    if not found:
+        return []
     steps = usable.steps
     healths = [point.llc.health for point in usable]
-    estimates = np.cumsum([0, *(not health.failed for health in healths)])
-    doubtful = np.cumsum([0, *(not health.failed and health is not Health.OK for health in healths)])
+    failed = np.array([health.failed for health in healths])
+    estimates = np.append(0, np.cumsum(~failed))
+    doubtful = np.append(0, np.cumsum(~failed & [health is not Health.OK for health in healths]))
     counted = []
     for transition in found:
         first, last = np.searchsorted(steps, transition.start), np.searchsorted(steps, transition.end, side="right")
