@@ -1,10 +1,10 @@
 """What a W&B server that hangs, is slow, fails or comes back costs a training, and the end of its process.
 
 Each row trains a small model in a process of its own against a local server: one that answers, one that never does, one
-that takes 5 seconds for each request, one that answers 500, one that resets connections, one that hangs for the first
-15 seconds, and one that hangs after them. `sink` is a run of the sink's own, `user` the user's run with the sink in it,
-`alone` the user's run without. `of training` is the processor time of the sink's thread, all of which may hold up
-training, as a share of the training's time; all but a millisecond a point is spent once, on importing W&B.
+that takes 5 seconds for each request, one that answers 500, one that resets connections, one that hangs for 15 seconds
+from the first request on, and one that hangs after them. `sink` is a run of the sink's own, `user` the user's run with
+the sink in it, `alone` the user's run without. `of training` is the processor time of the sink's thread, all of which
+may hold up training, as a share of the training's time; all but a millisecond a point is spent once, on importing W&B.
 
     python experiments/wandb_away.py [--quick]
 """
@@ -20,12 +20,15 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from command_line import command_line
 
 SLOW_SECONDS = 5.0
 AWAY_SECONDS = 15.0
+WAIT_SECONDS = 120.0
+"""A process that hasn't ended so long after its training is killed; its row says so."""
+
 MODES = ("well", "hangs", "slow", "500", "resets", "back", "leaves")
 KINDS = ("sink", "user", "alone")
 
@@ -63,7 +66,7 @@ def loss(model, batch):
 run = None
 if kind != "sink":
     import wandb
-    run = wandb.init(project="p", settings=wandb.Settings(init_timeout=20))
+    run = wandb.init(project="p", settings=wandb.Settings(init_timeout=20, finish_timeout=10))
 sampler = pw.SGLD(step_size=1e-3, localization=10.0, nbeta=20.0, chains=2, draws=4, burn_in=1, batch_size=16)
 probe = pw.Probe(make_model, loss, data, sampler=sampler, threads=1)
 sinks = [] if kind == "alone" else [Timed(run)]
@@ -99,7 +102,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, mode: str) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.mode = mode
-        self.began = time.monotonic()
+        self.began: float | None = None
         self.rows = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -110,7 +113,6 @@ class Server(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     """The answer to one request."""
 
-    server: Server
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -119,8 +121,10 @@ class Answer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer, or don't."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(errors="replace")
-        mode = self.server.mode
-        away = self.server.began + AWAY_SECONDS - time.monotonic()
+        server = cast(Server, self.server)
+        mode = server.mode
+        server.began = server.began or time.monotonic()  # a busy machine takes long to import W&B
+        away = server.began + AWAY_SECONDS - time.monotonic()
         if mode == "hangs" or (mode == "leaves" and away < 0):
             time.sleep(1000)
         elif mode == "slow":
@@ -132,14 +136,14 @@ class Answer(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        self._send(500 if mode == "500" else 200, self._answer(body))
+        self._send(500 if mode == "500" else 200, self._answer(server, body))
 
     do_GET = do_PUT = do_POST
 
-    def _answer(self, body: str) -> Any:
+    def _answer(self, server: Server, body: str) -> Any:
         if self.path.endswith("file_stream"):
             history = json.loads(body).get("files", {}).get("wandb-history.jsonl", {})
-            self.server.rows += sum("phase/llc" in line for line in history.get("content", ()))
+            server.rows += sum("phase/llc" in line for line in history.get("content", ()))
             return {"exitcode": None, "limits": {}}
         if "upsertBucket" in body:
             project = {"id": "P", "name": "p", "entity": {"id": "E", "name": "e"}}
@@ -171,20 +175,23 @@ def row(mode: str, kind: str, seconds: float) -> str:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         address = f"http://127.0.0.1:{server.server_address[1]}"
         wandb = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_DIR": folder, "WANDB_MODE": "online"}
-        done = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, kind, str(Path(folder, "run")), str(seconds)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **wandb, "OMP_NUM_THREADS": "1"},
-            cwd=folder,
-        )
-        try:
-            out, err = done.communicate(timeout=seconds + 240)
-        except subprocess.TimeoutExpired:
-            done.kill()
-            out, err = done.communicate()
+        # Files, since W&B's own process holds pipes open when ours is gone.
+        said_to, warned_to = Path(folder, "out"), Path(folder, "err")
+        with said_to.open("w") as out_file, warned_to.open("w") as err_file:
+            done = subprocess.Popen(
+                [sys.executable, "-c", CLIENT, kind, str(Path(folder, "run")), str(seconds)],
+                stdout=out_file,
+                stderr=err_file,
+                env={**os.environ, **wandb, "OMP_NUM_THREADS": "1"},
+                cwd=folder,
+            )
+            try:
+                done.wait(seconds + WAIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                done.kill()
+                done.wait()
         ended = time.time()
+        out, err = said_to.read_text(), warned_to.read_text()
         kept = Path(folder, "run", "points.jsonl")
         points = len(kept.read_text().splitlines()) if kept.exists() else 0
     said = {words[0]: words[1:] for line in out.splitlines() if (words := line.split())}

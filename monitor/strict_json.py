@@ -110,7 +110,12 @@ def _quickly(text: str) -> dict[str, Any] | None:
 
 def _keys(value: dict[str, Any]) -> int:
     """How many keys an object has, together with the objects that are its values."""
-    return len(value) + sum([_keys(inner) for inner in value.values() if isinstance(inner, dict)])
+    count, values = len(value), value.values()
+    if dict in map(type, values):
+        for inner in values:
+            if type(inner) is dict:
+                count += _keys(inner)
+    return count
 
 
 _QUICK = json.JSONDecoder(parse_int=_integer)

@@ -24,6 +24,7 @@ from phasewatch.monitor.files import inside, read_json, write_atomically
 from phasewatch.monitor.formatting import MISSING, count, integer, measured, number, percent, printable, value_and_error
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Transition
 from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.tables import without_collector
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions
 
@@ -47,6 +48,7 @@ _TRACE_WIDTH, _TRACE_HEIGHT = 240.0, 84.0
 """The size of such a drawing, in units of its own; the page scales it."""
 
 
+@without_collector()
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write a run's report: the figure, the transitions in words, every point with its verdict, and the settings.
 

@@ -201,9 +201,9 @@ def _like(dataset: Any, trained: Any) -> Any:
         return _like(next(iter(dataset.values()), None), trained)
     if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
         return None
-    columns = getattr(trained, "column_names", None)
-    if columns and hasattr(dataset, "select_columns"):
-        return dataset.select_columns(columns) if set(columns) <= set(dataset.column_names) else None
+    columns, select = getattr(trained, "column_names", None), getattr(dataset, "select_columns", None)
+    if columns and select:
+        return select(columns) if set(columns) <= set(getattr(dataset, "column_names", ())) else None
     return dataset
 
 

@@ -71,7 +71,9 @@ class Health(enum.Enum):
 
 
 _CHECKS = tuple(Checks.__dataclass_fields__)
-_UNKNOWN = astuple(Checks())
+_NO_CHECKS = Checks()
+_UNKNOWN = astuple(_NO_CHECKS)
+_NONE_KNOWN = ("nan",) * len(_CHECKS)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Estimate:
     ess: float
     health: Health
     trace: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
-    checks: Checks = field(default=Checks(), repr=False, compare=False)
+    checks: Checks = field(default=_NO_CHECKS, repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """This estimate as plain JSON types; what isn't finite becomes a word, since JSON has no NaN."""
@@ -127,7 +129,8 @@ class Estimate:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Estimate":
         """The inverse of `as_json`, exact to the last bit; checks that it doesn't know are left out."""
-        checks = record.get("checks", {})
+        known = record.get("checks", {})
+        checks = tuple(map(known.get, _CHECKS, _UNKNOWN))
         return cls(
             value=float(record["value"]),
             error=float(record["error"]),
@@ -136,7 +139,7 @@ class Estimate:
             rhat=float(record["rhat"]),
             ess=float(record["ess"]),
             health=Health[record["health"]],
-            checks=Checks(*map(float, map(checks.get, _CHECKS, _UNKNOWN))),
+            checks=_NO_CHECKS if checks == _NONE_KNOWN else Checks(*map(float, checks)),
             trace=tuple(tuple(map(float, chain)) for chain in record.get("trace", ())),
         )
 

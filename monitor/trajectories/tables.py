@@ -41,20 +41,20 @@ def read_points(path: Path, signal: str, step: str | None = None) -> list[Point]
     folder = path if path.is_dir() else None
     path, more = log_in(path) if folder else (path, ())
     name, suffix = printable(path), path.suffix.lower()
-    if is_event_file(path):
-        return points_of_records(read_events([path, *more], folder), name, signal, step, last_counts=True)
-    if suffix == ".wandb":
-        return points_of_records(read_history(path, folder), name, signal, step)
-    if suffix == ".json":
-        return points_of_records(read_log_history(path, folder), name, signal, step, last_counts=True)
-    readers = {".jsonl": _points_of_jsonl, ".csv": _points_of_csv}
-    reader = readers.get(suffix)
-    if reader is None:
-        raise PhasewatchError(
-            f"{path} can't be read: a trajectory is a .jsonl or a .csv, a trainer_state.json, a TensorBoard event file "
-            f"or a .wandb, not {path.suffix!r}."
-        )
-    return reader(read_bytes(path, within=folder), name, signal, step)
+    with without_collector():
+        if is_event_file(path):
+            return points_of_records(read_events([path, *more], folder), name, signal, step, last_counts=True)
+        if suffix == ".wandb":
+            return points_of_records(read_history(path, folder), name, signal, step)
+        if suffix == ".json":
+            return points_of_records(read_log_history(path, folder), name, signal, step, last_counts=True)
+        readers = {".jsonl": _points_of_jsonl, ".csv": _points_of_csv}
+        if reader := readers.get(suffix):
+            return reader(read_bytes(path, within=folder), name, signal, step)
+    raise PhasewatchError(
+        f"{path} can't be read: a trajectory is a .jsonl or a .csv, a trainer_state.json, a TensorBoard event file "
+        f"or a .wandb, not {path.suffix!r}."
+    )
 
 
 def write_points(points: Sequence[Point], path: Path) -> None:
@@ -88,13 +88,16 @@ def points_of_lines(content: bytes, name: str) -> list[Point]:
     Raises:
         PhasewatchError: a line is not a point.
     """
-    with _without_collector():
+    with without_collector():
         return [_point_of_record(where, record) for where, record in _records(content, name)]
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
-    """Make many objects without Python's search for cycles among them: there are none, and it takes a third longer."""
+def without_collector() -> Iterator[None]:
+    """Make many objects without Python's search for cycles among them: there are none, and it takes a third longer.
+
+    What made them should let go of them inside, since the search comes when this ends.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -140,7 +143,7 @@ def _points_of_jsonl(content: bytes, name: str, signal: str, step: str | None) -
     records = _records(content, name, blank_lines=True)
     first = next(records, None)
     if first is None or (isinstance(first[1], dict) and isinstance(first[1].get("llc"), dict)):
-        with _without_collector():
+        with without_collector():
             points = [_point_of_record(where, record) for where, record in chain([first] if first else [], records)]
         signals = ["loss", "llc", *dict.fromkeys(metric for point in points for metric in point.metrics)]
         if points and signal not in signals:

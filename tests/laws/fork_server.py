@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 
 import torch
 from tiny_run import ToldToFile, die_at_operation, make_probe, train
@@ -26,6 +27,12 @@ from phasewatch.monitor.runs.replay import replay
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 
 
+def end_unless_child_of(parent, _):
+    """For a loader's worker whose parent was killed as it began: PyTorch takes whoever adopted it for its parent."""
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 class Loading:
     """The schedule `every(2)`, which forks a data loader at the fourth step: the measuring process is older."""
 
@@ -34,7 +41,8 @@ class Loading:
 
     def __call__(self, step):
         if step == 4 and self.alive is None:
-            self.alive = iter(torch.utils.data.DataLoader(range(10**6), num_workers=2))
+            end_with_this = partial(end_unless_child_of, os.getpid())
+            self.alive = iter(torch.utils.data.DataLoader(range(10**6), num_workers=2, worker_init_fn=end_with_this))
             next(self.alive)
         return step % 2 == 0
 

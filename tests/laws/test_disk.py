@@ -83,7 +83,9 @@ def trained(folder, alone, **options):
     return [str(warning.message) for warning in said]
 
 
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize(
+    "reason", [REASONS[0], *(pytest.param(reason, marks=pytest.mark.slow) for reason in REASONS[1:])]
+)
 def test_a_disk_that_is_mended_before_the_end_has_everything(tmp_path, undisturbed, alone, reason):
     folder, told = tmp_path / "run", Told()
 
@@ -102,7 +104,7 @@ def test_a_disk_that_is_mended_before_the_end_has_everything(tmp_path, undisturb
     assert SnapshotFolder(folder / "snapshots").steps == SnapshotFolder(undisturbed / "snapshots").steps
 
 
-@pytest.mark.parametrize("reason", ["EDQUOT", "EACCES"])
+@pytest.mark.parametrize("reason", ["EDQUOT", pytest.param("EACCES", marks=pytest.mark.slow)])
 def test_a_disk_that_is_mended_after_the_end_has_everything_once_the_run_is_resumed(
     tmp_path, undisturbed, alone, reason
 ):
@@ -122,11 +124,12 @@ def test_a_disk_that_is_mended_after_the_end_has_everything_once_the_run_is_resu
     assert lines(folder) == lines(undisturbed)
 
 
-def test_one_refusal_at_each_of_the_changes_costs_one_warning_and_no_point(tmp_path, undisturbed, alone):
+@pytest.mark.parametrize("apart", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_one_refusal_at_each_of_the_changes_costs_one_warning_and_no_point(tmp_path, undisturbed, alone, apart):
     disk.refuses(tmp_path / "counted", "EIO", 0, 0)
     assert trained(tmp_path / "counted", alone) == []
     last, refused = disk.count, {}
-    for number in range(1, last + 1):
+    for number in range(1, last + 1, apart):
         folder = tmp_path / f"run-{number}"
         disk.refuses(folder, "EDQUOT", number, number + 1)
         try:
