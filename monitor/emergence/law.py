@@ -32,8 +32,8 @@ STEPS = 1200
 """Steps of every chain; the first third is left out. More moves no interval by more than a tenth of its width."""
 
 STUCK = 15.0
-"""A walker whose log posterior is this far below the best after a sixth of the steps is in a mode without mass, and goes
-on from another's place. Of five parameters, one draw in 10,000 is that far down. Steep scores trapped some walkers."""
+"""A walker whose log posterior is this far below the best after a sixth of the steps is in a mode without mass, and
+goes on from another's place. Of five parameters, one draw in 10,000 is that far down. Steep scores trap some walkers."""
 
 
 @dataclass(frozen=True)
