@@ -144,6 +144,17 @@ def a_table(size: int) -> float:
         return seconds(lambda: pw.find_transitions(pw.Trajectory.read(path)))
 
 
+def a_log(size: int) -> float:
+    """Reading so many scalars of an event file of TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as at:
+        with SummaryWriter(at) as writer:
+            for step in range(size):
+                writer.add_scalar("train/loss", 2 + 1 / (step + 1), step)
+        return seconds(lambda: pw.Trajectory.read(at, signal="train/loss"))
+
+
 def a_search(size: int) -> float:
     """Milliseconds of the first search, the least of three."""
     trajectory = pw.Trajectory(points(size))
@@ -209,6 +220,7 @@ def main() -> None:
     rows("One more snapshot where so many wait", sizes, a_wait, "ms")
     rows("The first `find_transitions`", (100, 300) if quick else (200, 1_000, 10_000, 100_000), a_search, "ms")
     rows("`phasewatch transitions` on a csv", sizes, a_table)
+    rows("An event file of TensorBoard", (100, 300) if quick else (2_000, 20_000, 200_000), a_log)
     rows("A report", (100, 300) if quick else (1_000, 10_000, 100_000, 200_000), a_report)
     rows(
         "A series: listed, each step's source asked for",

@@ -285,6 +285,9 @@
   chart.addEventListener("pointerleave", (event) => {
     if (event.pointerType === "mouse" && !dragged) { chosen = -1; mark(); }
   });
+  document.addEventListener("pointerdown", (event) => {
+    if (!figure.contains(event.target)) { chosen = -1; mark(); }
+  });
   chart.addEventListener("dblclick", () => zoom(...whole));
   chart.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && !event.metaKey) return; // a plain wheel scrolls the page

@@ -86,6 +86,11 @@ class Backlog:
         return sorted([*self._saved, *self._held])
 
     @property
+    def seconds_to_next(self) -> float | None:
+        """How long until the plan has time for one of those that wait; None if none waits, or time isn't what lacks."""
+        return self._plan.seconds_to_next() if self._saved or self._held else None
+
+    @property
     def unwritten(self) -> list[int]:
         """The steps that are measured and whose snapshots the disk refuses, in order."""
         return sorted(self._unwritten)
@@ -116,7 +121,9 @@ class Backlog:
         if self._calibrating and not self._settle(ready, over):
             return False
         with self._lock:
-            step = self._plan.choose(ready[:1] if self._plan.in_order else ready, self._folder.steps)
+            step = self._plan.choose(
+                ready[:1] if self._plan.in_order else ready, self._folder.steps, self._recorder.found
+            )
             if step is None:
                 return False
             held = self._held.get(step)

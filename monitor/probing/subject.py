@@ -8,13 +8,12 @@ from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
 from phasewatch.monitor.model.autocast import under_autocast
 from phasewatch.monitor.model.complex_weights import in_real_parts, masks_in_real_parts
-from phasewatch.monitor.model.copying import copy_of, padding_rows
+from phasewatch.monitor.model.copying import copy_of, is_lazy, padding_rows
 from phasewatch.monitor.model.data import HeldData, Minibatches, as_minibatches, is_a_source, move
 from phasewatch.monitor.model.isolation import matmul_precision, measuring
 from phasewatch.monitor.model.loss import Loss, ModelLoss
@@ -210,7 +209,7 @@ class Subject:
         built = not isinstance(model, nn.Module)
         own = unwrap(_built(model) if built else model)
         copied = copy_of(own, built=built)
-        mine, lazy = copied.module, _is_lazy(own)
+        mine, lazy = copied.module, is_lazy(own)
         if lazy:
             self._materialise(mine)
         low = {p.dtype for p in mine.parameters() if p.is_floating_point() and p.dtype.itemsize == 2}
@@ -302,10 +301,6 @@ def fingerprint(tree: Any, *names: str) -> str:
     for tensor in tensors_in(tree):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _is_lazy(model: nn.Module) -> bool:
-    return any(isinstance(tensor, UninitializedTensorMixin) for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _built(make_model: Callable[[], nn.Module]) -> nn.Module:

@@ -1,8 +1,9 @@
 """The inside of a measuring process: it rebuilds the probe, reads snapshots from disk, and sends points back.
 
 A frame is eight bytes of length and that many bytes. The first frame that comes is the probe and its series, pickled;
-each later one is a step, answered by a point or an error, or a list of steps, answered by what a calibration on their
-snapshots comes to.
+each later one asks for one thing by its key: `measure`, steps that are each answered by a point or an error, with the
+steps that follow `then`; `calibrate`, steps whose snapshots a setting is found on; `together`, how many steps are best
+asked for at once.
 """
 
 import io
@@ -13,20 +14,16 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from typing import IO, Any
 
 import cloudpickle
 
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
-from phasewatch.monitor.probing.automatic import calibrated
+from phasewatch.monitor.errors import PhasewatchWarning, in_words
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.runs.executor import InProcess
+from phasewatch.monitor.runs.members import BEAT_SECONDS, BEAT_WORK
 from phasewatch.monitor.runs.orphans import end
-
-BEAT_SECONDS = 5.0
-"""Seconds between the empty frames by which a process that is at work says so."""
-
-BEAT_WORK = 0.005
-"""Processor seconds between two beats from which a process counts as being at work: the beat itself takes a
-hundredth."""
 
 
 def serve(nice: int) -> None:
@@ -42,26 +39,36 @@ def serve(nice: int) -> None:
     threading.Thread(target=_receive, args=(sys.stdin.buffer, frames), daemon=True).start()
     threading.Thread(target=_beat, args=(out,), daemon=True).start()
     package = frames.get()
-    probe, series, failure = None, None, None
+    probe, executor, failure = None, None, ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PhasewatchWarning)
         try:
             probe, series = cloudpickle.loads(package)
+            executor = InProcess(probe, series)
         except Exception as error:
             failure = f"The probe can't be rebuilt in another process: {in_words(error)}"
     while True:
         asked = json.loads(frames.get())
-        answer: dict[str, Any]
+        for answer in _answers(asked, probe, executor, failure):
+            out.send(json.dumps(answer).encode())
+
+
+def _answers(
+    asked: dict[str, Any], probe: Probe | None, executor: InProcess | None, failure: str
+) -> Iterator[dict[str, Any]]:
+    if probe is None or executor is None:
+        yield from [{"error": failure}] * len(asked.get("measure", [None]))
+    elif "measure" in asked:
+        for _, result in executor.measure(asked["measure"], asked["then"]):
+            yield {"error": in_words(result)} if isinstance(result, Exception) else {"point": result.as_json()}
+    else:
         try:
-            if probe is None or series is None:
-                raise PhasewatchError(failure)
-            if isinstance(asked, list):
-                answer = {"setting": calibrated(series, asked, probe).as_json()}
+            if "calibrate" in asked:
+                yield {"setting": executor.calibrate(asked["calibrate"], probe.sampler).as_json()}
             else:
-                answer = {"point": probe(series.load(asked)).as_json()}
+                yield {"together": probe.together}
         except Exception as error:
-            answer = {"error": in_words(error)}
-        out.send(json.dumps(answer).encode())
+            yield {"error": in_words(error)}
 
 
 class _Answers:

@@ -41,20 +41,20 @@ def read_points(path: Path, signal: str, step: str | None = None) -> list[Point]
     folder = path if path.is_dir() else None
     path, more = log_in(path) if folder else (path, ())
     name, suffix = printable(path), path.suffix.lower()
-    if is_event_file(path):
-        return points_of_records(read_events([path, *more], folder), name, signal, step, last_counts=True)
-    if suffix == ".wandb":
-        return points_of_records(read_history(path, folder), name, signal, step)
-    if suffix == ".json":
-        return points_of_records(read_log_history(path, folder), name, signal, step, last_counts=True)
-    readers = {".jsonl": _points_of_jsonl, ".csv": _points_of_csv}
-    reader = readers.get(suffix)
-    if reader is None:
-        raise PhasewatchError(
-            f"{path} can't be read: a trajectory is a .jsonl or a .csv, a trainer_state.json, a TensorBoard event file "
-            f"or a .wandb, not {path.suffix!r}."
-        )
-    return reader(read_bytes(path, within=folder), name, signal, step)
+    with _without_collector():
+        if is_event_file(path):
+            return points_of_records(read_events([path, *more], folder), name, signal, step, last_counts=True)
+        if suffix == ".wandb":
+            return points_of_records(read_history(path, folder), name, signal, step)
+        if suffix == ".json":
+            return points_of_records(read_log_history(path, folder), name, signal, step, last_counts=True)
+        readers = {".jsonl": _points_of_jsonl, ".csv": _points_of_csv}
+        if reader := readers.get(suffix):
+            return reader(read_bytes(path, within=folder), name, signal, step)
+    raise PhasewatchError(
+        f"{path} can't be read: a trajectory is a .jsonl or a .csv, a trainer_state.json, a TensorBoard event file "
+        f"or a .wandb, not {path.suffix!r}."
+    )
 
 
 def write_points(points: Sequence[Point], path: Path) -> None:

@@ -22,8 +22,7 @@ def read_events(paths: Sequence[Path], within: Path | None) -> list[Row]:
     """The scalars of event files as rows, one a step, in the order in which the steps first came.
 
     Of several values of one tag at one step the last one counts, as when a training was resumed from an earlier step.
-    What follows the last whole record is left out. The checksum of each record's length is checked; that of its
-    content isn't, as TensorBoard doesn't by default either.
+    What follows the last whole record is left out. The checksum of each record with scalars is checked.
 
     Args:
         paths: the files, the oldest first.
@@ -41,13 +40,15 @@ def read_events(paths: Sequence[Path], within: Path | None) -> list[Row]:
     for path in paths:
         name = printable(path)
         with open_regular(path, within=within) as file:
-            for place, record in progress(_records(file, name), f"Reading {printable(path.name, 40)}"):
+            for place, record, checksum in progress(_records(file, name), f"Reading {printable(path.name, 40)}"):
                 try:
                     step, scalars = _event(record)
                 except DamagedError:
                     raise _damaged(name, place) from None
                 if not scalars:
                     continue
+                if _masked_checksum(record) != checksum:
+                    raise _damaged(name, place)
                 kept += len(record)
                 tags.update(scalars)
                 if len(tags) > MOST_COLUMNS:
@@ -59,8 +60,12 @@ def read_events(paths: Sequence[Path], within: Path | None) -> list[Row]:
     return [(f"Step {step} of {name}", {**scalars, "step": step}) for step, scalars in steps.items()]
 
 
-def _records(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
-    """The records of a file, each with the byte where it begins, as tensorflow's `record_writer.h` lays them out."""
+def _records(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes, int]]:
+    """The records of a file, as tensorflow's `record_writer.h` lays them out.
+
+    Yields:
+        The byte where it begins, its content, and the content's checksum as it was kept.
+    """
     place, size = 0, os.fstat(file.fileno()).st_size
     while len(head := file.read(12)) == 12:
         length, checksum = struct.unpack("<QI", head)
@@ -69,10 +74,10 @@ def _records(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
         if length > size - place - 16:
             return  # the last write was cut short
         if length > MOST_RECORD_BYTES:
-            file.seek(length, os.SEEK_CUR)
+            file.seek(length + 4, os.SEEK_CUR)
         else:
-            yield place, file.read(length)
-        file.seek(4, os.SEEK_CUR)
+            content = file.read(length)
+            yield place, content, int.from_bytes(file.read(4), "little")
         place += length + 16
 
 
@@ -139,8 +144,8 @@ _CHECKSUMS = _checksums()
 
 def _masked_checksum(content: bytes) -> int:
     """CRC-32C, turned and shifted as event files keep it."""
-    crc = 0xFFFFFFFF
+    table, crc = _CHECKSUMS, 0xFFFFFFFF
     for byte in content:
-        crc = _CHECKSUMS[(crc ^ byte) & 255] ^ crc >> 8
+        crc = table[(crc ^ byte) & 255] ^ crc >> 8
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -154,6 +154,36 @@ def test_nothing_of_a_transition_is_cut_off_on_a_phone(browser, tmp_path):
     assert "is right with probability" in items.first.inner_text()
 
 
+def test_a_phone_is_touched_and_pinched(browser, tmp_path):
+    long = [dataclasses.replace(p, metrics={"a_score_with_a_long_name_" * 3: 0.5}) for p in steps_of_a_curve()]
+    page = a_run(tmp_path / "run", long)
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    view = context.new_page()
+    view.goto(page.as_uri())
+    box = view.locator(".chart").bounding_box()
+    view.touchscreen.tap(box["x"] + 200, box["y"] + 100)
+    for cell in view.locator(".tip :is(span, b)").all():
+        place = cell.bounding_box()
+        assert 0 <= place["x"]
+        assert place["x"] + place["width"] <= 390
+    devtools = context.new_cdp_session(view)
+
+    def touch(kind, *across):
+        points = [{"x": x, "y": box["y"] + 100, "id": i} for i, x in enumerate(across)]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    before = first_tick(view)
+    touch("touchStart", 160)
+    touch("touchStart", 160, 240)
+    for moved in (20, 40, 60):
+        touch("touchMove", 160 - moved, 240 + moved)
+    touch("touchEnd")
+    assert first_tick(view) != before
+    view.locator("h1").tap()
+    assert not view.locator(".tip").is_visible()
+    context.close()
+
+
 def test_hostile_names_run_nothing_in_a_browser(browser, tmp_path):
     points = [a_point(i, **{HOSTILE: float(i)}) for i in range(1, 9)]
     view = opened(browser, a_run(tmp_path / "run", points))

@@ -69,7 +69,9 @@ def wait_for_points(folder, process):
         assert process.poll() is None, process.communicate()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow), "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGHUP", "SIGINT"))]
+)
 def test_a_replay_ends_with_a_sentence_and_goes_on_from_there(series, name):
     process = replaying(series)
     wait_for_points(series, process)

@@ -73,6 +73,10 @@ def test_damage_is_named_with_its_place(tmp_path):
     content[start] ^= 8
     with pytest.raises(PhasewatchError, match=rf"is damaged at byte {start}; copy it again"):
         Trajectory.read(write(tmp_path, bytes(content)), signal="acc")
+    value = bytearray(event_file(CURVE))
+    value[start - 6] ^= 8  # in the last value of the record before
+    with pytest.raises(PhasewatchError, match="is damaged at byte"):
+        Trajectory.read(write(tmp_path, bytes(value)), signal="acc")
     hostile = event_file(CURVE[:1]) + framed(b"\x2a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
     with pytest.raises(PhasewatchError, match="is damaged at byte"):
         Trajectory.read(write(tmp_path, hostile), signal="acc")
