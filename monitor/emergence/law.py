@@ -33,7 +33,7 @@ STEPS = 1200
 
 STUCK = 15.0
 """A walker whose log posterior is this far below the best after a sixth of the steps is in a mode without mass, and
-goes on from another's place. Of five parameters, one draw in 10,000 is that far down. Steep scores trap some walkers."""
+goes on from another's place. Of five parameters, one draw in 10,000 lies there. Steep scores trap some walkers."""
 
 
 @dataclass(frozen=True)
