@@ -482,17 +482,18 @@ def test_a_report_that_cannot_be_written_does_not_interrupt(path, probe, monkeyp
 class SlowWorker:
     """Stands in for the measuring process, so that a test can say how long a measurement takes."""
 
-    def __init__(self, package, *, nice=0):
+    def __init__(self, package, *, nice=0, environment=None, place=0):
+        self.place = place
         self.probe, self.series = cloudpickle.loads(package)
         self.ended = threading.Event()
         self.gate = threading.Event()
         SlowWorker.last = self
 
-    def measure(self, step):
+    def measure_all(self, steps, then=()):
         while not self.gate.wait(0.005):
             if self.ended.is_set():
                 raise WorkerDied("the measuring process ended with status -9")
-        return self.probe(self.series.load(step))
+        return [self.probe(self.series.load(step)) for step in steps]
 
     def kill(self):
         self.ended.set()

@@ -25,10 +25,11 @@ from phasewatch.monitor.trajectories.trajectory import Trajectory
 class StuckWorker:
     """A measuring process that never answers."""
 
-    def __init__(self, package, *, nice=0):
+    def __init__(self, package, *, nice=0, environment=None, place=0):
+        self.place = place
         self._ended = threading.Event()
 
-    def measure(self, step):
+    def measure_all(self, steps, then=()):
         self._ended.wait()
         raise WorkerDied("the measuring process ended with status -9")
 
@@ -57,6 +58,8 @@ def test_every_snapshot_is_on_disk_within_a_second_while_the_first_is_measured(t
 
 def test_snapshots_that_wait_for_the_disk_are_two_at_most():
     class Slow:
+        seconds_to_next = None
+
         def __init__(self):
             self.saved = []
             self.gate = threading.Semaphore(0)
