@@ -134,12 +134,14 @@ EXTRAS = {
     "gcsfs": "gs",
     "huggingface_hub": "hub",
     "jinja2": "report",
+    "lightning": "lightning",
     "markupsafe": "report",
     "matplotlib": "report",
     "PIL": "wandb",
     "s3fs": "s3",
     "tokenizers": "toys",
     "transformer_lens": "toys",
+    "transformers": "hf",
     "wandb": "wandb",
 }
 """The extra of this project that brings each optional package."""

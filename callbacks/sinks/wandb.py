@@ -2,9 +2,9 @@
 
 import importlib.util
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phasewatch.callbacks.sinks.wandb_feed import Feed, Results
 from phasewatch.callbacks.sinks.wandb_run import Choice, Mode, refuse_foreign_settings
@@ -25,13 +25,16 @@ class WandbSink:
     """Writes points and transitions to a W&B run: the user's, if one is open at the first write, else one of its own.
 
     Every point gives `phase/loss`, `phase/llc`, `phase/llc_low` and `phase/llc_high` (two standard errors either side),
-    `phase/health` (a word), `phase/doubtful` (0 or 1) and `phase/<metric>`, over `phase/step`. Every transition gives
-    `phase/transition_*` and, when it is confirmed, one alert. The table `phase/transitions`, the picture `phase/figure`
-    and the chart `phase/llc_band` are drawn again at each confirmed transition and at the end. A watched log-likelihood
-    that turns after a rise gives one alert.
+    `phase/health` (a word), `phase/doubtful` (0 or 1) and `phase/<metric>`, over `phase/step`. The table
+    `phase/transitions`, the picture `phase/figure` and the chart `phase/llc_band` are drawn again at each confirmed
+    transition, which gives an alert too, and at the end. A watched log-likelihood that turns after a rise gives one
+    alert. The run's configuration holds the sampler and the seed, under `phasewatch`.
 
-    In the user's run a result waits for the user's next row, so one that logs seldom shows results late; whatever still
-    waits is written when the run finishes or the process exits. A process that is killed leaves them out of W&B.
+    In a trainer's run (`HuggingFaceCallback`, `LightningCallback`) each result is a row of its own, logged as it comes.
+    In a run of your own loop a result waits for your next row and shares it, since a row of its own would move the step
+    that you may log with; whatever still waits is written when the run finishes or the process exits. A process that is
+    killed leaves it out of W&B.
+
     A run of the sink's own is separate from `wandb.run`, is never returned by a later `wandb.init()`, and is offline if
     no API key is configured.
 
@@ -77,6 +80,8 @@ class WandbSink:
         self._choice = Choice(run, own_run, project, name, group, mode, self.close_seconds)
         self._results = Results()
         self._feed: Feed | None = None
+        self._settings: Mapping[str, Any] = {}
+        self._in_own_rows = False
         self._has_warned = False
         self._closed = False
         self._lock = threading.RLock()
@@ -89,6 +94,19 @@ class WandbSink:
         """
         with self._lock:
             self._results.attach(trajectory)
+
+    def describe(self, settings: Mapping[str, Any]) -> None:
+        """Be told what the points are measured with, for the run's configuration.
+
+        Args:
+            settings: of the probe, as plain JSON values.
+        """
+        with self._lock:
+            self._settings = settings
+
+    def join_trainer(self) -> None:
+        """Log each result in a row of its own, in a run in which nobody logs with `step=`."""
+        self._in_own_rows = True
 
     def write(self, item: Point | Transition) -> None:
         """Log a point or a transition, at once or with the user's next row.
@@ -135,7 +153,10 @@ class WandbSink:
     def _open(self) -> Feed:
         """Find the run to write to, once."""
         if self._feed is None:
-            self._feed = Feed(self._choice, self._results, self._lock)
+            feed = Feed(self._choice, self._results, self._lock, in_own_rows=self._in_own_rows)
+            self._feed = feed
+            if self._settings and not feed.finished:
+                feed.describe(self._settings)
         return self._feed
 
     def _warn_that_it_is_finished(self, feed: Feed) -> None:
@@ -159,7 +180,10 @@ def send_run(run: Path) -> bool:
     Raises:
         PhasewatchError: if it is none, or W&B isn't installed.
     """
+    from phasewatch.monitor.runs.folder import settings_of  # with torch, which a sink doesn't need
+
     refuse_foreign_settings()
     points = Trajectory.read(inside(run, "points.jsonl"))
     sink = WandbSink(own_run=True, name=run.resolve().name, close_seconds=SEND_SECONDS)
+    sink.describe(settings_of(run))
     return send(points, find_transitions(points), sink)

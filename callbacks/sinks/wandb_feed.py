@@ -3,7 +3,8 @@
 W&B has one open history row at a time. A row that a monitor commits moves the run's step on, and what the user then
 logs with a smaller `step=` is dropped. So while the user may still log to a run, nothing is committed there: each of
 their rows gets at most one result (`commit=False`; a second one would overwrite the first), with `phase/step` as its
-own x-axis, and what is left over becomes rows when the run finishes or the process ends.
+own x-axis, and what is left over becomes rows when the run finishes or the process ends. A trainer logs without
+`step=` and has its own step in each row, so that beside one each result gets a row of its own, at once.
 """
 
 import atexit
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from phasewatch.callbacks.sinks.wandb_rows import drawing_row, point_row, transition_row
+from phasewatch.callbacks.sinks.wandb_rows import drawing_row, point_row, table_row
 from phasewatch.callbacks.sinks.wandb_run import Choice
 from phasewatch.monitor.emergence.watching import NewRedFlags, RedFlag
 from phasewatch.monitor.errors import in_words, warn
@@ -29,7 +30,7 @@ class Results:
     """Rows, alerts and drawings that wait to be logged.
 
     Attributes:
-        rows: of points and transitions, in the order in which they came.
+        rows: of points, in the order in which they came.
         alerts: title and text of each confirmed transition's and each red flag's.
     """
 
@@ -38,6 +39,7 @@ class Results:
         self.alerts: deque[tuple[str, str]] = deque()
         self._trajectory: Callable[[], Trajectory] | None = None
         self._confirmed: list[Transition] = []
+        self._provisional: list[Transition] = []
         self._red_flags = NewRedFlags()
         self._has_points = False
         self._has_news = False
@@ -48,7 +50,7 @@ class Results:
         self._trajectory = trajectory
 
     def take(self, item: Point | Transition) -> None:
-        """Keep an item until it is logged; a confirmed transition that came before is left out."""
+        """Keep an item until it is logged; transitions are for the table."""
         self._has_news = True
         if isinstance(item, Point):
             self._has_points = True
@@ -56,13 +58,12 @@ class Results:
             if self._trajectory is not None:
                 self._alert(self._red_flags.after(item, self._trajectory))
             return
-        if not item.provisional:
-            if any(is_same_transition(item, other) for other in self._confirmed):
-                return
+        if item.provisional:
+            self._provisional.append(item)
+        elif not any(is_same_transition(item, other) for other in self._confirmed):
             self._confirmed.append(item)
             self.alerts.append((f"phasewatch: transition of type {item.kind.name}", str(item)))
             self._drawing_is_due = self._can_draw
-        self.rows.append(transition_row(item))
 
     @property
     def wait(self) -> bool:
@@ -74,6 +75,9 @@ class Results:
         if self._trajectory is not None and self._has_news:
             self._alert(self._red_flags.among(self._trajectory()))
         self._drawing_is_due = self._has_news and self._can_draw
+        if self._trajectory is None and (found := [*self._confirmed, *self._provisional]):
+            self.rows.append(table_row(found, max(transition.end for transition in found)))
+            self._confirmed, self._provisional = [], []
 
     def log_next(self, log: Callable[[Mapping[str, Any]], None], *, rows_first: bool) -> None:
         """Log one row. A row that fails stays; a drawing that fails waits for the next transition or the end.
@@ -105,6 +109,7 @@ class Feed:
         choice: which run.
         results: what waits; guarded by the lock.
         lock: of the sink.
+        in_own_rows: results get rows of their own in the user's run, since nobody there logs with `step=`.
 
     Attributes:
         run: the run.
@@ -113,7 +118,9 @@ class Feed:
         failure: what W&B raised between two calls of the sink, to come out of the next one.
     """
 
-    def __init__(self, choice: Choice, results: Results, lock: AbstractContextManager[Any]) -> None:
+    def __init__(
+        self, choice: Choice, results: Results, lock: AbstractContextManager[Any], *, in_own_rows: bool = False
+    ) -> None:
         self._results = results
         self._lock = lock
         self._commits = False
@@ -122,9 +129,14 @@ class Feed:
         self._poller: threading.Thread | None = None
         self.failure: Exception | None = None
         opened = choice.open(self._on_finish)
-        self.run, self.ours, self.finished, self._commits = opened.run, opened.ours, opened.finished, opened.commits
+        self.run, self.ours, self.finished = opened.run, opened.ours, opened.finished
+        self._commits = opened.commits or in_own_rows
         if not opened.commits and not opened.finished:
             atexit.register(self._at_exit)
+
+    def describe(self, settings: Mapping[str, Any]) -> None:
+        """Keep in the run's configuration what the points are measured with."""
+        self.run.config.update({"phasewatch": dict(settings)}, allow_val_change=True)
 
     def deliver(self) -> None:
         """Log what can be logged now, and leave the rest to a thread that waits for the user's rows."""

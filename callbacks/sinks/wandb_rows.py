@@ -1,7 +1,8 @@
-"""What a point, a transition and a whole trajectory look like as rows of a W&B history."""
+"""What a point, transitions and a whole trajectory look like as rows of a W&B history."""
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from phasewatch.monitor.estimates.estimate import Health
@@ -34,27 +35,11 @@ def point_row(point: Point) -> dict[str, Any]:
         "phase/health": llc.health.name,
         "phase/doubtful": int(llc.health is not Health.OK),
     }
-    taken = {key.removeprefix("phase/") for key in row} | {"figure", "llc_band"}
+    taken = {key.removeprefix("phase/") for key in row} | {"figure", "llc_band", "transitions"}
     for name, value in point.metrics.items():
         name = printable(name)
-        row[f"phase/metrics/{name}" if name in taken or name.startswith("transition") else f"phase/{name}"] = value
+        row[f"phase/metrics/{name}" if name in taken else f"phase/{name}"] = value
     return row
-
-
-def transition_row(transition: Transition) -> dict[str, Any]:
-    """A transition as one history row, at the step where it ends."""
-    return {
-        "phase/step": transition.end,
-        "phase/transition": str(transition),
-        "phase/transition_kind": transition.kind.name,
-        "phase/transition_start": transition.start,
-        "phase/transition_end": transition.end,
-        "phase/transition_loss_change": transition.loss_change,
-        "phase/transition_llc_change": transition.llc_change,
-        "phase/transition_llc_error": _llc_error(transition),
-        "phase/transition_confidence": transition.confidence,
-        "phase/transition_provisional": int(transition.provisional),
-    }
 
 
 def find_and_draw(trajectory: Trajectory) -> tuple[list[Transition], bytes]:
@@ -73,12 +58,9 @@ def drawing_row(trajectory: Trajectory) -> dict[str, Any]:
     import wandb
 
     transitions, png = find_and_draw(trajectory)
-    row = {
-        "phase/step": trajectory[-1].step,
-        "phase/transitions": wandb.Table(columns=list(TABLE_COLUMNS), data=[_table_row(t) for t in transitions]),
-        # Not wandb.Image(figure): that replaces a method of matplotlib's, and needs pyplot.
-        "phase/figure": wandb.Image(PIL.Image.open(io.BytesIO(png))),
-    }
+    # Not wandb.Image(figure): that replaces a method of matplotlib's, and needs pyplot.
+    figure = wandb.Image(PIL.Image.open(io.BytesIO(png)))
+    row = table_row(transitions, trajectory[-1].step) | {"phase/figure": figure}
     known = [point for point in trajectory if math.isfinite(point.llc.value) and math.isfinite(point.llc.error)]
     if known:
         row["phase/llc_band"] = wandb.plot.line_series(
@@ -91,7 +73,15 @@ def drawing_row(trajectory: Trajectory) -> dict[str, Any]:
     return row
 
 
-def _table_row(transition: Transition) -> list[Any]:
+def table_row(transitions: Sequence[Transition], step: int) -> dict[str, Any]:
+    """Transitions as a table, in one history row at the step where they were found."""
+    import wandb
+
+    data: Any = [_cells(transition) for transition in transitions]
+    return {"phase/step": step, "phase/transitions": wandb.Table(columns=list(TABLE_COLUMNS), data=data)}
+
+
+def _cells(transition: Transition) -> list[Any]:
     return [
         transition.kind.name,
         transition.start,

@@ -1,22 +1,24 @@
 """The monitor that a plain training loop calls once per step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from torch import nn
 
-from phasewatch.callbacks.trainers.schedule import Budget, Schedule
+from phasewatch.callbacks.trainers.arguments import check_call, check_probe, checked_options, shown, whole_step
+from phasewatch.callbacks.trainers.ranks import RankError, Ranks
+from phasewatch.callbacks.trainers.schedule import Schedule
 from phasewatch.callbacks.trainers.session import Options, Session
-from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError, in_words, real_number, say, warn, whole_number
-from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn
 from phasewatch.monitor.probing.attributes import ChangedNumbers
-from phasewatch.monitor.probing.automatic import WORD
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.snapshots.averaging import RunningAverage
 from phasewatch.monitor.snapshots.repeats import Repeats
+from phasewatch.monitor.snapshots.sharded import gathered, is_sharded
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 
@@ -32,9 +34,14 @@ class PhaseMonitor:
     a warning. A run folder that holds points already is resumed: what it lacks is measured, and a step it holds is
     not measured again.
 
+    In a distributed training, make it and call it on every rank, with the same `run` and `at`. Rank 0 measures and
+    writes, and the others wait where `measure` is "inline". Weights that are sharded (FSDP, tensor parallelism, ZeRO
+    3) are gathered to the memory of rank 0 where a snapshot is due. For DDP it may also be made on rank 0 alone, which
+    then measures in the background.
+
     Args:
-        model: the model in training.
-        probe: measures its snapshots.
+        model: the model in training, as it is or in its wrapper.
+        probe: measures its snapshots. In a distributed training it is used on rank 0 alone, and may be None elsewhere.
         run: the run's folder; made if it isn't there.
         at: which steps: `every(100)`, `log_spaced(1, 50_000, num=80)`, `Budget(0.1, at=...)`, or any `step -> bool`. A
             due step that the counter jumps over, or that lies before the first call, is measured at the next call.
@@ -59,7 +66,8 @@ class PhaseMonitor:
         calibrate_at: the step to calibrate at, or the first snapshot after it, in place of the first snapshots.
 
     Raises:
-        PhasewatchError: for what can't work, before the first step.
+        PhasewatchError: for what can't work, before the first step. On all ranks, if they have different folders and
+            the weights are sharded; else that is a `RankError` of the first call.
 
     Example:
         >>> import tempfile, torch
@@ -84,7 +92,7 @@ class PhaseMonitor:
     def __init__(
         self,
         model: nn.Module,
-        probe: Probe,
+        probe: Probe | None,
         *,
         run: str | Path,
         at: Schedule,
@@ -95,70 +103,36 @@ class PhaseMonitor:
         sampler: Literal["calibrate"] | None = None,
         calibrate_at: int | None = None,
     ) -> None:
-        if not callable(at):
-            raise PhasewatchError(
-                f"PhaseMonitor(at={at!r}) must be a schedule such as every(100), "
-                "or any function from a step to True or False."
-            )
-        if measure not in {"inline", "background"}:
-            raise PhasewatchError(f"PhaseMonitor(measure={measure!r}) must be 'inline' or 'background'.")
-        if not isinstance(model, nn.Module):
-            raise PhasewatchError(f"PhaseMonitor(model=...) must be a torch.nn.Module; a {type(model).__name__} came.")
-        if not isinstance(probe, Probe):
-            raise PhasewatchError(f"PhaseMonitor(probe=...) must be a Probe; a {type(probe).__name__} came.")
-        if not isinstance(run, str | Path):
-            raise PhasewatchError(f"PhaseMonitor(run={run!r}) must be the path of a folder.")
-        sinks = _checked(sinks)
-        if average is not None:
-            hint = "such as 0.02: the share of the steps so far to average over, and no decay"
-            average = real_number("PhaseMonitor(average=...)", average, above=0, most=0.5, hint=hint)
-        if sampler is not None and sampler != WORD:
-            raise PhasewatchError(
-                f"PhaseMonitor(sampler={sampler!r}) must be 'calibrate' or left out. A setting belongs to the probe: "
-                "Probe(sampler=...) or probe.with_sampler(...)."
-            )
-        if calibrate_at is not None:
-            calibrate_at = whole_number("PhaseMonitor(calibrate_at=...)", calibrate_at, least=0)
-            if sampler is None:
-                raise PhasewatchError(
-                    f"PhaseMonitor(calibrate_at={calibrate_at}) says when to calibrate: give sampler='calibrate' too."
-                )
-        try:
-            probe.subject.model.load(Snapshot.of(model, 0))
-        except PhasewatchError as error:
-            raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
-        options = Options(
-            sinks=sinks,
-            background=measure == "background",
-            keep_snapshots=keep_snapshots,
-            fraction=at.fraction if isinstance(at, Budget) else None,
-            average=average,
-            calibrate=sampler is not None,
-            calibrate_at=calibrate_at,
-        )
-        self._session = Session(run, probe, options)
+        check_call(model, run, at, measure)
+        options = checked_options(at, sinks, measure, keep_snapshots, average, sampler, calibrate_at)
+        self._sharded = is_sharded(model)
+        self._ranks = Ranks.of_training(run, together=self._sharded)
+        self._path = Path(run)
+        self._session: Session | None = None
         self._model = model
         self._at = at
-        self._average = None if average is None else RunningAverage(average)
-        self._numbers = ChangedNumbers(probe.subject)
-        self._repeats = Repeats() if options.background else None  # a probe that measures here sees for itself
+        self._average: RunningAverage | None = None
+        self._numbers: ChangedNumbers | None = None
+        self._repeats: Repeats | None = None
         self._first_step: int | None = None
         self._last_step: int | None = None
         self._jumped_over: list[int] = []
         self._taken: set[int] = set()
+        self._handled: set[int] = set()
         self._warned: set[str] = set()
         self._closed = False
         self._interrupted = False
+        self._start(run, probe, options)
 
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self._session.folder.path
+        return self._session.folder.path if self._session else self._path
 
     @property
     def trajectory(self) -> Trajectory:
-        """The points measured so far."""
-        return Trajectory(self._session.folder.points[:])
+        """The points measured so far; none on another rank than 0."""
+        return Trajectory(self._session.folder.points[:] if self._session else ())
 
     def __call__(self, step: int) -> bool:
         """Take a snapshot if one is due, and measure it or send it to be measured.
@@ -168,17 +142,22 @@ class PhaseMonitor:
 
         Returns:
             Whether a snapshot was taken.
+
+        Raises:
+            RankError: if the ranks of a distributed training disagree about the run, or one of them is lost.
         """
         if self._closed:
             self._warn_once(
-                "close", f"monitor({_shown(step)}) came after monitor.close(): nothing is measured any more."
+                "close", f"monitor({shown(step)}) came after monitor.close(): nothing is measured any more."
             )
             return False
         try:
-            return self._observe(_whole(step))
+            return self._observe(whole_step(step))
+        except RankError:
+            raise
         except Exception as error:
             kind = str(error) if isinstance(error, PhasewatchError) else type(error).__name__
-            self._warn_once(kind, f"monitor({_shown(step)}) failed, and training goes on: {in_words(error)}")
+            self._warn_once(kind, f"monitor({shown(step)}) failed, and training goes on: {in_words(error)}")
             return False
 
     def __enter__(self) -> Self:
@@ -203,32 +182,90 @@ class PhaseMonitor:
         try:
             if self._interrupted:
                 self._say_how_to_go_on()
-            self._finish(measure_rest)
+            if self._session is None:
+                self._leave(measure_rest)
+                return
+            with self._ranks.closing() if self._ranks else nullcontext():
+                self._finish(self._session, measure_rest)
         except KeyboardInterrupt:
             self._say_how_to_go_on()
             raise
         except Exception as error:
             warn(f"monitor.close() failed, and training goes on: {in_words(error)}")
         finally:
-            self._session.stop()
+            if self._session:
+                self._session.stop()
+
+    def _start(self, run: str | Path, probe: Probe | None, options: Options) -> None:
+        """Make what rank 0 measures and writes with, and tell the other ranks."""
+        ranks = self._ranks
+        try:
+            if ranks is None or ranks.is_first:
+                check_probe(self._model, probe, options.average)
+                assert probe
+                self._session = Session(run, probe, options)
+                self._average = None if options.average is None else RunningAverage(options.average)
+                self._numbers = ChangedNumbers(probe.subject)
+                # A probe that measures here sees for itself.
+                self._repeats = Repeats() if options.background else None
+        except PhasewatchError as error:
+            if ranks:
+                ranks.announce(set(), str(error))
+            raise
+        try:
+            if ranks:
+                ranks.announce(self._session.recorded if self._session else set())
+        except PhasewatchError:
+            if self._session:
+                self._session.stop()
+            raise
 
     def _observe(self, step: int) -> bool:
         if self._first_step is None:
             self._first_step = step
+            if self._ranks:
+                self._ranks.meet()
         if self._average:
             self._average.update(self._model, step)
-        if not self._is_due(step) or step in self._taken:
+        if not self._is_due(step):
             return False
-        snapshot = (self._average.snapshot if self._average else Snapshot.of)(self._model, step)
-        if not self._session.has_begun:
-            self._taken = self._session.begin(snapshot, self._first_step)
+        if self._ranks is None:
+            return self._take(step, None)
+        if step in self._handled:
+            return False
+        self._handled.add(step)
+        snapshot = None
+        if self._sharded:
+            try:
+                snapshot = gathered(self._model, step)
+            except PhasewatchError as error:
+                raise RankError(str(error)) from error
+        if self._session is None:
+            self._ranks.wait(step)
+            return True
+        with self._ranks.at_work(step):
+            return self._take(step, snapshot)
+
+    def _take(self, step: int, snapshot: Snapshot | None) -> bool:
+        """Have a snapshot of this step measured, unless there is one; it is taken here if it wasn't gathered."""
+        session = self._session
+        assert session
+        assert self._numbers
+        if step in self._taken:
+            return False
+        if snapshot is None:
+            snapshot = (self._average.snapshot if self._average else Snapshot.of)(self._model, step)
+        if not session.has_begun:
+            if self._ranks and self._ranks.is_alone:
+                session.let_no_rank_wait()
+            self._taken = session.begin(snapshot, self._first_step)
             if step in self._taken:
                 return False
         self._taken.add(step)
-        numbers = self._numbers.see(self._model)
+        numbers = {} if self._sharded else self._numbers.see(self._model)
         if self._repeats:
             self._repeats.see(snapshot)
-        self._session.take(snapshot, numbers)
+        session.take(snapshot, numbers)
         return True
 
     def _is_due(self, step: int) -> bool:
@@ -236,16 +273,26 @@ class PhaseMonitor:
         last, self._last_step = self._last_step, step
         due = bool(self._at(step))
         if last is None:  # the first call, perhaps of a run that goes on
-            last = max((known for known in self._session.recorded if known <= step), default=0)
+            recorded = self._ranks.recorded if self._ranks else self._session.recorded if self._session else ()
+            last = max((known for known in recorded if known <= step), default=0)
         if not 1 < step - last <= LONGEST_JUMP:
             return due
         jumped = [passed for passed in range(last + 1, step) if self._at(passed)]
         self._jumped_over += jumped
         return due or bool(jumped)
 
-    def _finish(self, measure_rest: bool) -> None:
-        if self._first_step is not None and not self._session.has_begun:
-            count = len(self._session.folder.points)
+    def _leave(self, measure_rest: bool) -> None:
+        """On another rank than 0: go when rank 0 has measured what still waits."""
+        assert self._ranks
+        try:
+            if measure_rest:
+                self._ranks.wait_for_closing()
+        finally:
+            self._ranks.leave()
+
+    def _finish(self, session: Session, measure_rest: bool) -> None:
+        if self._first_step is not None and not session.has_begun:
+            count = len(session.folder.points)
             older = f" The {count} points in {self.run} are older." if count else ""
             never = f"never fired from step {self._first_step} on; nothing was measured"
             warn(f"PhaseMonitor(at={self._at!r}) {never}.{older}")
@@ -255,7 +302,7 @@ class PhaseMonitor:
                 f"PhaseMonitor(at={self._at!r}) was due at steps that the counter jumped over ({some}). A snapshot was "
                 "taken at the next call instead, one for all that lay between two calls."
             )
-        self._session.finish(measure_rest=measure_rest, report=not self._interrupted)
+        session.finish(measure_rest=measure_rest, report=not self._interrupted)
 
     def _say_how_to_go_on(self) -> None:
         say(f"stopped; what {self.run} lacks is measured when the run is resumed, or by a replay of it")
@@ -265,36 +312,3 @@ class PhaseMonitor:
         if kind not in self._warned:
             self._warned.add(kind)
             warn(message)
-
-
-def _checked(sinks: Sequence[Sink]) -> list[Sink]:
-    if not isinstance(sinks, Iterable):
-        raise PhasewatchError(f"PhaseMonitor(sinks=...) must be a list of sinks; a {type(sinks).__name__} came.")
-    sinks = list(sinks)
-    for sink in sinks:
-        if (
-            isinstance(sink, type)
-            or not callable(getattr(sink, "write", None))
-            or not callable(getattr(sink, "close", None))
-        ):
-            raise PhasewatchError(
-                f"PhaseMonitor(sinks=[{sink!r}]) must hold objects with write(point_or_transition) and close()."
-            )
-    return sinks
-
-
-def _shown(step: Any) -> str:
-    try:
-        return printable(repr(step), 80)
-    except Exception:  # an integer of 5,000 digits has no repr
-        return f"a {type(step).__name__}"
-
-
-def _whole(step: Any) -> int:
-    try:
-        number = int(step)
-        if number == step and 0 <= number <= LARGEST_STEP:
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise PhasewatchError(f"a training step is a whole number from 0 to {LARGEST_STEP}.")

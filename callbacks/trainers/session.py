@@ -3,7 +3,7 @@
 import atexit
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phasewatch.callbacks.trainers.backlog import Backlog
@@ -92,6 +92,30 @@ class Session:
     def recorded(self) -> set[int]:
         """The steps of the folder's points and snapshots."""
         return {*self.folder.steps, *self.folder.snapshots.steps}
+
+    def let_no_rank_wait(self) -> None:
+        """Measure in the background after all: the other ranks of the training don't wait in monitors of their own.
+
+        They would wait in their next exchange with this one, which ends at the process group's timeout.
+        """
+        if self._options.background:
+            return
+        options, self._options = self._options, replace(self._options, background=True)
+        try:
+            self._executor = self._make_executor(self.folder.snapshots)
+        except PhasewatchError as error:
+            self._options = options
+            warn(
+                "PhaseMonitor(measure='inline') was made on one rank of this training. The others wait for it in their "
+                "next exchange of gradients, and where a measurement takes longer than the process group's timeout, "
+                "the training ends. Make the monitor on every rank, or give the probe the function that builds its "
+                f"model, so that it can be measured in the background. ({error})"
+            )
+            return
+        say(
+            "this monitor was made on one rank of a distributed training, so it measures in the background: the other "
+            "ranks would wait for it, and at the process group's timeout the training would end"
+        )
 
     def begin(self, snapshot: Snapshot | None, first_step: int | None) -> set[int]:
         """Begin or resume the run, now that the first snapshot tells whether it is the same training.

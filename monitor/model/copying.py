@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.model.random_state import parts_of
 from phasewatch.monitor.model.rebinding import Rebinding, methods_of_copies, without_compilation
+from phasewatch.monitor.snapshots.sharded import is_sharded
 from phasewatch.monitor.snapshots.snapshot import unwrap
 
 _FORWARD_HOOKS = "_forward_hooks", "_forward_pre_hooks"
@@ -116,6 +117,12 @@ def copy_of(model: nn.Module, *, built: bool = False) -> Copied:
         PhasewatchError: if the module can't be copied.
     """
     model = unwrap(model)
+    if is_sharded(model):
+        raise PhasewatchError(
+            f"Probe(model={type(model).__name__}(...)) is spread over several processes (FSDP, tensor parallelism or "
+            "ZeRO 3), and a probe measures a whole model of its own. Give the function that builds it: "
+            "Probe(make_model, ...)."
+        )
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise PhasewatchError(
             f"Probe(model={type(model).__name__}(...)) has parts that torch.jit compiled, whose weights no copy can be "

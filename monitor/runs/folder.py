@@ -86,6 +86,11 @@ class RunFolder:
         return SnapshotFolder(inside(self.path, "snapshots"))
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the points are measured with; a calibration makes them others before the first point."""
+        return self._settings
+
+    @property
     def steps(self) -> Set[int]:
         """The steps that are measured; it grows with the points."""
         return self._steps
@@ -341,6 +346,14 @@ class RunFolder:
         for pattern in (self.path.glob("*.unfinished"), snapshots.glob("*.unfinished"), snapshots.glob(".tmp*")):
             for leftover in pattern:
                 leftover.unlink(missing_ok=True)
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """What the points of a run's folder were measured with, by its `run.json`; nothing if that doesn't say."""
+    try:
+        return dict(read_json(run / "run.json", within=run)["settings"])
+    except (PhasewatchError, OSError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _line(point: Point) -> bytes:

@@ -1,6 +1,7 @@
 """The one path of a point: to the run's folder, to the sinks, and into the search for transitions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from phasewatch.monitor.errors import in_words, warn
 from phasewatch.monitor.runs.folder import RunFolder
@@ -17,9 +18,15 @@ class Recorder:
         sinks: what to tell. Points that the folder holds already are told again, and their confirmed transitions
             aren't.
         folder: where points and transitions are kept; without one, points are kept in memory.
+        settings: what the points are measured with, where there is no folder to say so.
     """
 
-    def __init__(self, sinks: Iterable[Sink] = (), folder: RunFolder | None = None) -> None:
+    def __init__(
+        self,
+        sinks: Iterable[Sink] = (),
+        folder: RunFolder | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._folder = folder
         self._points: list[Point] = folder.points if folder else []
         self._known = Trajectory()
@@ -27,7 +34,9 @@ class Recorder:
         self._search_failed = False
         self._pace = Pace()
         self._announced = [transition for transition in self._transitions() if not transition.provisional]
-        self._outlets = [Outlet(sink, self.trajectory) for sink in sinks]
+        self._outlets = [
+            Outlet(sink, self.trajectory, lambda: folder.settings if folder else settings or {}) for sink in sinks
+        ]
         for point in self._points:
             self._tell(point)
 

@@ -1,8 +1,8 @@
 """Measuring a saved series of checkpoints again, in order, with one process or several."""
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -104,7 +104,7 @@ def replay(
                 folder.close()
             raise
     _recall_numbers(probe, snapshots, [] if folder is None else folder.steps)
-    return _replayed(snapshots, executor, folder, sinks, progress, on_error)
+    return _replayed(snapshots, executor, folder, sinks, progress, on_error, probe.settings)
 
 
 def _refuse_another_model(snapshots: Snapshots, probe: Probe) -> None:
@@ -199,10 +199,11 @@ def _replayed(
     sinks: Sequence[Sink],
     progress: bool,
     on_error: OnError,
+    settings: Mapping[str, Any],
 ) -> Generator[Point]:
     known = folder.points[:] if folder else []
     missing = sorted(set(snapshots.steps) - {point.step for point in known})
-    recorder = Recorder(sinks, folder)
+    recorder = Recorder(sinks, folder, settings)
     bar = tqdm(total=len(known) + len(missing), initial=len(known), unit="checkpoint", disable=not progress)
     bad = 0
     try:

@@ -3,8 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 from phasewatch.monitor.errors import warn
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
@@ -22,7 +22,9 @@ class Sink(Protocol):
     """Somewhere that points and transitions are written to.
 
     A sink that also has a method `attach(trajectory)` is given, once and before the first write, a function that
-    returns the `Trajectory` measured so far, so that it needs no copy of the points.
+    returns the `Trajectory` measured so far, so that it needs no copy of the points. One that has a method
+    `describe(settings)` is told, before the first write, what the points are measured with. One that has a method
+    `join_trainer()` is told by the callbacks of trainers that it is beside one.
 
     Example:
         >>> class Printer:
@@ -52,9 +54,15 @@ class Outlet:
     Args:
         sink: what to call.
         trajectory: returns the trajectory so far, for a sink that has `attach`.
+        settings: returns what the points are measured with, for a sink that has `describe`.
     """
 
-    def __init__(self, sink: Sink, trajectory: Callable[[], Trajectory]) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        trajectory: Callable[[], Trajectory],
+        settings: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         self._sink = sink
         self._name = type(sink).__name__
         self._items: queue.SimpleQueue[Point | Transition | None] = queue.SimpleQueue()
@@ -62,7 +70,7 @@ class Outlet:
         self._ends = 0.0
         self._complaints: set[str] = set()
         self._thread = threading.Thread(
-            target=self._run, args=(trajectory,), name=f"phasewatch-{self._name}", daemon=True
+            target=self._run, args=(trajectory, settings), name=f"phasewatch-{self._name}", daemon=True
         )
         self._thread.start()
 
@@ -93,11 +101,14 @@ class Outlet:
     def _close_seconds(self) -> float:
         return getattr(self._sink, "close_seconds", CLOSE_SECONDS)
 
-    def _run(self, trajectory: Callable[[], Trajectory]) -> None:
-        attach = getattr(self._sink, "attach", None)
+    def _run(self, trajectory: Callable[[], Trajectory], settings: Callable[[], Mapping[str, Any]]) -> None:
+        attach, describe = (getattr(self._sink, name, None) for name in ("attach", "describe"))
         if callable(attach):
             self._call(lambda: attach(trajectory))
         while (item := self._items.get()) is not None:
+            if callable(describe):
+                self._call(lambda describe=describe: describe(settings()))
+                describe = None
             self._call(lambda item=item: self._sink.write(item))
         self._call(self._sink.close)
 

@@ -48,9 +48,14 @@ class Snapshot:
             The copy.
 
         Raises:
-            PhasewatchError: if the model lies on the `meta` device, or has lazy layers that haven't run.
+            PhasewatchError: if the model lies on the `meta` device, has lazy layers that haven't run, or is sharded.
         """
         model = unwrap(model)
+        if any(hasattr(tensor, "full_tensor") for _, tensor in named_tensors(model)):
+            raise PhasewatchError(
+                f"Snapshot.of({type(model).__name__}(...), {step}): the model's weights are spread over several "
+                "processes (FSDP or tensor parallelism). Have PhaseMonitor gather them, called on every rank."
+            )
         if any(tensor.is_meta for _, tensor in named_tensors(model)):
             raise PhasewatchError(
                 f"Snapshot.of({type(model).__name__}(...), {step}): the model lies on the meta device, which holds "
@@ -65,15 +70,18 @@ class Snapshot:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `DistributedDataParallel`, `DataParallel` and `torch.compile`."""
+    """The module inside `DistributedDataParallel`, `DataParallel`, DeepSpeed's engine and `torch.compile`."""
     while isinstance(
-        inner := model.module
-        if isinstance(model, DistributedDataParallel | nn.DataParallel)
-        else getattr(model, "_orig_mod", None),
+        inner := model.module if _is_wrapper(model) else getattr(model, "_orig_mod", None),
         nn.Module,
     ):
         model = inner
     return model
+
+
+def _is_wrapper(model: nn.Module) -> bool:
+    is_engine = any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
+    return is_engine or isinstance(model, DistributedDataParallel | nn.DataParallel)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,6 +2,8 @@
 
 from phasewatch.callbacks.sinks.report import write_report as write_report
 from phasewatch.callbacks.sinks.wandb import WandbSink as WandbSink
+from phasewatch.callbacks.trainers.huggingface import HuggingFaceCallback as HuggingFaceCallback
+from phasewatch.callbacks.trainers.lightning import LightningCallback as LightningCallback
 from phasewatch.callbacks.trainers.loop import PhaseMonitor as PhaseMonitor
 from phasewatch.callbacks.trainers.schedule import Budget as Budget
 from phasewatch.callbacks.trainers.schedule import every as every

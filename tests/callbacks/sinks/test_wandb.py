@@ -197,7 +197,7 @@ def test_nothing_of_the_users_is_lost_and_all_of_ours_arrives(offline: Path, dra
         ours = [row for row in rows(written) if "phase/llc" in row]
         assert sorted(row["phase/step"] for row in ours) == [1, 2, 3, 12, 14, 16, 20], style
         assert {row["phase/step"]: row["phase/loss"] for row in ours}[12] == pytest.approx(1 / 13)
-        assert [row["phase/transition_end"] for row in rows(written) if "phase/transition_end" in row] == [9], style
+        assert not [key for row in rows(written) for key in row if key.startswith("phase/transition_")], style
         assert len([record for record in written if record["type"] == "alert"]) == 1, style
         assert 1 <= len(values(written, "phase/transitions._type")) <= 2, style
         assert len(values(written, "phase/figure._type")) == len(values(written, "phase/transitions._type")), style
@@ -237,13 +237,7 @@ def test_a_row_says_what_a_point_and_a_transition_are(offline: Path, drawn: list
         "phase/metrics/loss": 7.0,
     }
     assert (doubtful["phase/health"], doubtful["phase/doubtful"]) == ("DRIFTING", 1)
-    transition = next(row for row in rows(written) if "phase/transition_kind" in row)
-    assert transition["phase/transition_kind"] == "B"
-    assert (transition["phase/transition_start"], transition["phase/transition_end"]) == (1, 3)
-    assert transition["phase/transition_llc_change"] == -57.0
-    assert transition["phase/transition_llc_error"] == 2.0
-    assert values(written, "phase/transition_provisional") == [0, 1]
-    # One row and one alert a transition, however often it comes, and none for one that may still move.
+    # One alert a transition, however often it comes, and none for one that may still move.
     alerts = [record["alert"] for record in written if record["type"] == "alert"]
     assert [alert["title"] for alert in alerts] == ["phasewatch: transition of type B"]
     metrics = {m["name"]: m for r in written if r["type"] == "metric" for m in [r["metric"]]}
@@ -282,8 +276,8 @@ def test_a_run_of_its_own_stays_out_of_the_users_way(offline: Path, drawn: list[
     assert wandb.run is theirs
     theirs.finish()
     ours, other, theirs = read_back(sink._feed.run, beside._feed.run, theirs)
-    assert [row.get("phase/llc") for row in rows(ours)] == [11.0, 12.0, None, None, 13.0, None]
-    assert [row["_step"] for row in rows(ours)] == list(range(6))
+    assert [row.get("phase/llc") for row in rows(ours)] == [11.0, 12.0, None, 13.0, None]
+    assert [row["_step"] for row in rows(ours)] == list(range(5))
     assert drawn[:2] == [[1, 2], [1, 2, 3]]
     assert values(other, "phase/llc") == [11.0]
     assert [(row["_step"], row["theirs"]) for row in rows(theirs)] == [(1, 1), (2, 2)]
@@ -356,7 +350,6 @@ def test_what_wandb_raises_comes_out_and_costs_nothing(
         run.finish()
         (written,) = read_back(sink._feed.run)
         assert sorted(values(written, "phase/llc")) == [11.0, 12.0]
-        assert values(written, "phase/transition_kind") == ["B"]
         assert len([record for record in written if record["type"] == "alert"]) == 1
         assert len(values(written, "phase/figure._type")) == 1
 
@@ -402,7 +395,6 @@ def test_a_picture_that_cannot_be_drawn_costs_itself_alone(offline: Path, monkey
     joined, alone = read_back(run, own._feed.run)
     assert values(joined, "phase/llc") == [11.0, 12.0, 13.0]
     assert values(alone, "phase/llc") == [11.0, 12.0]
-    assert values(alone, "phase/transition_kind") == ["B"]
 
 
 def test_a_run_that_cannot_be_held_gets_a_run_beside_it(
@@ -500,18 +492,43 @@ def test_a_transition_that_moved_a_little_is_still_the_same_one(offline: Path, d
     in_a_thread(sink.close)
     run.finish()
     (written,) = read_back(run)
-    assert values(written, "phase/transition_start") == [10, 40]
     assert len([record for record in written if record["type"] == "alert"]) == 2
 
 
-def test_without_a_trajectory_rows_are_logged_and_nothing_is_drawn(offline: Path, drawn: list[list[int]]) -> None:
+def test_without_a_trajectory_the_table_holds_what_the_sink_was_told(offline: Path, drawn: list[list[int]]) -> None:
     sink = WandbSink(own_run=True)
-    send_and_close(sink, a_point(1), a_transition(1, 2))
+    send_and_close(sink, a_point(1), a_transition(1, 2), a_transition(3, 5, provisional=True))
     assert sink._feed is not None
     (written,) = read_back(sink._feed.run)
     assert values(written, "phase/llc") == [11.0]
-    assert values(written, "phase/transition_kind") == ["B"]
+    table = json.loads(next(offline.rglob("transitions_*.table.json")).read_text())
+    assert [(row[1], row[2], row[7]) for row in table["data"]] == [(1, 2, False), (3, 5, True)]
     assert drawn == []
+
+
+def test_beside_a_trainer_each_result_has_a_row_of_its_own_at_once(offline: Path, drawn: list[list[int]]) -> None:
+    run = open_run()
+    run.define_metric("train/global_step")
+    run.define_metric("*", step_metric="train/global_step", step_sync=True)  # as the trainers' own loggers do
+    sink = AttachedSink()
+    sink.describe({"sampler": {"sampler": "Langevin", "chains": 4}, "seed": 3})
+    sink.join_trainer()
+    for i in range(1, 5):
+        run.log({"train/loss": 1 / i, "train/global_step": 10 * i})
+        if i > 1:
+            send(sink, a_point(10 * i - 10), a_point(10 * i - 5))
+    assert not sink._results.wait
+    in_a_thread(sink.close)
+    run.finish()
+    (written,) = read_back(run)
+    assert [row["train/global_step"] for row in rows(written) if "train/loss" in row] == [10, 20, 30, 40]
+    ours = [row for row in rows(written) if "phase/llc" in row]
+    assert [(row["phase/step"], row["phase/llc"]) for row in ours] == [(s, s + 10.0) for s in range(10, 40, 5)]
+    assert not any("train/global_step" in row or "train/loss" in row for row in ours)
+    last_of_theirs = max(i for i, row in enumerate(rows(written)) if "train/loss" in row)
+    assert [row.get("phase/step") for row in rows(written)[:last_of_theirs]][-2:] == [20, 25]
+    (config,) = (record["config"]["update"] for record in written if "Langevin" in json.dumps(record))
+    assert config == {"phasewatch": {"sampler": {"chains": 4, "sampler": "Langevin"}, "seed": 3}}
 
 
 def test_without_wandb_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

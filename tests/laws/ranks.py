@@ -1,0 +1,121 @@
+"""One rank of a distributed training, started by `test_distributed.py` with an order; it prints what it left."""
+
+import datetime
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+import phasewatch as pw
+from phasewatch.callbacks.trainers import ranks
+
+ORDER = json.loads(sys.argv[1])
+RANK, SIZE = int(sys.argv[2]), 2
+STEPS = 4
+
+
+class Noisy(nn.Module):
+    """A perceptron with dropout and with a buffer that a state dict leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 9), nn.Linear(9, 3)
+        self.register_buffer("scale", torch.tensor(0.5), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(F.dropout(self.first(x).tanh() * self.scale, 0.2, self.training))
+
+
+def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    return x, x[:, :3].argmax(-1)
+
+
+def digest(tensors: list[torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def wrapped(model: Noisy, kind: str) -> nn.Module:
+    if kind == "ddp":
+        return nn.parallel.DistributedDataParallel(model)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (SIZE,))
+    fully_shard(model.first, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def train(kind: str, run: str | None, measure: str) -> dict[str, str]:
+    torch.manual_seed(10 + RANK)
+    model = wrapped(Noisy(), kind)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    sampler = pw.SGLD(step_size=1e-5, nbeta=10.0, chains=2, draws=4, burn_in=1, batch_size=16)
+    monitor = None
+    if run and (RANK == 0 or ORDER["who"] == "all"):
+        probe = pw.Probe(Noisy, loss, data(), sampler=sampler) if RANK == 0 else None
+        monitor = pw.PhaseMonitor(model, probe, run=run, at=pw.every(2), measure=measure)
+    x, y = data()
+    torch.manual_seed(20 + RANK)
+    for step in range(1, STEPS + 1):
+        rows = torch.randperm(64)[:16]
+        optimizer.zero_grad()
+        loss(model, (x[rows], y[rows])).backward()
+        optimizer.step()
+        if ORDER.get("dies") == [RANK, step]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if monitor:
+            monitor(step)
+    if monitor:
+        monitor.close()
+    held = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return {
+        "parameters": digest(list(model.parameters())),
+        "gradients": digest([p.grad for p in model.parameters() if p.grad is not None]),
+        "optimizer": digest(held),
+        "stream": digest([torch.get_rng_state()]),
+    }
+
+
+def main() -> None:
+    warnings.simplefilter("ignore", FutureWarning)
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=ORDER.get("timeout", 60))
+    dist.init_process_group("gloo", init_method=f"file://{ORDER['store']}", rank=RANK, world_size=SIZE, timeout=timeout)
+    if seconds := ORDER.get("measuring takes"):
+        original = pw.Probe.measure
+        pw.Probe.measure = lambda self, snapshots: (time.sleep(seconds), original(self, snapshots))[1]
+    ranks.DEAD_SECONDS = ORDER.get("dead", 20)
+    left = {}
+    try:
+        for kind, measure in ORDER["trainings"]:
+            name = f"{kind}-{measure}"
+            run = None if measure is None else str(Path(ORDER["folder"], ORDER.get("runs", [name] * 2)[RANK]))
+            left[name] = train(kind, run, measure)
+    except pw.PhasewatchError as error:
+        left["said"] = str(error)
+    except RuntimeError as error:
+        left["died"] = str(error)
+    print(json.dumps(left), flush=True)
+    os._exit(0)  # a group whose other rank has died can't be taken down
+
+
+main()
