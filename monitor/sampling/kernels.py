@@ -37,42 +37,50 @@ def fill_with_noise(flat: Tensor, sizes: Sequence[int], key: int, first: int) ->
     Returns:
         The vector.
     """
-    layout = Layout.of(tuple(sizes), flat.device)
+    layout = Layout.of(tuple((size, 0, size) for size in sizes), flat.device)
     with torch.cuda.device(flat.device):
-        launch: Any = _noise[(layout.chunks,)]  # pyright: ignore[reportIndexIssue]
+        launch: Any = _noise[(layout.programs,)]  # pyright: ignore[reportIndexIssue]
         launch(flat, layout.offsets, layout.sizes, layout.starts, layout.owners, key, first)
     return flat
 
 
 class Layout:
-    """Which parameter each chunk belongs to.
+    """Which parameter each program of a kernel works on, and which chunk of its noise.
+
+    A parameter may be a contiguous piece of a whole one, whose noise it then takes a piece of.
 
     Args:
-        sizes: of the parameters.
+        ranges: for each parameter, its elements, where they begin in the whole one, and the elements of that.
         device: a GPU.
 
     Attributes:
-        chunks: of all parameters.
-        sizes: as given, shape (parameter,).
-        starts: each parameter's first chunk, shape (parameter,).
+        programs: of all parameters, a chunk each.
+        chunks: of the noise of all whole parameters.
+        sizes: of the parameters, shape (parameter,).
+        starts: each parameter's first program, shape (parameter,).
+        skips: elements of its first chunk that lie before it, shape (parameter,).
+        ahead: by how much the chunk's number is above the program's, shape (parameter,).
         offsets: where each begins in a vector of all, shape (parameter,).
-        owners: the parameter of each chunk, shape (chunk,), int32.
+        owners: the parameter of each program, shape (program,), int32.
     """
 
-    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
-        each = torch.tensor([chunks_of(size) for size in sizes], dtype=torch.int64)
-        elements = torch.tensor(sizes, dtype=torch.int64)
-        self.chunks = int(each.sum())
-        self.sizes = elements.to(device)
-        self.starts = (each.cumsum(0) - each).to(device)
-        self.offsets = (elements.cumsum(0) - elements).to(device)
-        self.owners = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(each).to(device)
+    def __init__(self, ranges: tuple[tuple[int, int, int], ...], device: torch.device) -> None:
+        sizes, begins, wholes = torch.tensor(ranges, dtype=torch.int64).T
+        skips = begins % CHUNK
+        each = torch.where(sizes > 0, (skips + sizes + CHUNK - 1) // CHUNK, 0)
+        numbered = (wholes + CHUNK - 1) // CHUNK
+        starts = each.cumsum(0) - each
+        self.programs, self.chunks = int(each.sum()), int(numbered.sum())
+        self.sizes, self.starts, self.skips = sizes.contiguous().to(device), starts.to(device), skips.to(device)
+        self.ahead = (numbered.cumsum(0) - numbered + begins // CHUNK - starts).to(device)
+        self.offsets = (sizes.cumsum(0) - sizes).to(device)
+        self.owners = torch.arange(len(ranges), dtype=torch.int32).repeat_interleave(each).to(device)
 
     @classmethod
     @functools.lru_cache(maxsize=64)
-    def of(cls, sizes: tuple[int, ...], device: torch.device) -> "Layout":
-        """That of some sizes, made once."""
-        return cls(sizes, device)
+    def of(cls, ranges: tuple[tuple[int, int, int], ...], device: torch.device) -> "Layout":
+        """That of some ranges, made once."""
+        return cls(ranges, device)
 
 
 @triton.jit
@@ -107,7 +115,7 @@ def _moved(
     v_of_away, v_of_grad, v_of_velocity, v_of_noise,
     START: tl.constexpr, VELOCITY: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    inside = at < size
+    inside = (at >= 0) & (at < size)
     if MASKED:
         moves = tl.load(mask_at.to(tl.pointer_type(tl.int8)) + at, mask=inside & (at * 0 + mask_at != 0), other=1)
         z, last = tl.where(moves != 0, z, 0.0), tl.where(moves != 0, last, 0.0)
@@ -141,16 +149,17 @@ def _moved(
 
 @triton.jit(do_not_specialize=["key", "first", "before"])
 def move(
-    weights, anchors, grads, velocities, masks, sizes, starts, owners, key, first, before,
+    weights, anchors, grads, velocities, masks, sizes, starts, skips, ahead, owners, key, first, before,
     of_away, of_grad, of_velocity, of_noise, of_last,
     v_of_away, v_of_grad, v_of_velocity, v_of_noise,
     START: tl.constexpr, VELOCITY: tl.constexpr, LAST: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Move a chunk of a chain's weights; tables hold addresses, `of_` and `v_of_` the coefficients of a linear step."""
-    chunk = tl.program_id(0).to(tl.int64)
-    k = tl.load(owners + chunk)
+    """Move what lies in a chunk of a chain's weights; tables hold addresses, `of_` and `v_of_` the coefficients of a linear step."""
+    program = tl.program_id(0).to(tl.int64)
+    k = tl.load(owners + program)
     lane = tl.arange(0, 256)
-    at = (chunk - tl.load(starts + k)) * 1024 + lane
+    at = (program - tl.load(starts + k)) * 1024 - tl.load(skips + k) + lane
+    chunk = program + tl.load(ahead + k)
     size, w_at, anchor_at = tl.load(sizes + k), tl.load(weights + k), tl.load(anchors + k)
     grad_at, velocity_at, mask_at = tl.load(grads + k), tl.load(velocities + k), tl.load(masks + k)
     a, b, c, d = _normals(key, (first + chunk) * 256 + lane)
