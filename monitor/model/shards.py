@@ -46,8 +46,9 @@ class Shard:
         if is_shard(own):
             self.local = own.to_local().detach().requires_grad_(own.requires_grad)
             self._where = [self._along(axis) for axis in range(own.ndim)]
-            coordinate = own.device_mesh.get_coordinate()
-            self.counts = not any(at for at, how in zip(coordinate, own.placements, strict=True) if how.is_replicate())
+            mesh = own.device_mesh
+            replica = [at for at, how in zip(mesh.get_coordinate(), own.placements, strict=True) if how.is_replicate()]
+            self.counts = not any(replica) and 0 in mesh.mesh  # of parallel meshes, the one with the first process
 
     def of(self, whole: Tensor) -> Tensor:
         """This process's part of a tensor of the whole's shape, which may be expanded."""
@@ -253,19 +254,18 @@ def shards_of(tensors: Mapping[str, Tensor]) -> dict[str, Shard]:
     """Tensors of a model as this process holds them.
 
     Raises:
-        PhasewatchError: if none is a DTensor, or one is spread over other processes than all.
+        PhasewatchError: if none is a DTensor, or one is spread over other processes than this one.
     """
     if not any(map(is_shard, tensors.values())):
         raise PhasewatchError(
             "Probe(model=...) builds a model that FullyShardedDataParallel or DeepSpeed's ZeRO 3 has spread over "
             "processes, which can't be sampled. Build it with torch.distributed.fsdp.fully_shard, or unsharded."
         )
-    world = dist.get_world_size()
     for name, tensor in tensors.items():
-        if is_shard(tensor) and (mesh := tensor.device_mesh).size() != world:  # pyright: ignore[reportAttributeAccessIssue]
+        if is_shard(tensor) and tensor.device_mesh.get_coordinate() is None:  # pyright: ignore[reportAttributeAccessIssue]
             raise PhasewatchError(
-                f"Probe(model=...): {name} is spread over {mesh.size()} of {world} processes. Build the model over a "
-                "device mesh of all of them, or start as many processes as the mesh has."
+                f"Probe(model=...): process {dist.get_rank()} holds no part of {name}, whose device mesh leaves it out. "
+                "Build the model over all processes, and start no more than hold it."
             )
     return {name: Shard(tensor) for name, tensor in tensors.items()}
 

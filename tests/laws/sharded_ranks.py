@@ -4,21 +4,19 @@ import datetime
 import json
 import os
 import sys
-import warnings
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 
 import phasewatch as pw
 
 WORDS, WIDTH, LENGTH = 99, 10, 6
-SETTING = {"step_size": 1e-4, "nbeta": 20.0, "localization": 50.0, "chains": 2, "draws": 8, "burn_in": 4}
+SETTING = {"step_size": 4e-3, "nbeta": 20.0, "localization": 10.0, "chains": 2, "draws": 8, "burn_in": 4}
 SAMPLERS = {
     "sgld": pw.SGLD(**SETTING, batch_size=12),
     "langevin": pw.Langevin(**SETTING, batch_size=12),
@@ -48,6 +46,7 @@ class TinyLM(nn.Module):
         self.shift = nn.Parameter(torch.full((WIDTH,), 0.1), requires_grad=False)
         self.head = nn.Linear(WIDTH, WORDS, bias=False)
         self.head.weight = self.embedding.weight
+        nn.init.normal_(self.embedding.weight, std=0.1)
         self.register_buffer("seen", torch.zeros(3))
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
@@ -61,7 +60,7 @@ class MLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.first, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 11), nn.Linear(11, 3)
+        self.first, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 12), nn.Linear(12, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.up(self.first(x).tanh()).tanh())
@@ -74,7 +73,7 @@ def language_loss(model: nn.Module, words: torch.Tensor) -> torch.Tensor:
 def pairwise_loss(model: nn.Module, words: torch.Tensor) -> torch.Tensor:
     """Not the mean over samples, so that no process may take a part of the minibatch."""
     logits = model(words).mean(1)
-    return (logits @ logits.T).square().mean() / 100 + language_loss(model, words)
+    return (logits @ logits.T).square().mean() / 10 + language_loss(model, words)
 
 
 def squared_error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -105,8 +104,8 @@ def hsdp() -> nn.Module:
     return fsdp(over=mesh(outer=2, inner=dist.get_world_size() // 2))
 
 
-def half() -> nn.Module:
-    return fsdp(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
+def double() -> nn.Module:
+    return fsdp(TinyLM().double())
 
 
 PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
@@ -125,14 +124,14 @@ def both() -> nn.Module:
 KINDS = {
     "fsdp": (fsdp, language_loss, words, TinyLM),
     "hsdp": (hsdp, language_loss, words, TinyLM),
-    "half": (half, language_loss, words, TinyLM),
+    "double": (double, language_loss, words, lambda: TinyLM().double()),
     "pairwise": (fsdp, pairwise_loss, words, TinyLM),
     "tp": (tensor_parallel, squared_error, pairs, MLP),
     "both": (both, squared_error, pairs, MLP),
 }
 PARTS = {
-    "fsdp": {"first": "blocks.0", "some": {"embedding.weight": torch.arange(WORDS * WIDTH).view(WORDS, WIDTH) % 3 > 0}},
-    "tp": {"up": "up", "some": {"down.weight": torch.arange(33).view(3, 11) % 2 > 0}},
+    "double": {"first": "blocks.0", "some": {"embedding.weight": torch.arange(WORDS * WIDTH).view(WORDS, WIDTH) % 3 > 0}},
+    "tp": {"up": "up", "some": {"down.weight": torch.arange(36).view(3, 12) % 2 > 0}},
 }
 
 
@@ -164,30 +163,87 @@ def measured(kind: str, sampler: str, *, sharded: bool) -> dict:
     }  # fmt: skip
 
 
-def start(store: str, rank: int, size: int, timeout: float) -> None:
-    end = datetime.timedelta(seconds=timeout)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=end)
+def said(action) -> str:
+    try:
+        action()
+    except pw.PhasewatchError as error:
+        return str(error)
+    return "nothing"
+
+
+def probe_of(make=fsdp, loss=language_loss, seed: int = 0, **arguments) -> pw.Probe:
+    return pw.Probe(make, loss, words(), sampler=SAMPLERS["sgld"], seed=seed, **arguments)
+
+
+def of_other_weights(rank: int) -> nn.Module:
+    """A maker that ignores that tensor parallelism has plain parameters too, which each rank makes for itself."""
+    model = tensor_parallel()
+    nn.init.normal_(model.first.weight, std=1.0, generator=torch.Generator().manual_seed(rank))
+    return model
+
+
+def with_sums(model: nn.Module | None = None) -> nn.Module:
+    model = fsdp()
+    for part in model.modules():
+        if hasattr(part, "set_gradient_divide_factor"):
+            part.set_gradient_divide_factor(1.0)
+    return model
+
+
+def misuse(rank: int) -> dict[str, str]:
+    mine, probe = fsdp(), probe_of()
+    right = snapshot("fsdp")
+    narrow = pw.Snapshot(7, {**right.tensors, "scale": torch.ones(2)})
+    other = pw.Snapshot(7, {name: tensor + rank for name, tensor in right.tensors.items()})
+    found = {
+        "a module": said(lambda: probe_of(mine)),
+        "the model in training": said(lambda: probe_of(lambda: mine)),
+        "seeds": said(lambda: probe_of(seed=rank)),
+        "models": said(lambda: probe_of(fsdp if rank else lambda: fsdp(TinyLM().double()))),
+        "weights": said(lambda: pw.Probe(lambda: of_other_weights(rank), squared_error, pairs())),
+        "sums": said(lambda: probe_of(with_sums)),
+        "shapes": said(lambda: probe(narrow)),
+        "snapshots": said(lambda: probe(other)),
+        "steps": said(lambda: probe(pw.Snapshot(rank, right.tensors))),
+        "samplers": said(lambda: probe.with_sampler(SAMPLERS["sgld" if rank else "kappa"])(right)),
+        "device": said(lambda: probe_of(device="meta")),
+        "fails": said(lambda: probe_of(loss=lambda model, batch: model(batch).nonsense)),
+        "shape of the loss": said(lambda: probe_of(loss=lambda model, batch: model(batch))),
+        "another model": said(lambda: probe_of(loss=lambda model, batch: language_loss(TinyLM(), batch))),
+        "after all that": said(lambda: probe(right)),
+    }
+    return found
+
+
+def unsharded_on_rank_1(rank: int) -> dict[str, str]:
+    return {"measured": said(lambda: probe_of(TinyLM if rank else fsdp)(snapshot("fsdp")))}
+
+
+def dies(rank: int) -> dict[str, str]:
+    calls = []
+
+    def deadly(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        calls.append(batch)
+        if rank == 1 and len(calls) == 60:
+            os._exit(3)
+        return language_loss(model, batch)
+
+    return {"measured": said(lambda: probe_of(loss=deadly)(snapshot("fsdp")))}
 
 
 def main() -> None:
     order, rank = json.loads(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
-    warnings.simplefilter("default")
-    start(order["store"], rank, order["size"], order.get("timeout", 60))
+    end = datetime.timedelta(seconds=60)
+    where = f"file://{order['store']}"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=order["size"], timeout=end)
     found = {}
-    try:
-        for kind, sampler in order.get("measure", []):
-            found[f"{kind} {sampler}"] = measured(kind, sampler, sharded=True)
-        if "misuse" in order:
-            found["said"] = MISUSE[order["misuse"]](rank)
-    except pw.PhasewatchError as error:
-        found["said"] = str(error)
+    for kind, sampler in order.get("measure", []):
+        found[f"{kind} {sampler}"] = measured(kind, sampler, sharded=True)
+    if "misuse" in order:
+        found = globals()[order["misuse"]](rank)
     print(json.dumps(found), flush=True)
-    Path(f"{order['store']}-{rank}").touch()
-    os._exit(0)
-
-
-MISUSE = {}
+    os._exit(0)  # the others need not wait for it
 
 
 if __name__ == "__main__":
