@@ -140,6 +140,7 @@ class ShardedVector(Vector):
         """Those of one tensor for each parameter that sums take from this process."""
         return [tensor for tensor, shard in zip(tensors, self._shards, strict=True) if shard.counts]
 
+    @torch.no_grad()
     def norm(self, tensors: Sequence[Tensor]) -> float:
         """The Euclidean length of one tensor for each parameter, as one vector."""
         zero = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import phasewatch as pw
 
 WORDS, WIDTH, LENGTH = 99, 10, 6
-SETTING = {"step_size": 4e-3, "nbeta": 20.0, "localization": 10.0, "chains": 2, "draws": 8, "burn_in": 4}
+SETTING = {"step_size": 4e-3, "nbeta": 20.0, "localization": 10.0, "chains": 2, "draws": 4, "burn_in": 2}
 SAMPLERS = {
     "sgld": pw.SGLD(**SETTING, batch_size=12),
     "langevin": pw.Langevin(**SETTING, batch_size=12),
@@ -112,7 +112,10 @@ PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
 
 
 def tensor_parallel() -> nn.Module:
-    return parallelize_module(MLP(), mesh(tp=dist.get_world_size()), PLAN)
+    """Its plain parameters are other ones on each rank, until a snapshot is loaded."""
+    model = parallelize_module(MLP(), mesh(tp=dist.get_world_size()), PLAN)
+    nn.init.normal_(model.first.weight, generator=torch.Generator().manual_seed(dist.get_rank()))
+    return model
 
 
 def both() -> nn.Module:
@@ -175,19 +178,9 @@ def probe_of(make=fsdp, loss=language_loss, seed: int = 0, **arguments) -> pw.Pr
     return pw.Probe(make, loss, words(), sampler=SAMPLERS["sgld"], seed=seed, **arguments)
 
 
-def of_other_weights(rank: int) -> nn.Module:
-    """A maker that ignores that tensor parallelism has plain parameters too, which each rank makes for itself."""
-    model = tensor_parallel()
-    nn.init.normal_(model.first.weight, std=1.0, generator=torch.Generator().manual_seed(rank))
-    return model
-
-
-def with_sums(model: nn.Module | None = None) -> nn.Module:
-    model = fsdp()
-    for part in model.modules():
-        if hasattr(part, "set_gradient_divide_factor"):
-            part.set_gradient_divide_factor(1.0)
-    return model
+def doubled_gradient(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    value = language_loss(model, batch)
+    return 2 * value - value.detach()
 
 
 def misuse(rank: int) -> dict[str, str]:
@@ -200,8 +193,8 @@ def misuse(rank: int) -> dict[str, str]:
         "the model in training": said(lambda: probe_of(lambda: mine)),
         "seeds": said(lambda: probe_of(seed=rank)),
         "models": said(lambda: probe_of(fsdp if rank else lambda: fsdp(TinyLM().double()))),
-        "weights": said(lambda: pw.Probe(lambda: of_other_weights(rank), squared_error, pairs())),
-        "sums": said(lambda: probe_of(with_sums)),
+        "losses": said(lambda: probe_of(loss=lambda model, batch: (1 + rank) * language_loss(model, batch))),
+        "gradients": said(lambda: probe_of(loss=doubled_gradient)),
         "shapes": said(lambda: probe(narrow)),
         "snapshots": said(lambda: probe(other)),
         "steps": said(lambda: probe(pw.Snapshot(rank, right.tensors))),
@@ -215,20 +208,19 @@ def misuse(rank: int) -> dict[str, str]:
     return found
 
 
-def unsharded_on_rank_1(rank: int) -> dict[str, str]:
-    return {"measured": said(lambda: probe_of(TinyLM if rank else fsdp)(snapshot("fsdp")))}
+def unsharded_on_rank_1(rank: int) -> str:
+    return said(lambda: probe_of(TinyLM if rank == 1 else fsdp)(snapshot("fsdp")))
 
 
-def dies(rank: int) -> dict[str, str]:
-    calls = []
-
+def dies(rank: int) -> str:
     def deadly(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         calls.append(batch)
-        if rank == 1 and len(calls) == 60:
-            os._exit(3)
+        if rank == 1 and len(calls) == 30:
+            os._exit(0)
         return language_loss(model, batch)
 
-    return {"measured": said(lambda: probe_of(loss=deadly)(snapshot("fsdp")))}
+    calls: list[torch.Tensor] = []
+    return said(lambda: probe_of(loss=deadly)(snapshot("fsdp")))
 
 
 def main() -> None:
@@ -237,12 +229,10 @@ def main() -> None:
     end = datetime.timedelta(seconds=60)
     where = f"file://{order['store']}"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=order["size"], timeout=end)
-    found = {}
-    for kind, sampler in order.get("measure", []):
-        found[f"{kind} {sampler}"] = measured(kind, sampler, sharded=True)
-    if "misuse" in order:
-        found = globals()[order["misuse"]](rank)
-    print(json.dumps(found), flush=True)
+    for kind, sampler in order["measure"]:
+        print(json.dumps({f"{kind} {sampler}": measured(kind, sampler, sharded=True)}), flush=True)
+    for name in order.get("then", []):
+        print(json.dumps({name: globals()[name](rank)}), flush=True)
     os._exit(0)  # the others need not wait for it
 
 

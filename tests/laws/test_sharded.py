@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from processes import environment
 
 from tests.laws.sharded_ranks import measured
@@ -14,20 +15,34 @@ from tests.laws.sharded_ranks import measured
 SCRIPT = Path(__file__).with_name("sharded_ranks.py")
 
 
-def ranks(folder, size, fails=(), **order):
-    """What each rank printed; None for one that is to fail."""
-    order = {"store": str(folder / "store"), "size": size, **order}
-    command = [sys.executable, str(SCRIPT), json.dumps(order)]
+def ranks(folder, size, *measure, then=()):
+    """What each rank printed."""
+    order = json.dumps({"store": str(folder / "store"), "size": size, "measure": measure, "then": then})
+    command = [sys.executable, str(SCRIPT), order]
     processes = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
         for rank in range(size)
     ]
     found = []
-    for rank, process in enumerate(processes):
+    for process in processes:
         out, err = process.communicate(timeout=240)
-        assert (process.returncode != 0) == (rank in fails), err.decode()
-        found.append(None if rank in fails else json.loads(out.decode().splitlines()[-1]))
+        assert process.returncode == 0, err.decode()
+        lines = out.decode().splitlines()
+        found.append({name: left for line in lines if line[0] == "{" for name, left in json.loads(line).items()})
     return found
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    measure = [("fsdp", "momentum"), ("double", "kappa"), ("pairwise", "sgld"), ("tp", "langevin"), ("tp", "kappa")]
+    return ranks(tmp_path_factory.mktemp("two"), 2, *measure, then=("misuse", "dies"))
+
+
+@pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory):
+    """99 rows are not a multiple of 3, and some parameters have fewer than 3 rows."""
+    measure = [("fsdp", "sgld"), ("double", "langevin")]
+    return ranks(tmp_path_factory.mktemp("three"), 3, *measure, then=("unsharded_on_rank_1",))
 
 
 @cache
@@ -35,44 +50,48 @@ def plain(kind, sampler):
     return json.loads(json.dumps(measured(kind, sampler, sharded=False)))
 
 
-def check(folder, size, *what):
-    first, *others = ranks(folder, size, measure=what)
-    assert all(other == first for other in others)
-    for kind, sampler in what:
-        found, expected = first[f"{kind} {sampler}"], plain(kind, sampler)
-        assert found["again"]
-        assert found["settings"] == expected["settings"]
-        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
-        assert found["metric"] == pytest.approx(expected["metric"], rel=1e-6)
-        assert found["estimates"].keys() == expected["estimates"].keys()
-        for name, (value, error, health) in found["estimates"].items():
-            assert value == pytest.approx(expected["estimates"][name][0], rel=1e-9 if kind == "double" else 1e-5)
-            assert error == pytest.approx(expected["estimates"][name][1], rel=1e-9 if kind == "double" else 1e-4)
-            assert health == expected["estimates"][name][2]
-        assert f"in place, on the shards of {size} processes" in found["path"]
-    return first
+def check(found, what, size):
+    kind, sampler = what.split()
+    expected = plain(kind, sampler)
+    assert all(other[what] == found[0][what] for other in found)
+    point = found[0][what]
+    assert point["again"]
+    assert point["settings"] == expected["settings"]
+    assert [point["loss"], point["metric"]] == pytest.approx([expected["loss"], expected["metric"]], rel=1e-6)
+    assert point["estimates"].keys() == expected["estimates"].keys()
+    for name, (value, error, health) in point["estimates"].items():
+        assert value == pytest.approx(expected["estimates"][name][0], rel=1e-9 if kind == "double" else 1e-5)
+        assert error == pytest.approx(expected["estimates"][name][1], rel=1e-9 if kind == "double" else 1e-4)
+        assert health == expected["estimates"][name][2]
+    assert f"in place, on the shards of {size} processes" in point["path"]
 
 
-def test_one_rank(tmp_path):
-    check(tmp_path, 1, ("fsdp", "langevin"))
+def test_one_process_has_the_llc_of_the_plain_model(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        found = json.loads(json.dumps({"double momentum": measured("double", "momentum", sharded=True)}))
+    finally:
+        dist.destroy_process_group()
+    check([found], "double momentum", 1)
 
 
-def test_two_ranks(tmp_path):
-    found = check(
-        tmp_path, 2, ("fsdp", "momentum"), ("double", "kappa"), ("pairwise", "sgld"), ("tp", "langevin"), ("tp", "kappa")
-    )
-    assert "each with 1/2 of a minibatch" in found["fsdp momentum"]["path"]
-    assert "each with all of a minibatch" in found["pairwise sgld"]["path"]
-    assert "each with all of a minibatch" in found["tp kappa"]["path"]
+@pytest.mark.parametrize("what", ["fsdp momentum", "double kappa", "pairwise sgld", "tp langevin", "tp kappa"])
+def test_two_processes_have_the_llc_of_the_plain_model(what, two_ranks):
+    check(two_ranks, what, 2)
+    part = "1/2" if what in {"fsdp momentum", "double kappa"} else "all"
+    assert f"each with {part} of a minibatch" in two_ranks[0][what]["path"]
 
 
-def test_three_ranks_with_shards_of_unequal_sizes_and_none(tmp_path):
-    check(tmp_path, 3, ("fsdp", "sgld"), ("double", "langevin"))
+@pytest.mark.parametrize("what", ["fsdp sgld", "double langevin"])
+def test_three_processes_have_the_llc_of_the_plain_model(what, three_ranks):
+    check(three_ranks, what, 3)
 
 
 @pytest.mark.slow
 def test_four_ranks_in_a_mesh_of_two_axes(tmp_path):
-    check(tmp_path, 4, ("both", "sgld"), ("both", "kappa"), ("hsdp", "momentum"))
+    found = ranks(tmp_path, 4, ("both", "sgld"), ("both", "kappa"), ("hsdp", "momentum"))
+    for what in ("both sgld", "both kappa", "hsdp momentum"):
+        check(found, what, 4)
 
 
 SENTENCES = {
@@ -80,8 +99,8 @@ SENTENCES = {
     "the model in training": "didn't build, perhaps the one in training",
     "seeds": "seed differs: 0 on rank 0, and 1 on rank 1",
     "models": "weights differs",
-    "weights": "so they don't hold one model",
-    "sums": "the loss changes by 0.5 of what the gradient says",
+    "losses": "so they don't hold one model",
+    "gradients": "the loss changes by 0.5 of what the gradient says",
     "shapes": "scale has shape (2,)",
     "snapshots": "weights differs",
     "steps": "steps differs: [0] on rank 0, and [1] on rank 1",
@@ -94,16 +113,20 @@ SENTENCES = {
 }
 
 
-def test_misuse_ends_in_a_sentence_on_every_rank(tmp_path):
-    for rank in ranks(tmp_path, 2, misuse="misuse"):
-        assert rank.keys() == SENTENCES.keys()
-        for name, sentence in SENTENCES.items():
-            assert sentence in rank[name], name
+@pytest.mark.parametrize("name", SENTENCES)
+def test_misuse_ends_in_a_sentence_on_every_process(name, two_ranks):
+    for rank in two_ranks:
+        assert SENTENCES[name] in rank["misuse"][name]
 
 
-def test_a_rank_that_dies_or_builds_an_unsharded_model_ends_the_others_with_a_sentence(tmp_path):
-    for misuse in ("dies", "unsharded_on_rank_1"):
-        (tmp_path / misuse).mkdir()
-        left = ranks(tmp_path / misuse, 2, fails=(1,) * (misuse == "dies"), misuse=misuse)
-        assert "no longer work together" in left[0]["measured"]
-        assert "ended or hangs, built another model" in left[0]["measured"]
+def test_a_process_that_dies_ends_the_others_with_a_sentence(two_ranks):
+    first, second = two_ranks
+    assert "no longer work together" in first["dies"]
+    assert "dies" not in second
+
+
+def test_a_process_that_builds_an_unsharded_model_ends_the_others_with_a_sentence(three_ranks):
+    first, second, third = (rank["unsharded_on_rank_1"] for rank in three_ranks)
+    assert second == "nothing"
+    for said in (first, third):
+        assert "ended or hangs, built another model" in said
