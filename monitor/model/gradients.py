@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from phasewatch.monitor.model.weights import Mask, mask_of
+
+_Thing = TypeVar("_Thing")
 
 
 def clear_gradients(parameters: Sequence[Tensor]) -> None:
@@ -103,9 +106,9 @@ class Vector:
         """Sums over this process's parameters, added over all processes."""
         return sums
 
-    def counted(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Those of one tensor for each parameter that sums take from this process."""
-        return tensors
+    def counted(self, things: Sequence[_Thing]) -> Sequence[_Thing]:
+        """Those of one thing for each parameter that sums take from this process."""
+        return things
 
     def norm(self, tensors: Sequence[Tensor]) -> float:
         """The Euclidean length of one tensor for each parameter, as one vector."""
@@ -115,7 +118,10 @@ class Vector:
         """How many elements move."""
         if masks is None:
             return self.size
-        moving = [torch.ones_like(p, dtype=torch.bool) if m is None else m for p, m in zip(self.parameters, masks, strict=True)]
+        moving = [
+            torch.ones_like(p, dtype=torch.bool) if m is None else m
+            for p, m in zip(self.parameters, masks, strict=True)
+        ]
         device = self.parameters[0].device
         return int(self.total(torch.tensor(sum(int(mask.sum()) for mask in self.counted(moving)), device=device)))
 

@@ -62,9 +62,7 @@ class ShardedModel(SampledModel):
         super().__init__(module, None, only, held=held, renamed=renamed, order=order)
         self._shards = shards_of(self._tensors)
         self.data_rank = data_rank(self.module)
-        self.vector = ShardedVector(
-            [self._shards[name] for name in self.names], data_parallel=self.data_rank[1] > 1
-        )
+        self.vector = ShardedVector([self._shards[name] for name in self.names], data_parallel=self.data_rank[1] > 1)
         self.parameters = list(self.vector.parameters)
         self.ranks = self.vector.ranks
 

@@ -8,7 +8,7 @@ random is drawn by DTensor, whose numbers depend on how many processes there are
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from torch import Generator, Tensor, nn
 from phasewatch.monitor.errors import PhasewatchError, in_words
 from phasewatch.monitor.model.gradients import Vector, clear_gradients, square
 from phasewatch.monitor.model.weights import Mask, mask_of
+
+_Thing = TypeVar("_Thing")
 
 
 def is_shard(tensor: Tensor) -> bool:
@@ -136,9 +138,9 @@ class ShardedVector(Vector):
         dist.all_reduce(sums)
         return sums
 
-    def counted(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Those of one tensor for each parameter that sums take from this process."""
-        return [tensor for tensor, shard in zip(tensors, self._shards, strict=True) if shard.counts]
+    def counted(self, things: Sequence[_Thing]) -> list[_Thing]:
+        """Those of one thing for each parameter that sums take from this process."""
+        return [thing for thing, shard in zip(things, self._shards, strict=True) if shard.counts]
 
     @torch.no_grad()
     def norm(self, tensors: Sequence[Tensor]) -> float:
@@ -241,13 +243,13 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.detach().double()
         dist.all_reduce(total)
         return (total / dist.get_world_size()).to(value.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return grad
 
 
@@ -265,8 +267,8 @@ def shards_of(tensors: Mapping[str, Tensor]) -> dict[str, Shard]:
     for name, tensor in tensors.items():
         if is_shard(tensor) and tensor.device_mesh.get_coordinate() is None:  # pyright: ignore[reportAttributeAccessIssue]
             raise PhasewatchError(
-                f"Probe(model=...): process {dist.get_rank()} holds no part of {name}, whose device mesh leaves it out. "
-                "Build the model over all processes, and start no more than hold it."
+                f"Probe(model=...): process {dist.get_rank()} holds no part of {name}, whose device mesh leaves it "
+                "out. Build the model over all processes, and start no more than hold it."
             )
     return {name: Shard(tensor) for name, tensor in tensors.items()}
 
@@ -303,4 +305,3 @@ def _at_axis_0(how: Any) -> Any:
     from torch.distributed.tensor import Shard as Split
 
     return type(how)(0, split_factor=how.split_factor) if hasattr(how, "split_factor") else Split(0)
-

@@ -76,9 +76,9 @@ def _refuse_other_losses(loss: ShardedLoss, value: Tensor, name: str) -> None:
     if max(losses) - min(losses) > loss.tolerance * max(map(abs, losses)):
         raise PhasewatchError(
             f"Probe(loss={name}): on the same minibatch {name}(model, batch) is {min(losses):g} on one process and "
-            f"{max(losses):g} on another, so they don't hold one model. The function that builds it must build the same "
-            "on every rank: call torch.manual_seed with one seed in it, or shard by distribute_tensor, which takes the "
-            "weights of rank 0. If the loss itself takes another share of the batch on each rank, have it take all."
+            f"{max(losses):g} on another, so they don't hold one model. The function that builds it must build the "
+            "same on every rank, with torch.manual_seed and one seed, say. If the loss itself takes another share of "
+            "the batch on each rank, have it take all."
         )
 
 

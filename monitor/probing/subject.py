@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeGuard, cast
 
@@ -38,7 +38,7 @@ EVAL_SAMPLES = 1024
 then known to about 3 % of the spread of a sample's loss."""
 
 GLANCED = 256
-"""Elements of each tensor, about, by which the processes of a sharded model tell whether they were given one snapshot."""
+"""Elements of each tensor, about, by which the processes of a sharded model see that they were given one snapshot."""
 
 Metric: TypeAlias = Callable[[nn.Module, Any], float]
 Parts: TypeAlias = Part | Mapping[str, Part] | None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from phasewatch.monitor.model.gradients import Vector
 from phasewatch.monitor.model.weights import Mask, Weights
+from phasewatch.monitor.sampling.layout import Layout
 from phasewatch.monitor.sampling.position import AnchorOnDevice, DisplacementOnDevice, Position
 from phasewatch.monitor.sampling.random_streams import chain_key, kernels_for
 from phasewatch.monitor.sampling.settings import Sampler
@@ -78,15 +79,14 @@ class FusedStep:
     ) -> None:
         kernels = kernels_for(position.weights[0].device)
         begins = vector.offsets
-        assert kernels is not None and begins is not None
+        assert kernels is not None
+        assert begins is not None
         self._kernels = kernels
         self._sampler = sampler
         self._weights = position.weights
         self._rounded = isinstance(position, DisplacementOnDevice)
         sizes = [weight.numel() for weight in self._weights]
-        self._layout = kernels.Layout.of(
-            tuple(zip(sizes, begins, vector.sizes, strict=True)), self._weights[0].device
-        )
+        self._layout = Layout.of(tuple(zip(sizes, begins, vector.sizes, strict=True)), self._weights[0].device)
         self._masks = None if masks is None else [None if m is None else m.contiguous() for m in masks]
         self._velocity = velocity
         self._key = chain_key(seed, chain)

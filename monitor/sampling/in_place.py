@@ -232,10 +232,9 @@ class _Chain:
     def _products(self) -> Tensor:
         """‖∇L‖², ‖w − w*‖² and ∇L·(w − w*), shape (3,)."""
         total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
-        grads = self._vector.counted(list(gradients(self._target.parameters, self._start.masks)))
-        numbers = self._vector.counted(range(len(self._weights)))
-        for k, grad in zip(numbers, grads, strict=True):
-            weight = self._weights[k]
+        grads = list(gradients(self._target.parameters, self._start.masks))
+        for k in self._vector.counted(range(len(grads))):
+            weight, grad = self._weights[k], grads[k]
             away, slope = (weight - self._position.origin(k)).flatten(), grad.flatten().to(weight.dtype)
             total += torch.stack([square(slope), square(away), torch.dot(away, slope).double()])
         return self._vector.total(total)

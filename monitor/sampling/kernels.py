@@ -1,12 +1,11 @@
 # ruff: noqa: ANN001, ANN201, ANN202
 """Triton kernels: standard normal noise by its number in a stream, and the step of a chain for all parameters at once.
 
-The noise of a stream is numbered in chunks of `CHUNK`; each parameter begins with a chunk of its own. Number i of a
-chunk is Philox4x32-7 (Salmon et al. 2011) of the stream's key and a counter, and Box and Muller's transform, so that a
-kernel can make any part of it where it is needed, and make it again. This module is imported where a GPU is used.
+The noise of a stream is numbered in chunks, as `layout` says. Number i of a chunk is Philox4x32-7 (Salmon et al. 2011)
+of the stream's key and a counter, and Box and Muller's transform, so that a kernel can make any part of it where it is
+needed, and make it again. This module is imported where a GPU is used.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +14,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-LANES = 256
-CHUNK = 4 * LANES
-"""Numbers of the noise that one program of a kernel makes, four for each counter."""
-
-
-def chunks_of(size: int) -> int:
-    """Chunks of noise that a parameter of so many elements takes."""
-    return -(-size // CHUNK)
+from phasewatch.monitor.sampling.layout import Layout
 
 
 def fill_with_noise(flat: Tensor, sizes: Sequence[int], key: int, first: int) -> Tensor:
@@ -42,45 +34,6 @@ def fill_with_noise(flat: Tensor, sizes: Sequence[int], key: int, first: int) ->
         launch: Any = _noise[(layout.programs,)]  # pyright: ignore[reportIndexIssue]
         launch(flat, layout.offsets, layout.sizes, layout.starts, layout.owners, key, first)
     return flat
-
-
-class Layout:
-    """Which parameter each program of a kernel works on, and which chunk of its noise.
-
-    A parameter may be a contiguous piece of a whole one, whose noise it then takes a piece of.
-
-    Args:
-        ranges: for each parameter, its elements, where they begin in the whole one, and the elements of that.
-        device: a GPU.
-
-    Attributes:
-        programs: of all parameters, a chunk each.
-        chunks: of the noise of all whole parameters.
-        sizes: of the parameters, shape (parameter,).
-        starts: each parameter's first program, shape (parameter,).
-        skips: elements of its first chunk that lie before it, shape (parameter,).
-        ahead: by how much the chunk's number is above the program's, shape (parameter,).
-        offsets: where each begins in a vector of all, shape (parameter,).
-        owners: the parameter of each program, shape (program,), int32.
-    """
-
-    def __init__(self, ranges: tuple[tuple[int, int, int], ...], device: torch.device) -> None:
-        sizes, begins, wholes = torch.tensor(ranges, dtype=torch.int64).T
-        skips = begins % CHUNK
-        each = torch.where(sizes > 0, (skips + sizes + CHUNK - 1) // CHUNK, 0)
-        numbered = (wholes + CHUNK - 1) // CHUNK
-        starts = each.cumsum(0) - each
-        self.programs, self.chunks = int(each.sum()), int(numbered.sum())
-        self.sizes, self.starts, self.skips = sizes.contiguous().to(device), starts.to(device), skips.to(device)
-        self.ahead = (numbered.cumsum(0) - numbered + begins // CHUNK - starts).to(device)
-        self.offsets = (sizes.cumsum(0) - sizes).to(device)
-        self.owners = torch.arange(len(ranges), dtype=torch.int32).repeat_interleave(each).to(device)
-
-    @classmethod
-    @functools.lru_cache(maxsize=64)
-    def of(cls, ranges: tuple[tuple[int, int, int], ...], device: torch.device) -> "Layout":
-        """That of some ranges, made once."""
-        return cls(ranges, device)
 
 
 @triton.jit
@@ -154,7 +107,7 @@ def move(
     v_of_away, v_of_grad, v_of_velocity, v_of_noise,
     START: tl.constexpr, VELOCITY: tl.constexpr, LAST: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Move what lies in a chunk of a chain's weights; tables hold addresses, `of_` and `v_of_` the coefficients of a linear step."""
+    """Move a chunk of a chain's weights; tables hold addresses, `of_` and `v_of_` the coefficients of a linear step."""
     program = tl.program_id(0).to(tl.int64)
     k = tl.load(owners + program)
     lane = tl.arange(0, 256)

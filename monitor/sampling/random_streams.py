@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from phasewatch.monitor.model.minibatches import order_of_minibatches
 from phasewatch.monitor.model.weights import Weights
+from phasewatch.monitor.sampling.layout import chunks_of
 
 
 class Stream(enum.IntEnum):
@@ -125,7 +126,7 @@ class ChainNoise:
         if self._kernels is None:
             return flat.normal_(generator=self._generator)
         self._kernels.fill_with_noise(flat, sizes, self._key, self._chunk)
-        self._chunk += sum(map(self._kernels.chunks_of, sizes))
+        self._chunk += sum(map(chunks_of, sizes))
         return flat
 
 

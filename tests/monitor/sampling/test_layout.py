@@ -1,17 +1,13 @@
 """Which noise a piece of a parameter takes in the kernels of a GPU."""
 
-import importlib.util
-
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
+from phasewatch.monitor.sampling.layout import CHUNK, Layout
 
 
 def numbers(ranges):
     """The noise's number of each element of each parameter, as the kernel `move` works them out."""
-    from phasewatch.monitor.sampling.kernels import CHUNK, Layout
-
     layout = Layout.of(tuple(ranges), torch.device("cpu"))
     found = [torch.full((size,), -1) for size, _, _ in ranges]
     for program, owner in enumerate(layout.owners.tolist()):
