@@ -83,8 +83,8 @@ class Vector:
 
     Example:
         >>> vector = Vector([torch.zeros(2, 3), torch.zeros(4)])
-        >>> vector.size, vector.norm([torch.ones(2, 3), torch.ones(4) / 2])
-        (10, 2.6457513110645907)
+        >>> vector.size, vector.norm([torch.zeros(2, 3), torch.ones(4)])
+        (10, 2.0)
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:

@@ -182,8 +182,8 @@ class ShardedLoss(ModelLoss):
         shared = self._splits and ranks > 1 and samples_in(some[0]) % ranks == 0
         each = f"1/{ranks} of a minibatch" if shared else "all of a minibatch"
         self.path = (
-            f"Chains run one after another in place, on the shards of {self.model.ranks} processes, each with {each}: "
-            "a sharded model can't be vectorised."
+            f"Chains run one after another in place, on the shards of {self.model.ranks} process"
+            f"{'es, each' if self.model.ranks > 1 else ''} with {each}: a sharded model can't be vectorised."
         )
 
     @property

@@ -63,7 +63,7 @@ def check(found, what, size):
         assert value == pytest.approx(expected["estimates"][name][0], rel=1e-9 if kind == "double" else 1e-5)
         assert error == pytest.approx(expected["estimates"][name][1], rel=1e-9 if kind == "double" else 1e-4)
         assert health == expected["estimates"][name][2]
-    assert f"in place, on the shards of {size} processes" in point["path"]
+    assert f"in place, on the shards of {size} process" in point["path"]
 
 
 def test_one_process_has_the_llc_of_the_plain_model(tmp_path):
