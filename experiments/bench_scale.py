@@ -11,19 +11,25 @@ a core.
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import torch
 from command_line import command_line
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 import phasewatch as pw
 from phasewatch.callbacks.sinks.report import write_report
+from phasewatch.callbacks.trainers.backlog import Backlog
+from phasewatch.monitor.runs.executor import InProcess
 from phasewatch.monitor.runs.folder import RunFolder
+from phasewatch.monitor.runs.plan import Plan
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.trajectories import transitions
 
@@ -89,12 +95,64 @@ def a_point(size: int) -> float:
     return 1e3 * took / more
 
 
+def a_wait(size: int) -> float:
+    """Milliseconds to take a snapshot and choose the next, in a run where so many wait."""
+    more, model = 100, nn.Linear(2, 1)
+    with tempfile.TemporaryDirectory() as at:
+        folder = Waiting(Path(at), size)
+        executor = SimpleNamespace(measure=lambda steps: [(step, RuntimeError("not measured")) for step in steps])
+        backlog = Backlog(
+            cast(RunFolder, folder),
+            Recorder(),
+            cast(InProcess, executor),
+            cast(pw.Probe, None),
+            Plan(None, waits=False),
+            keep_snapshots=True,
+            waits=False,
+        )
+        new = [pw.Snapshot.of(model, size + step) for step in range(1, more + 1)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            took = seconds(lambda: [(backlog.take(snapshot), backlog.measure_next()) for snapshot in new])
+    return 1e3 * took / more
+
+
+class Waiting:
+    """A run's folder in which so many snapshots wait to be measured.
+
+    Args:
+        path: where snapshots are saved.
+        count: how many wait.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.steps = set[int]()
+        self.snapshots = SimpleNamespace(steps=range(1, count + 1))
+        self._folder = pw.SnapshotFolder(path)
+
+    def save(self, snapshot: pw.Snapshot) -> bool:
+        """Write one."""
+        self._folder.save(snapshot)
+        return True
+
+
 def a_table(size: int) -> float:
     """Reading a csv, and the first search."""
     with tempfile.TemporaryDirectory() as at:
         path = Path(at, "run.csv")
         pw.Trajectory(points(size)).write(path)
         return seconds(lambda: pw.find_transitions(pw.Trajectory.read(path)))
+
+
+def a_log(size: int) -> float:
+    """Reading so many scalars of an event file of TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as at:
+        with SummaryWriter(at) as writer:
+            for step in range(size):
+                writer.add_scalar("train/loss", 2 + 1 / (step + 1), step)
+        return seconds(lambda: pw.Trajectory.read(at, signal="train/loss"))
 
 
 def a_search(size: int) -> float:
@@ -115,8 +173,9 @@ def a_report(size: int) -> float:
 def a_series(size: int) -> float:
     """Listing so many files, and asking for the step and the source of each."""
     with tempfile.TemporaryDirectory() as at:
+        content = save({"w": torch.zeros(1)})
         for step in range(size):
-            save_file({"w": torch.zeros(1)}, Path(at, f"step{step}.safetensors"))
+            Path(at, f"step{step}.safetensors").write_bytes(content)
 
         def ask() -> None:
             series = pw.open_series(at)
@@ -158,12 +217,18 @@ def main() -> None:
     quick = command_line(__doc__, quick="small sizes, to see that it runs").parse_args().quick
     sizes = (100, 300) if quick else (100, 1_000, 10_000, 100_000)
     rows("One more point of a run, its share of the searches included", sizes, a_point, "ms")
+    rows("One more snapshot where so many wait", sizes, a_wait, "ms")
     rows("The first `find_transitions`", (100, 300) if quick else (200, 1_000, 10_000, 100_000), a_search, "ms")
     rows("`phasewatch transitions` on a csv", sizes, a_table)
+    rows("An event file of TensorBoard", (100, 300) if quick else (2_000, 20_000, 200_000), a_log)
     rows("A report", (100, 300) if quick else (1_000, 10_000, 100_000, 200_000), a_report)
-    rows("A series: listed, each step's source asked for", (20, 40) if quick else (1_000, 5_000, 20_000), a_series)
+    rows(
+        "A series: listed, each step's source asked for",
+        (20, 40) if quick else (5_000, 10_000, 20_000, 40_000),
+        a_series,
+    )
     a_probe(2)  # what the first one costs alone
-    rows("A probe of so many tensors", (10, 20) if quick else (250, 1_000, 5_000), a_probe)
+    rows("A probe of so many tensors", (10, 20) if quick else (1_250, 2_500, 5_000, 10_000), a_probe)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ def main() -> None:
 
     data = torch.randint(WORDS, (600, arguments.context), generator=torch.Generator().manual_seed(1))
     draws = 4 if arguments.quick else 50
-    sampler = pw.Langevin(step_size=1e-3, nbeta=30.0, localization=10.0, chains=2, draws=draws, burn_in=2, batch_size=12)
+    sampler = pw.Langevin(
+        step_size=1e-3, nbeta=30.0, localization=10.0, chains=2, draws=draws, burn_in=2, batch_size=12
+    )
     probe = pw.Probe(make_sharded, loss, data, sampler=sampler)
     snapshot = pw.Snapshot.of(Transformer(*shape), step=0)
     began = time.perf_counter()

@@ -130,6 +130,7 @@ def real_number(
 
 
 EXTRAS = {
+    "IPython": "notebook",
     "devinterp": "devinterp",
     "gcsfs": "gs",
     "huggingface_hub": "hub",
@@ -138,7 +139,10 @@ EXTRAS = {
     "markupsafe": "report",
     "matplotlib": "report",
     "PIL": "wandb",
+    "ray": "ray",
     "s3fs": "s3",
+    "submitit": "slurm",
+    "tensorboard": "tensorboard",
     "tokenizers": "toys",
     "transformer_lens": "toys",
     "transformers": "hf",

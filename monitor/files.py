@@ -261,6 +261,25 @@ def open_append(path: str | Path) -> BinaryIO:
     return file
 
 
+def create_new(path: str | Path) -> bool:
+    """Make an empty file unless something is there already, a link too: of several processes that try, one succeeds.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Whether it was made.
+
+    Raises:
+        OSError: if the disk refuses it.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _OPEN, 0o666))
+    except FileExistsError:
+        return False
+    return True
+
+
 def inside(folder: str | Path, name: object) -> Path:
     """The path that a name from a file stands for, which can't leave the folder on any system.
 

@@ -32,6 +32,20 @@ def alive(pid):
     return status != "Z"
 
 
+def of_session(session):
+    """The processes of a session that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
 def gone(pids, seconds):
     """Whether all have ended, at the latest after so many seconds."""
     end = time.monotonic() + seconds

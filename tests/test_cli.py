@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import interruptible
+from tiny_run import wait_for
 from torch import nn
 
 from phasewatch import cli
@@ -155,7 +156,7 @@ def test_help_lists_the_commands(phasewatch):
     assert {"demo", "replay", "transitions", "report"} <= set(re.findall(r"\w+", out))
 
 
-@pytest.mark.parametrize("command", ["demo", "replay", "transitions", "report"])
+@pytest.mark.parametrize("command", ["demo", "replay", "work", "transitions", "report"])
 def test_each_command_has_help(phasewatch, command):
     status, out, err = phasewatch(command, "--help")
     assert (status, err) == (0, "")
@@ -327,12 +328,16 @@ FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
     ("name", "content", "says"),
     [
         ("missing.csv", None, r"missing\.csv is not there; check the path"),
-        ("points.json", "{}", r"points\.json can't be read: a trajectory is a \.jsonl or a \.csv, not '\.json'"),
+        (
+            "points.json",
+            "{}",
+            r"points\.json has no log_history; give the trainer_state\.json of a Trainer, a list of rows, a \.jsonl",
+        ),
         ("empty.csv", "", r"has no points"),
         ("empty.jsonl", "", r"empty\.jsonl has no points, and transitions take at least 5; measure more"),
         ("lacks.csv", "step,loss\n1,2\n", r"has no column 'llc', and needs one; its columns are step, loss"),
         ("words.csv", "step,loss,llc\n1,two,3\n", r"Line 2 of .*, column 'loss', holds 'two', not a number"),
-        ("infinite.csv", "step,loss,llc\n1,2,inf\n", r"column 'llc', holds 'inf'; leave it empty where"),
+        ("infinite.csv", "step,loss,llc\n1,2,inf\n", r"infinite\.csv has a finite λ̂ and loss at 0 of 1 points"),
         ("negative.csv", "step,loss,llc\n-1,2,3\n", r"column 'step', holds '-1'; a training step is a whole number"),
         ("half.csv", "step,loss,llc\n0.5,2,3\n", r"column 'step', holds '0\.5'; a training step is a whole number"),
         ("twice.csv", "step,loss,llc\n1,2,3\n1,2,4\n", r"two different points at step 1, with λ̂ 3 and 4; pass"),
@@ -346,7 +351,7 @@ FOUR = "".join(f"{step},2,{step}\n" for step in range(1, 5))
             r"Line 1 of .* is not JSON .*; mend or delete it",
         ),
         ("other.jsonl", "{}\n", r"other\.jsonl has no column 'step', and needs one"),
-        ("folder", Path, r"folder is a folder without points\.jsonl; give"),
+        ("folder", Path, r"folder is a folder without points\.jsonl, event files, .*; give"),
     ],
 )
 def test_trajectories_that_cannot_be_read(phasewatch, tmp_path, name, content, says):
@@ -420,6 +425,22 @@ def test_replay_keeps_its_points_and_measures_none_twice(phasewatch, folder):
     assert 6 in Trajectory.read(run / "points.jsonl").steps
 
 
+def test_replay_with_a_budget_measures_so_many_and_says_how_well_boundaries_are_known(phasewatch, folder):
+    command = ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "few"]
+    status, _, err = phasewatch(*command, "--budget", 3, "--within", 1.2)
+    assert status == 0, err
+    assert "phasewatch: 3 of 5 snapshots are measured." in err
+    measured = Trajectory.read(folder / "few" / "points.jsonl").steps.tolist()
+    assert len(measured) == 3
+    assert (measured[0], measured[-1]) == (STEPS[0], STEPS[-1])
+    status, _, err = phasewatch(*command, "--budget", 4)
+    assert status == 0, err
+    assert "phasewatch: 4 of 5 snapshots are measured." in err
+    status, _, err = phasewatch(*command, "--within", 1)
+    assert status == 2
+    assert "replay(within=1.0) must be a finite number above 1, such as 1.2 for a fifth." in err
+
+
 def test_replay_with_a_setting_of_its_own(phasewatch, folder, monkeypatch):
     found = SGLD(2e-3, 1.0, 10.0, chains=2, draws=8, burn_in=2, batch_size=16)
     asked = []
@@ -453,6 +474,45 @@ def test_workers_measure_the_same(phasewatch, folder):
     one, two = (Trajectory.read(folder / f"w{workers}" / "points.jsonl") for workers in (1, 2))
     assert one.points == two.points
     assert measured(folder) == 10
+
+
+def test_workers_that_one_starts_oneself_share_a_replay(phasewatch, folder):
+    command = ["replay", "checkpoints", "--probe", "my_probe.py:probe"]
+    assert phasewatch(*command, "--run", "alone")[0] == 0
+    with start(*command, "--run", "run", "--on", "external") as replay:
+        wait_for(lambda: (folder / "run/work/tasks.jsonl").exists(), 60)
+        status, out, _ = phasewatch("work", "run", "checkpoints", "--probe", "my_probe.py:probe")
+        _, err = replay.communicate(timeout=100)
+    assert (status, out) == (0, "5 checkpoints measured here; the replay collects them in run/points.jsonl.\n")
+    assert replay.returncode == 0, err
+    assert "workers are started by: phasewatch work run SERIES --probe FILE.py:NAME" in err
+    points = [Trajectory.read(folder / run / "points.jsonl") for run in ("run", "alone")]
+    assert points[0].steps.tolist() == points[1].steps.tolist()
+    assert [p.llc for p in points[0]] == [p.llc for p in points[1]]
+    status, out, _ = phasewatch("replay", "--status", "run")
+    assert (status, out) == (0, "run: 5 checkpoints measured, 0 to go\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--on", "pbs"], r"replay\(on='pbs'\) must be one of 'local', 'external', 'slurm', 'ray', 'ray://HOST:PORT'"),
+        (["--slurm", "partition=gpu"], "--slurm partition=gpu goes with --on slurm; --on local was given"),
+        (["--on", "slurm", "--ray", "num_gpus=1"], "--ray num_gpus=1 goes with --on ray://HOST:PORT; --on slurm"),
+        (["--on", "slurm", "--slurm", "gpu"], "--slurm gpu must be NAME=VALUE"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_refused(phasewatch, folder, options, match):
+    status, _, err = phasewatch("replay", "checkpoints", "--probe", "my_probe.py:probe", *options)
+    assert status == 2
+    assert re.search(match, err), err
+    assert not (folder / "checkpoints-replay").exists()
+
+
+def test_a_worker_takes_no_code_from_a_run(phasewatch, folder):
+    status, _, err = phasewatch("work", "run")
+    assert status == 2
+    assert "phasewatch work run needs --probe FILE.py:NAME, the one of the replay: code is never taken" in err
 
 
 def test_a_replay_of_a_replay_lies_beside_it(phasewatch, folder, monkeypatch):
@@ -491,7 +551,7 @@ def bad_checkpoint(kind: str, path: Path) -> None:
         path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_checkpoints_cost_their_own_points_alone(phasewatch, folder, workers):
     kinds = ["truncated", "a bare pickle", "a whole model", "other shapes", "other names", "no tensors", "empty"]
     for step, kind in enumerate(kinds, start=100):
@@ -625,7 +685,7 @@ def test_folders_that_cannot_be_used(phasewatch, folder, case, says):
     assert measured(folder) == before
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(phasewatch, folder, workers):
     command = ["replay", "checkpoints", "--probe", "my_probe.py:probe", "--run", "run", "--workers", workers]
     process = start(*command, PHASEWATCH_TEST_NAP="20")

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from quadratic import Quadratic, excess_losses, mean_and_error
-from tiny_run import Told, a_snapshot, lines, loss, make_data, make_model, make_probe, one_warning
+from tiny_run import Told, a_snapshot, lines, loss, make_data, make_model, make_probe
 
 import phasewatch as pw
+from phasewatch.monitor.runs.executor import PLACES
 from phasewatch.monitor.sampling import settings, steps
 from phasewatch.monitor.sampling.chains import run_chains
 from phasewatch.monitor.snapshots import scan
@@ -28,7 +28,7 @@ RECIPES = {
     "sink": {"callbacks/sinks/tab_separated.py"},
     "checkpoint format": {"monitor/snapshots/formats/numpy_files.py", "monitor/snapshots/formats/__init__.py"},
     "trainer": {"callbacks/trainers/optimizer_hook.py"},
-    "executor": {"callbacks/executors/futures.py"},
+    "executor": {"callbacks/executors/shell.py", "monitor/runs/executor.py"},
     "transition kind": {"monitor/trajectories/kinds.py", "callbacks/figures/style.py"},
 }
 
@@ -68,7 +68,7 @@ def test_there_is_a_recipe_for_each_thing_and_it_touches_the_files_that_it_says(
             if language == "diff":
                 assert edited((ROOT / file).read_text(encoding="utf-8"), code)
             elif not (ROOT / file).exists():
-                assert (ROOT / file).parent.is_dir() or file.startswith("callbacks/executors/"), file
+                assert (ROOT / file).parent.is_dir(), file
 
 
 # A sampler
@@ -186,24 +186,14 @@ def test_the_trainer_of_the_recipe_watches_a_toy_loop_and_changes_nothing(tmp_pa
 # An executor
 
 
-def test_the_executor_of_the_recipe_is_used_by_replay(tmp_path):
-    folder, futures = saved_snapshots(tmp_path / "snapshots", [10, 20, 30]), module("executor").Futures
-    pool, sink = ThreadPoolExecutor(2), Told()
-    there = pw.replay(
-        folder, make_probe(), run=tmp_path / "run", on=lambda probe, snaps: futures(probe, snaps, pool), sinks=[sink]
-    )
+def test_the_executor_of_the_recipe_is_used_by_replay(tmp_path, monkeypatch):
+    folder, sink = saved_snapshots(tmp_path / "snapshots", [10, 20, 30]), Told()
+    monkeypatch.setitem(sys.modules, "phasewatch.callbacks.executors.shell", module("executor"))
+    monkeypatch.setitem(PLACES, "shell", "phasewatch.callbacks.executors.shell")
+    monkeypatch.setenv("SUBMIT", "env WHERE=there")
+    there = pw.replay(folder, make_probe(), run=tmp_path / "run", on="shell", workers=2, sinks=[sink])
     assert {p.step: p.as_json() for p in there} == {p.step: p.as_json() for p in pw.replay(folder, make_probe())}
     assert len(lines(tmp_path / "run").splitlines()) == len(sink.points) == 3
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        pool.submit(print)
-
-
-def test_a_snapshot_that_the_executor_of_the_recipe_fails_at_costs_its_own_point(tmp_path):
-    folder, futures = saved_snapshots(tmp_path / "snapshots", [10, 20]), module("executor").Futures
-    folder.source(10).write_bytes(b"cut off")
-    with ThreadPoolExecutor(1) as pool, one_warning("Step 10 is left out"):
-        points = list(pw.replay(folder, make_probe(), on=lambda probe, snaps: futures(probe, snaps, pool)))
-    assert [point.step for point in points] == [20]
 
 
 def test_two_places_to_measure_are_refused(tmp_path):

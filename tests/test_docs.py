@@ -56,6 +56,8 @@ def test_the_quick_start_finds_what_it_says(started):
     assert (folder / "runs/first/report.html").exists()
 
 
+@pytest.mark.filterwarnings("ignore:::lightning")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 @pytest.mark.parametrize("page", [p for p in DOCS if p.name not in ALONE and code_of(p)], ids=lambda p: p.name)
 def test_the_code_of_a_page_runs(page, started, monkeypatch, capsys):
     folder, names = started

@@ -105,6 +105,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
         "phasewatch/py.typed",
         "phasewatch/__init__.pyi",
         "phasewatch/callbacks/sinks/report.html.j2",
+        "phasewatch/callbacks/sinks/report.js",
         "phasewatch/monitor/emergence/verdict.json",
     }
 

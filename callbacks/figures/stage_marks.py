@@ -13,7 +13,10 @@ from phasewatch.callbacks.figures.style import INK, KIND_STYLES, MUTED, PROVISIO
 from phasewatch.monitor.trajectories.changes import Transition
 
 INTERVAL = "95 % interval of a boundary"
-"""The legend's words for the whiskers of a bar."""
+"""The legend's words for the grey behind a bar."""
+
+ROW_POINTS = 7
+"""How far rows of bars lie apart, in points."""
 
 
 def _tint(colour: str, share: float) -> tuple[float, float, float]:
@@ -42,9 +45,9 @@ def shade_stages(panel: Axes, transitions: Sequence[Transition]) -> None:
 
 
 def label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: float) -> None:
-    """Draw above each stage a bar from start to end, whiskers over the intervals of both, and its kind.
+    """Draw above each stage a bar from start to end, grey behind it over the intervals of both, and its kind.
 
-    Bars whose whiskers meet lie in different rows, of which there are three. A label that would touch that of a longer
+    Bars whose intervals meet lie in different rows, of which there are three. A label that would touch that of a longer
     stage is left out.
 
     Args:
@@ -67,15 +70,17 @@ def label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: floa
         rows.append(row)
     for stage, row in zip(transitions, rows, strict=True):
         colour, (a, b) = KIND_STYLES[stage.kind].colour, across(stage.start, stage.end)
-        up = panel.transAxes + ScaledTranslation(0, (4 + 5 * row) / 72, panel.figure.dpi_scale_trans)
-        bar = [Line2D([a, b], [1, 1], color=colour, linewidth=3, solid_capstyle="butt")]
+        up = panel.transAxes + ScaledTranslation(0, (5 + ROW_POINTS * row) / 72, panel.figure.dpi_scale_trans)
+        bar = [Line2D([a, b], [1, 1], color=colour, linewidth=2.4, solid_capstyle="butt")]
         if stage.provisional:
-            bar.append(Line2D([a, b], [1, 1], color="white", linewidth=1.6, solid_capstyle="butt"))
-        whiskers = [
-            Line2D(across(*interval), [1, 1], color=INK, linewidth=0.8, marker="|", markersize=4, markeredgewidth=0.8)
+            bar.append(Line2D([a, b], [1, 1], color="white", linewidth=1.2, solid_capstyle="butt"))
+        intervals = [
+            Line2D(
+                across(*interval), [1, 1], color=_tint(INK, 0.25), linewidth=5.5, solid_capstyle="butt", gid=INTERVAL
+            )
             for interval in (stage.start_interval, stage.end_interval)
         ]
-        for line in (*bar, *whiskers):
+        for line in (*intervals, *bar):
             line.set(transform=up, clip_on=False)
             panel.add_line(line)
 
@@ -90,7 +95,7 @@ def label_stages(panel: Axes, transitions: Sequence[Transition], *, letter: floa
             label,
             ((a + b) / 2, 1),
             xycoords="axes fraction",
-            xytext=(0, 8 + 5 * max(rows)),
+            xytext=(0, 9 + ROW_POINTS * max(rows)),
             textcoords="offset points",
             ha="center",
             va="bottom",
@@ -105,7 +110,7 @@ def stage_legend(transitions: Sequence[Transition]) -> list[Patch | Line2D]:
     """The legend's entries for those of the marks that these transitions have."""
     entries: list[Patch | Line2D] = []
     if transitions:
-        entries.append(Line2D([], [], color=INK, linewidth=0.8, marker="|", markersize=4, label=INTERVAL))
+        entries.append(Patch(facecolor=_tint(INK, 0.25), linewidth=0, label=INTERVAL))
     if any(stage.provisional for stage in transitions):
         entries.append(
             Patch(facecolor="white", edgecolor=MUTED, hatch="//////", linewidth=0, label="provisional stage")

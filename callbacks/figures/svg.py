@@ -7,6 +7,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 
+class NotebookFigure(Figure):
+    """A figure that belongs to no window, and that a notebook shows all the same."""
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<img src="{svg_address(self)}" style="width:{self.get_figwidth():.2f}in;max-width:100%;background:white">'
+        )
+
+
 def svg_address(figure: Figure) -> Markup:
     """The data address of a figure as an SVG image, whose identifiers can't clash with the page's.
 

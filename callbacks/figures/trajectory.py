@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.legend_handler import HandlerLine2D
 from matplotlib.lines import Line2D
 
-from phasewatch.callbacks.figures.stage_marks import INTERVAL, label_stages, shade_stages, stage_legend
+from phasewatch.callbacks.figures.stage_marks import label_stages, shade_stages, stage_legend
 from phasewatch.callbacks.figures.step_axis import set_step_axis
 from phasewatch.callbacks.figures.style import INK, MUTED
+from phasewatch.callbacks.figures.svg import NotebookFigure
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import printable
@@ -33,7 +33,7 @@ def draw_trajectory(
 ) -> Figure:
     """Draw λ̂ with its band of ± 2 standard errors and the loss against the logarithm of the step.
 
-    Above the stages' shades stand their kinds, and for each a bar with whiskers: the 95 % intervals of its two
+    Above the stages' shades stand their kinds, and for each a bar with grey behind it: the 95 % intervals of its two
     boundaries. Open markers are doubtful estimates, crosses at the lower edge are failed ones, and triangles at an edge
     are doubtful ones so far away that showing them would flatten the curve. A hatched stage is provisional. The font is
     matplotlib's configured one, so that a paper's own settings hold.
@@ -66,7 +66,7 @@ def draw_trajectory(
     signals = [signal, *(name for name in ("llc", "loss") if name != signal and _is_there(trajectory, name)), *others]
     steps = np.asarray(trajectory.steps, dtype=float)
     heights = [2.2, *(1.3 if name in {"llc", "loss"} else 0.9 for name in signals[1:])]
-    figure = Figure(figsize=(width, 0.9 + (0.3 + 0.11 * width) * sum(heights)), dpi=200, layout="constrained")
+    figure = NotebookFigure(figsize=(width, 0.9 + (0.3 + 0.11 * width) * sum(heights)), dpi=200, layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
 
     set_step_axis(panels, steps)
@@ -103,7 +103,6 @@ def draw_trajectory(
             labelcolor=MUTED,
             handletextpad=0.5,
             columnspacing=1.8,
-            handler_map={entry: HandlerLine2D(numpoints=2) for entry in legend if entry.get_label() == INTERVAL},
         )
     return figure
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.callbacks.figures.svg import svg_address
 from phasewatch.callbacks.figures.trajectory import MAX_METRICS, draw_trajectory
+from phasewatch.callbacks.sinks.report_chart import SCRIPT, SCRIPT_HASH, chart_data
 from phasewatch.callbacks.sinks.report_emergence import emergence_section
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
@@ -23,6 +24,7 @@ from phasewatch.monitor.files import inside, read_json, write_atomically
 from phasewatch.monitor.formatting import MISSING, count, integer, measured, number, percent, printable, value_and_error
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Transition
 from phasewatch.monitor.trajectories.points import Point
+from phasewatch.monitor.trajectories.tables import without_collector
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions
 
@@ -46,13 +48,16 @@ _TRACE_WIDTH, _TRACE_HEIGHT = 240.0, 84.0
 """The size of such a drawing, in units of its own; the page scales it."""
 
 
+@without_collector()
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write a run's report: the figure, the transitions in words, every point with its verdict, and the settings.
 
     A run with the metrics of `ItemScores` also gets a section with its scores side by side and any red flags.
 
-    The page is one HTML file, without scripts, that loads nothing from elsewhere. Transitions are found anew from the
-    points. The file is replaced in one step, so that a reader never sees half of it.
+    The page is one HTML file that loads nothing from elsewhere. Its figure shows values and verdicts under the pointer
+    and can be zoomed, by a script of its own, the only one that the page's policy lets run; without scripts, and in
+    print, it is a picture. Transitions are found anew from the points. The file is replaced in one step, so that a
+    reader never sees half of it.
 
     Args:
         run: the run's folder, with its `run.json` (settings) and `points.jsonl`.
@@ -74,6 +79,24 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         ...     page.name, "3 points from step 1 to step 100: no transition." in page.read_text(encoding="utf-8")
         ('report.html', True)
     """
+    return report_and_points(run, out)[0]
+
+
+def report_and_points(
+    run: str | Path, out: str | Path | None = None
+) -> tuple[Path, Trajectory | None, Sequence[Transition]]:
+    """Write a run's report as `write_report` does, and return what it is about as well.
+
+    Args:
+        run: the run's folder.
+        out: where to write.
+
+    Returns:
+        The path of the page, the points, None where nothing has been measured yet, and their transitions.
+
+    Raises:
+        PhasewatchError: as `write_report`.
+    """
     run = Path(run)
     settings = _read_settings(run)
     points, transitions = _read_points(run)
@@ -82,7 +105,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     if not out.parent.is_dir():
         raise PhasewatchError(f"write_report(out={str(out)!r}) names a folder that does not exist; make it first.")
     write_atomically(out, page)
-    return out
+    return out, points, transitions
 
 
 def _read_settings(run: Path) -> dict[str, Any]:
@@ -134,6 +157,9 @@ def _render(
         name=name,
         summary=_summary(points, transitions),
         picture=None if trajectory is None else _picture(points, transitions, metrics[:MAX_METRICS]),
+        chart=chart_data(_spread(points, MOST_ROWS), transitions, metrics[:MAX_METRICS]),
+        script=Markup(SCRIPT),
+        script_hash=SCRIPT_HASH,
         count=len(points),
         points=_spread(points, MOST_ROWS),
         metrics=metrics[:MOST_COLUMNS],

@@ -4,6 +4,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -196,14 +197,19 @@ def has_key() -> bool:
 def end_service_with_process() -> None:
     """Have W&B's service end with this process at once, if only runs of our own are still open in it.
 
-    W&B waits for it as the process ends, which is minutes where a server doesn't answer. A run of the user's that is
-    open, or a service that was there before, is waited for as the user told W&B to.
+    W&B waits for it as the process ends, which is minutes where a server doesn't answer, and ten seconds or more to
+    send statistics about itself. A run of the user's that is open, or a service that was there before, is waited for as
+    the user told W&B to.
     """
     try:
         from wandb.sdk import wandb_setup
 
         setup = wandb_setup.singleton()
         if setup._connection is None:
+            with suppress(ImportError):  # an earlier W&B, which sends none
+                from wandb.analytics.opentelemetry.opentelemetry_proxy import disable
+
+                disable()
             connection = setup.ensure_service()
             atexit.register(_end_service, setup, connection, os.getpid())
     except (ImportError, AttributeError):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -64,8 +65,10 @@ class Backlog:
         self._keep_snapshots = keep_snapshots
         self._waits = waits
         self._calibrating = calibrating
-        self._waiting: dict[int, Snapshot | None] = dict.fromkeys(sorted(set(folder.snapshots.steps) - folder.steps))
+        self._saved = sorted(set(folder.snapshots.steps) - folder.steps)
+        self._held: dict[int, Snapshot] = {}
         self._unwritten: dict[int, Snapshot] = {}
+        self._unwritten_bytes = 0
         self._spare: list[int] = []
         self._at_disk: dict[int, float] = {}
         self._verdicts: list[Health] = []
@@ -75,12 +78,17 @@ class Backlog:
     @property
     def steps(self) -> set[int]:
         """The steps that are measured or wait."""
-        return {*self._folder.steps, *self._waiting}
+        return {*self._folder.steps, *self._saved, *self._held}
 
     @property
     def waiting(self) -> list[int]:
         """The steps that are not measured yet, in order."""
-        return sorted(self._waiting)
+        return sorted([*self._saved, *self._held])
+
+    @property
+    def seconds_to_next(self) -> float | None:
+        """How long until the plan has time for one of those that wait; None if none waits, or time isn't what lacks."""
+        return self._plan.seconds_to_next() if self._saved or self._held else None
 
     @property
     def unwritten(self) -> list[int]:
@@ -95,7 +103,7 @@ class Backlog:
     def take(self, snapshot: Snapshot) -> None:
         """Save a snapshot, to be measured; where the disk refuses it, it waits in memory."""
         with self._lock:
-            self._waiting[snapshot.step] = snapshot
+            self._held[snapshot.step] = snapshot
             self._save()
 
     def measure_next(self, *, over: bool = False) -> bool:
@@ -109,20 +117,22 @@ class Backlog:
         """
         with self._lock:
             self._save()
-            ready = [step for step, held in self._waiting.items() if held is None or self._waits or over]
+            ready = self._ready(over)
         if self._calibrating and not self._settle(ready, over):
             return False
         with self._lock:
-            step = self._plan.choose(ready, self._folder.steps)
+            step = self._plan.choose(
+                ready[:1] if self._plan.in_order else ready, self._folder.steps, self._recorder.found
+            )
             if step is None:
                 return False
-            held = self._waiting[step]
+            held = self._held.get(step)
         with self._plan.account():
             result = self._measure(step, held)
             if result is None:
                 return False
             with self._lock:
-                del self._waiting[step]
+                self._forget(step)
                 if held is not None and self._keep_snapshots:
                     self._keep_until_written(held)
             if isinstance(result, Exception):
@@ -131,10 +141,22 @@ class Backlog:
                 self._record(result)
         return True
 
+    def _ready(self, over: bool) -> list[int]:
+        """The steps that can be measured now, in order; not a copy, as there may be many, where all are saved."""
+        if self._held and (self._waits or over):
+            return sorted([*self._saved, *self._held])
+        return self._saved
+
+    def _forget(self, step: int) -> None:
+        """A step no longer waits, whether it has been saved since it was chosen or not."""
+        self._held.pop(step, None)
+        if (at := bisect_left(self._saved, step)) < len(self._saved) and self._saved[at] == step:
+            del self._saved[at]
+
     def _settle(self, ready: list[int], over: bool) -> bool:
         """Calibrate if that can be done now; whether the setting is known."""
         assert self._calibrating
-        while chosen := self._calibrating.due(sorted(ready), over=over):
+        while chosen := self._calibrating.due(ready[:], over=over):
             with self._plan.account():
                 probe = self._calibrating.settle(chosen)
             if probe is not None:
@@ -178,21 +200,27 @@ class Backlog:
     def _save(self) -> None:
         """Write what the disk takes, that of measured steps last."""
         with self._asking_the_disk():
-            for step, snapshot in self._waiting.items():
-                if snapshot is None:
-                    continue
+            while self._held:
+                step, snapshot = next(iter(self._held.items()))
                 if not self._folder.save(snapshot):
                     return
-                self._waiting[step] = None
+                del self._held[step]
+                insort(self._saved, step)
             while self._unwritten and self._folder.save(next(iter(self._unwritten.values()))):
-                del self._unwritten[next(iter(self._unwritten))]
+                self._let_go()
 
     def _keep_until_written(self, snapshot: Snapshot) -> None:
         self._unwritten[snapshot.step] = snapshot
-        held = sum(tensor.nbytes for kept in self._unwritten.values() for tensor in kept.tensors.values())
-        if held > MOST_UNWRITTEN:
-            let_go = self._unwritten.pop(next(iter(self._unwritten)))
+        self._unwritten_bytes += _bytes(snapshot)
+        if self._unwritten_bytes > MOST_UNWRITTEN:
+            let_go = self._let_go()
             warn(f"The snapshot of step {let_go.step} is measured and isn't kept, since the disk refuses it.")
+
+    def _let_go(self) -> Snapshot:
+        """Keep the oldest of the measured snapshots in memory no longer."""
+        snapshot = self._unwritten.pop(next(iter(self._unwritten)))
+        self._unwritten_bytes -= _bytes(snapshot)
+        return snapshot
 
     @contextmanager
     def _asking_the_disk(self) -> Iterator[None]:
@@ -202,3 +230,7 @@ class Backlog:
             yield
         finally:
             del self._at_disk[thread]
+
+
+def _bytes(snapshot: Snapshot) -> int:
+    return sum(tensor.nbytes for tensor in snapshot.tensors.values())

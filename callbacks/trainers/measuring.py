@@ -13,6 +13,10 @@ DISK_SECONDS = 120.0
 """Seconds that a disk may take for one file before nothing waits for it any more: several gigabytes on a slow one."""
 
 
+SHORTEST_WAIT = 0.5
+"""Seconds between two looks at what waits, where a snapshot waits that can't be measured yet."""
+
+
 class Measuring(Protocol):
     """Takes snapshots from the training thread, and has them saved and measured."""
 
@@ -129,7 +133,9 @@ class Background:
 
     def _measure(self) -> None:
         while not self._ending:
-            self._saved.wait()
+            # Not until the next snapshot alone: the time earned before it would be spent when training is over.
+            wait = self._backlog.seconds_to_next
+            self._saved.wait(None if wait is None else max(wait, SHORTEST_WAIT))
             self._saved.clear()
             try:
                 while not self._ending and self._backlog.measure_next():

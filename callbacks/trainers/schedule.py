@@ -90,9 +90,10 @@ def log_spaced(first: int, last: int, num: int, *, linear: int = 0) -> Steps:
 class Budget:
     """Holds measuring to a share of the run's own wall time, by leaving out the least useful of the scheduled steps.
 
-    A snapshot is saved at each scheduled step, which is cheap. As time is earned, the one is measured whose
-    neighbours are the furthest away in log step; what is never measured is named at the end, and a replay of the run
-    can measure it. The first measurement is made at once, to learn what one costs, and paid back before the second.
+    A snapshot is saved at each scheduled step, which is cheap. As time is earned, the one is measured that tells most
+    about where transitions lie: the middle of the widest gap, where those that touch the interval of a boundary count
+    most, as in a replay with a budget. What is never measured is named at the end, and a replay of the run can measure
+    it. The first measurement is made at once, to learn what one costs, and paid back before the second.
 
     Attributes:
         fraction: seconds of measuring for each second of training, above 0.

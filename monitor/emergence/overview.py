@@ -15,7 +15,6 @@ from phasewatch.monitor.emergence.verdict import FEWEST as FEWEST_VERDICT
 from phasewatch.monitor.emergence.verdict import Verdict, verdict
 from phasewatch.monitor.emergence.watching import SCORES, chains, evenly, metric_reversal
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.files import inside
 from phasewatch.monitor.formatting import integer, printable
 from phasewatch.monitor.trajectories.coincide import coincide
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -107,7 +106,7 @@ def overview(
             f"{name}: --chance isn't given. Pass the sharp score of a guess: 1 / the number of choices, or 0 for exact "
             "match."
         )
-    trajectory = Trajectory.read(inside(path, "points.jsonl") if path.is_dir() else path, signal=sharp)
+    trajectory = Trajectory.read(path, signal=sharp)
     known = np.isfinite(trajectory.signal(sharp)) & np.isfinite(trajectory.signal(smooth))
     values = {name: trajectory.signal(name)[known] for name in (smooth, sharp)}
     remarks = _beside_complexity(trajectory, smooth)

@@ -3,10 +3,11 @@
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from phasewatch.monitor.estimates.checks import Checks
+from phasewatch.monitor.rim import rim
 
 
 class Health(enum.Enum):
@@ -69,6 +70,12 @@ class Health(enum.Enum):
         return self not in {Health.DIVERGED, Health.NEGATIVE, Health.OFF_MINIMUM}
 
 
+_CHECKS = tuple(Checks.__dataclass_fields__)
+_NO_CHECKS = Checks()
+_UNKNOWN = astuple(_NO_CHECKS)
+_NONE_KNOWN = ("nan",) * len(_CHECKS)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """λ̂ = nβ · (E_w[L(w)] − L(w*)) with its error and its verdict (Lau et al. 2023, eq. 7).
@@ -101,7 +108,7 @@ class Estimate:
     ess: float
     health: Health
     trace: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
-    checks: Checks = field(default=Checks(), repr=False, compare=False)
+    checks: Checks = field(default=_NO_CHECKS, repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """This estimate as plain JSON types; what isn't finite becomes a word, since JSON has no NaN."""
@@ -122,18 +129,23 @@ class Estimate:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Estimate":
         """The inverse of `as_json`, exact to the last bit; checks that it doesn't know are left out."""
-        checks = record.get("checks", {})
+        known = record.get("checks", {})
+        checks = tuple(map(known.get, _CHECKS, _UNKNOWN))
         return cls(
             value=float(record["value"]),
             error=float(record["error"]),
-            per_chain=tuple(float(v) for v in record["per_chain"]),
+            per_chain=tuple(map(float, record["per_chain"])),
             nbeta=float(record["nbeta"]),
             rhat=float(record["rhat"]),
             ess=float(record["ess"]),
             health=Health[record["health"]],
-            checks=Checks(**{name: float(checks[name]) for name in Checks.__dataclass_fields__ if name in checks}),
-            trace=tuple(tuple(float(v) for v in chain) for chain in record.get("trace", ())),
+            checks=_NO_CHECKS if checks == _NONE_KNOWN else Checks(*map(float, checks)),
+            trace=tuple(tuple(map(float, chain)) for chain in record.get("trace", ())),
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the value, its error and the verdict."""
+        return rim("figures.notebook", "Estimate._repr_html_()").estimate_html(self)
 
 
 def json_number(value: float) -> float | str:

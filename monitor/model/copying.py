@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError
@@ -131,8 +132,13 @@ def copy_of(model: nn.Module, *, built: bool = False) -> Copied:
             f"Probe(model={type(model).__name__}(...)) has parts that torch.jit compiled, whose weights no copy can be "
             "given. Give the model that they were compiled from, or the function that builds it."
         )
-    large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
+    large = not is_lazy(model) and sum(parameter.numel() for parameter in model.parameters()) > LARGE
     return _prepared(model if built and large and not _is_referred_to(model) else _copied(model))
+
+
+def is_lazy(model: nn.Module) -> bool:
+    """Whether some of a model's weights have no shape before its first batch."""
+    return any(isinstance(tensor, UninitializedTensorMixin) for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -236,10 +242,19 @@ def _without_hooks_of_the_user(module: nn.Module) -> Iterable[Hook]:
 def _without_wrapper_of_accelerate(module: nn.Module) -> bool:
     """Go back to the class's own `forward`, which accelerate keeps beside its wrapped one."""
     original = vars(module).get(_CAST)
-    if original is None or getattr(original, "__func__", None) is not type(module).forward:
+    if original is None or not _is_same_function(getattr(original, "__func__", None), type(module).forward):
         return False
     del module.forward, module._original_forward
     return True
+
+
+def _is_same_function(copied: Any, function: Any) -> bool:
+    """Whether a function is another one, or the copy that a decorated one, whose closure holds it, gets."""
+    names = "__code__", "__module__", "__qualname__"
+    return copied is function or all(
+        getattr(copied, name, None) is not None and getattr(copied, name) == getattr(function, name, None)
+        for name in names
+    )
 
 
 def _uncompiled(module: Any) -> None:

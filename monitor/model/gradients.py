@@ -118,12 +118,8 @@ class Vector:
         """How many elements move."""
         if masks is None:
             return self.size
-        moving = [
-            torch.ones_like(p, dtype=torch.bool) if m is None else m
-            for p, m in zip(self.parameters, masks, strict=True)
-        ]
-        device = self.parameters[0].device
-        return int(self.total(torch.tensor(sum(int(mask.sum()) for mask in self.counted(moving)), device=device)))
+        moving = [p.numel() if m is None else int(m.sum()) for p, m in zip(self.parameters, masks, strict=True)]
+        return int(self.total(torch.tensor(sum(self.counted(moving)), device=self.parameters[0].device)))
 
     def all(self, here: bool) -> bool:
         """Whether something holds on every process."""

@@ -101,7 +101,7 @@ class ShardedModel(SampledModel):
             shard = self._shards[name]
             mask = (moving if masks is None else masks.get(name, still)).expand(shard.shape)
             mask = shard.of(mask & self._held[name] if name in self._held else mask)
-            found.append(None if mask.all() else mask.to(self.device))
+            found.append(None if mask.all() else (mask if mask.any() else still).to(self.device))
         return None if all(mask is None for mask in found) else found
 
     @torch.no_grad()

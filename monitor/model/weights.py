@@ -139,7 +139,8 @@ class SampledModel:
             masks: booleans of the parameters' shapes; a parameter that is missing doesn't move. None for all.
 
         Returns:
-            None if everything moves; else one mask for each parameter, None where all of it moves.
+            None if everything moves; else one mask for each parameter, None where all of it moves, and of no axes where
+            none of it does, so that the masks of many parts weigh nothing.
         """
         if masks is None and not self._held:
             return None
@@ -148,7 +149,7 @@ class SampledModel:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             mask = (moving if masks is None else masks.get(name, still)).expand(parameter.shape)
             mask = mask & self._held[name] if name in self._held else mask
-            found.append(None if mask.all() else mask.to(self.device))
+            found.append(None if mask.all() else (mask if mask.any() else still).to(self.device))
         return None if all(mask is None for mask in found) else found
 
     @torch.no_grad()

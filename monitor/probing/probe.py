@@ -130,6 +130,11 @@ class Probe:
         return self._arguments.seed
 
     @property
+    def threads(self) -> int:
+        """Of torch's CPU operators while measuring."""
+        return self._arguments.threads
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What a point depends on besides the snapshot; points of different settings are never compared."""
         own = {"sampler": self.sampler.as_json(), "chains": VERSION, "metrics": sorted(self.metrics)}

@@ -8,13 +8,12 @@ from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
 from phasewatch.monitor.model.autocast import under_autocast
 from phasewatch.monitor.model.complex_weights import in_real_parts, masks_in_real_parts
-from phasewatch.monitor.model.copying import copy_of, padding_rows
+from phasewatch.monitor.model.copying import copy_of, is_lazy, padding_rows
 from phasewatch.monitor.model.data import HeldData, Minibatches, as_minibatches, is_a_source, move
 from phasewatch.monitor.model.isolation import matmul_precision, measuring
 from phasewatch.monitor.model.loss import Loss, ModelLoss
@@ -255,7 +254,7 @@ class Subject:
                 "one of its own."
             )
         copied = copy_of(own, built=built)
-        mine, lazy = copied.module, _is_lazy(own)
+        mine, lazy = copied.module, is_lazy(own)
         if lazy:
             self._materialise(mine)
         sharded = is_sharded(mine)
@@ -360,10 +359,6 @@ def _glance(snapshot: Snapshot) -> str:
     tensors = {name: tensor.flatten() for name, tensor in sorted(snapshot.tensors.items())}
     shapes = [(name, tuple(snapshot.tensors[name].shape)) for name in tensors]
     return fingerprint([flat[:: max(1, len(flat) // GLANCED)] for flat in tensors.values()], repr(shapes))
-
-
-def _is_lazy(model: nn.Module) -> bool:
-    return any(isinstance(tensor, UninitializedTensorMixin) for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _built(make_model: Callable[[], nn.Module]) -> nn.Module:

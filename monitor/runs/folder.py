@@ -151,18 +151,19 @@ class RunFolder:
             self._header_waits = True
             self._complain(error)
 
-    def append(self, point: Point) -> bool:
-        """Keep a point, on disk before this returns; on a full disk in memory, to be written with the next one.
+    def append(self, *points: Point) -> bool:
+        """Keep points, on disk before this returns; on a full disk in memory, to be written with the next ones.
 
         Args:
-            point: of a step that isn't there yet.
+            points: of steps that aren't there yet.
 
         Returns:
             Whether every point is on disk.
         """
-        self.points.append(point)
-        self._steps.add(point.step)
-        self._unsaved.append(_line(point))
+        for point in points:
+            self.points.append(point)
+            self._steps.add(point.step)
+            self._unsaved.append(_line(point))
         return self._write_points()
 
     def save(self, snapshot: Snapshot) -> bool:

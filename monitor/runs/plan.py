@@ -1,10 +1,11 @@
 """Which of the snapshots that wait is measured next, within a share of the run's time."""
 
-import math
 import time
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+
+from phasewatch.monitor.runs.coarse_to_fine import next_step
+from phasewatch.monitor.trajectories.transitions import Transition
 
 
 class Plan:
@@ -29,25 +30,45 @@ class Plan:
         self._measuring = 0.0
         self._measured = 0
 
-    def choose(self, candidates: Collection[int], measured: Collection[int]) -> int | None:
+    @property
+    def in_order(self) -> bool:
+        """Whether all steps are measured, the earliest of those that wait first."""
+        return self._fraction is None
+
+    def choose(
+        self, candidates: Collection[int], measured: Collection[int], found: Sequence[Transition] = ()
+    ) -> int | None:
         """The step to measure now.
 
         Args:
             candidates: steps whose snapshots wait.
             measured: steps that have a point.
+            found: the transitions of the points.
 
         Returns:
-            One of the candidates; None if there is none, or no time for one.
+            One of the candidates: the earliest if there is no share, else that of `next_step`. None if there is none,
+            or no time for one.
         """
         if not candidates:
             return None
         if self._fraction is None:
             return min(candidates)
-        elapsed = time.perf_counter() - self._began
-        training = elapsed - self._measuring if self._waits else elapsed
+        training = self._training()
         if not affords(self._fraction, training=training, measuring=self._measuring, measured=self._measured):
             return None
-        return most_useful(candidates, measured)
+        return next_step(candidates, measured, found)
+
+    def seconds_to_next(self) -> float | None:
+        """How long until the share has room for one more measurement; None without a share, or before the first."""
+        if self._fraction is None or self._measured == 0:
+            return None
+        needed = (self._measuring + self._measuring / self._measured) / self._fraction
+        return max(0.0, needed - self._training())
+
+    def _training(self) -> float:
+        """Seconds of the run so far, without the measuring that it waited for."""
+        elapsed = time.perf_counter() - self._began
+        return elapsed - self._measuring if self._waits else elapsed
 
     @contextmanager
     def account(self) -> Iterator[None]:
@@ -71,29 +92,3 @@ def affords(fraction: float, *, training: float, measuring: float, measured: int
         True for the first, and whenever one more of mean cost stays within the share.
     """
     return measured == 0 or measuring + measuring / measured <= fraction * training
-
-
-def most_useful(candidates: Iterable[int], measured: Collection[int]) -> int:
-    """The step that is furthest in log step from every measured one; the earliest if nothing is measured.
-
-    Args:
-        candidates: steps, at least one.
-        measured: steps.
-
-    Returns:
-        One of the candidates.
-
-    Example:
-        >>> most_useful([2, 10, 90], measured=[1, 100])
-        10
-    """
-    if not measured:
-        return min(candidates)
-    places = sorted(map(math.log1p, measured))
-
-    def gap(step: int) -> float:
-        place = math.log1p(step)
-        above = bisect_left(places, place)
-        return min(abs(place - other) for other in places[max(above - 1, 0) : above + 1])
-
-    return max(candidates, key=lambda step: (gap(step), step))

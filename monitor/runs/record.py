@@ -19,6 +19,9 @@ class Recorder:
             aren't.
         folder: where points and transitions are kept; without one, points are kept in memory.
         settings: what the points are measured with, where there is no folder to say so.
+
+    Attributes:
+        found: the transitions as they were last looked for.
     """
 
     def __init__(
@@ -30,10 +33,10 @@ class Recorder:
         self._folder = folder
         self._points: list[Point] = folder.points if folder else []
         self._known = Trajectory()
-        self._found: list[Transition] = []
+        self.found: list[Transition] = []
         self._search_failed = False
         self._pace = Pace()
-        self._announced = [transition for transition in self._transitions() if not transition.provisional]
+        self._announced = [transition for transition in self.transitions() if not transition.provisional]
         self._outlets = [
             Outlet(sink, self.trajectory, lambda: folder.settings if folder else settings or {}) for sink in sinks
         ]
@@ -47,25 +50,26 @@ class Recorder:
             self._known = known = Trajectory(points)
         return known
 
-    def record(self, point: Point) -> bool:
-        """Keep a point, then tell of it and of the transitions that it confirms.
+    def record(self, *points: Point) -> bool:
+        """Keep points that came at the same time, then tell of them and of the transitions that they confirm.
 
         Transitions are looked for after every point, and in a run of more than 200 points after 1 % more.
 
         Args:
-            point: of a step that isn't there yet, earlier than others' or not.
+            points: of steps that aren't there yet, earlier than others' or not.
 
         Returns:
             Whether every point is where it is kept: False while a disk refuses some.
         """
         if self._folder:
-            is_kept = self._folder.append(point)
+            is_kept = self._folder.append(*points)
         else:
-            self._points.append(point)
+            self._points += points
             is_kept = True
-        self._tell(point)
+        for point in points:
+            self._tell(point)
         if self._pace.is_due(len(self._points)):
-            found = self._transitions()
+            found = self.transitions()
             for transition in found:
                 if not transition.provisional and not self._is_announced(transition):
                     self._announced.append(transition)
@@ -73,9 +77,19 @@ class Recorder:
             self._write(found)
         return is_kept
 
+    def transitions(self) -> list[Transition]:
+        """The transitions of the points so far; those found last if the search fails, which costs one warning."""
+        try:
+            self.found = find_transitions(self.trajectory())
+        except Exception as error:
+            if not self._search_failed:
+                self._search_failed = True
+                warn(f"Transitions could not be looked for, and the points go on: {in_words(error)}")
+        return self.found
+
     def close(self) -> None:
         """Tell of the transitions that are still provisional, wait for the sinks, and write `transitions.json`."""
-        found = self._transitions()
+        found = self.transitions()
         for transition in found:
             if not self._is_announced(transition):
                 self._tell(transition)
@@ -84,16 +98,6 @@ class Recorder:
         for outlet in self._outlets:
             outlet.wait()
         self._write(found)
-
-    def _transitions(self) -> list[Transition]:
-        """The transitions of the points so far; those found last if the search fails, which costs one warning."""
-        try:
-            self._found = find_transitions(self.trajectory())
-        except Exception as error:
-            if not self._search_failed:
-                self._search_failed = True
-                warn(f"Transitions could not be looked for, and the points go on: {in_words(error)}")
-        return self._found
 
     def _is_announced(self, transition: Transition) -> bool:
         return any(is_same_transition(transition, other) for other in self._announced)

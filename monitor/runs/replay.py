@@ -1,6 +1,7 @@
 """Measuring a saved series of checkpoints again, in order, with one process or several."""
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,14 +9,16 @@ import torch
 from tqdm import tqdm
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, say, warn, whole_number
+from phasewatch.monitor.files import leads_out
 from phasewatch.monitor.probing.attributes import ChangedNumbers
 from phasewatch.monitor.probing.automatic import WORD, calibrated, early_middle_late
 from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.runs.boundaries import how_well_known
 from phasewatch.monitor.runs.calibration import RunCalibration, calibrated_before, tell
-from phasewatch.monitor.runs.executor import Executor, InProcess
+from phasewatch.monitor.runs.coarse_to_fine import FIRST, Aim, first_steps, is_enough, next_step
+from phasewatch.monitor.runs.executor import Executor, Order, executor_on, in_batches
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.numbers import NumbersFile
-from phasewatch.monitor.runs.processes import Processes, packed
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.snapshots.averaging import AveragedSnapshots
@@ -33,13 +36,20 @@ def replay(
     *,
     run: str | Path | None = None,
     workers: int = 1,
-    on: Callable[[Probe, Snapshots], Executor] | None = None,
+    on: str | Callable[[Probe, Snapshots], Executor] | None = None,
+    options: Mapping[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
     progress: bool = False,
     on_error: OnError = warn,
     sampler: Literal["calibrate"] | None = None,
+    budget: int | None = None,
+    within: float | None = None,
 ) -> Generator[Point]:
-    """Measure every snapshot of a series.
+    """Measure every snapshot of a series, or with `budget` or `within` those that tell where its transitions lie.
+
+    Then 16 snapshots spread evenly over the series are measured first, and both ends. What they show decides where the
+    others lie: the gaps that touch the 95 % intervals of boundaries are halved, the widest first; elsewhere a gap
+    counts for a quarter. At the end a sentence says of each boundary how well it is known, and what would help.
 
     A checkpoint that can't be read or measured costs its own point and a message; the others go on. A run whose setting
     was calibrated is measured with that setting, unless the probe has a sampler other than the monitor's had.
@@ -48,16 +58,22 @@ def replay(
         series: a run's folder, a folder of checkpoints, or what `open_series` returned.
         probe: measures; made with a function that builds its model if `workers` is more than 1.
         run: a folder to keep the points in. What it holds is not measured again.
-        workers: processes, one checkpoint each at a time. With one, this process measures.
-        on: makes the executor that measures, from the probe and the series, in place of `workers`.
+        workers: processes that measure at the same time. With one on this machine, this process measures.
+        on: where they run: "local", "slurm", "ray://HOST:PORT", "ray" for the cluster of this machine, or "external"
+            for those that you start yourself with `phasewatch work`; all but the first share the work through `run`.
+            Or a function that makes the executor that measures, from the probe and the series.
+        options: of the place, such as {"partition": "gpu", "gpus_per_node": 1} for SLURM and {"num_gpus": 1} for Ray.
         sinks: told of each point and transition.
         progress: show a bar with the time left.
         on_error: takes a sentence for each checkpoint that could not be measured; a warning by default.
         sampler: "calibrate" first finds the setting, on the first, the middle and the last checkpoint.
+        budget: how many checkpoints are measured at most, those that `run` holds already included.
+        within: measure until the end of each boundary's interval is at most this many times its start, or no checkpoint
+            in it is left; 1.2 for a fifth.
 
     Returns:
         The points: those that `run` holds already first, then the others as they are measured, in order of step with
-        one worker.
+        one worker unless `budget` or `within` chooses the order.
 
     Raises:
         PhasewatchError: before anything is measured, if the series, the folder or the probe can't be used.
@@ -82,29 +98,40 @@ def replay(
             "Probe(sampler=...) or probe.with_sampler(...)."
         )
     workers = whole_number("replay(workers=...)", workers, least=1)
+    aim = None if budget is None and within is None else Aim(budget, within)
     snapshots = open_series(series) if isinstance(series, str | Path) else series
     _refuse_another_model(snapshots, probe)
-    if on is not None and workers > 1:
-        raise PhasewatchError(f"replay(workers={workers}, on=...) says twice where to measure. Give one of them.")
+    if callable(on) and (workers > 1 or options):
+        given = f"workers={workers}" if workers > 1 else "options=..."
+        raise PhasewatchError(f"replay({given}, on=...) says twice where to measure. Give one of them.")
     probe, known = _calibrated_before(run, snapshots, probe)
     if known is None and sampler is not None:
         known = RunCalibration(probe.sampler.as_json())
+
+    def made_by(probe: Probe) -> Executor:
+        if callable(on):
+            return on(probe, snapshots)
+        return executor_on(
+            Order(probe, snapshots, None if run is None else Path(run), on or "local", workers, options or {})
+        )
+
     executor: Executor | None = None
     if known is None or known.steps:
-        executor = _executor(probe, snapshots, workers, on)
+        executor = made_by(probe)
     folder = None if run is None else _opened(run, probe, snapshots)
     if folder and known:
         folder.keep_calibration(known.as_json(), probe.settings)
     if executor is None:
         try:
             probe = _calibrated(probe, snapshots, folder)
-            executor = _executor(probe, snapshots, workers, on)
+            executor = made_by(probe)
         except BaseException:
             if folder:
                 folder.close()
             raise
     _recall_numbers(probe, snapshots, [] if folder is None else folder.steps)
-    return _replayed(snapshots, executor, folder, sinks, progress, on_error, probe.settings)
+    at_once = max(workers, probe.together)
+    return _replayed(snapshots, executor, folder, sinks, progress, on_error, probe.settings, aim, at_once)
 
 
 def _refuse_another_model(snapshots: Snapshots, probe: Probe) -> None:
@@ -118,14 +145,6 @@ def _refuse_another_model(snapshots: Snapshots, probe: Probe) -> None:
     described = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with probe.subject.measuring():
         probe.subject.model.fitting(Snapshot(snapshots.steps[0], described))
-
-
-def _executor(
-    probe: Probe, snapshots: Snapshots, workers: int, on: Callable[[Probe, Snapshots], Executor] | None
-) -> Executor:
-    if on is not None:
-        return on(probe, snapshots)
-    return InProcess(probe, snapshots) if workers == 1 else Processes(packed(probe, snapshots), workers=workers)
 
 
 def _calibrated_before(
@@ -188,8 +207,7 @@ def _is_its_own(folder: RunFolder, snapshots: Snapshots) -> bool:
     """Whether the series is the run's own snapshots, some of which may have been deleted after they were measured."""
     if isinstance(snapshots, AveragedSnapshots):
         return False
-    home = folder.path.resolve()
-    return any(home in snapshots.source(step).resolve().parents for step in snapshots.steps)
+    return any(not leads_out(snapshots.source(step), folder.path) for step in snapshots.steps)
 
 
 def _replayed(
@@ -200,22 +218,34 @@ def _replayed(
     progress: bool,
     on_error: OnError,
     settings: Mapping[str, Any],
+    aim: Aim | None,
+    at_once: int,
 ) -> Generator[Point]:
     known = folder.points[:] if folder else []
     missing = sorted(set(snapshots.steps) - {point.step for point in known})
     recorder = Recorder(sinks, folder, settings)
-    bar = tqdm(total=len(known) + len(missing), initial=len(known), unit="checkpoint", disable=not progress)
-    bad = 0
+    total = len(known) + len(missing)
+    if aim and aim.budget is not None:
+        total = min(total, max(aim.budget, len(known)))
+    bar = tqdm(total=total, initial=len(known), unit="checkpoint", disable=not progress)
+    tried = bad = 0
+    rounds = iter([missing]) if aim is None else _coarse_to_fine(snapshots.steps, recorder, aim, at_once)
     try:
         yield from known
-        for step, result in executor.measure(missing):
-            bar.update()
-            if isinstance(result, Exception):
-                bad += 1
-                on_error(f"Step {step} is left out: {in_words(result)}")
-                continue
-            recorder.record(result)
-            yield result
+        for batch in itertools.chain.from_iterable(in_batches(executor, steps) for steps in rounds):
+            points = [result for _, result in batch if isinstance(result, Point)]
+            bar.update(len(batch))
+            tried += len(batch)
+            for step, result in batch:
+                if isinstance(result, Exception):
+                    bad += 1
+                    on_error(f"Step {step} is left out: {in_words(result)}")
+            if points:
+                recorder.record(*points)
+                yield from points
+        if aim:
+            for line in how_well_known(recorder.trajectory(), recorder.transitions(), snapshots.steps, aim):
+                say(line)
     finally:
         executor.close()
         bar.close()
@@ -224,5 +254,28 @@ def _replayed(
         finally:
             if folder:
                 folder.close()
-    if bad and bad == len(missing) and not known:
+    if bad and bad == tried and not known:
         raise PhasewatchError(f"None of the {bad} checkpoints could be measured; the messages above say why.")
+
+
+def _coarse_to_fine(steps: Sequence[int], recorder: Recorder, aim: Aim, at_once: int) -> Iterator[list[int]]:
+    """Steps to measure together, of which each round asks the points of those before.
+
+    A step that could not be measured is not asked for again, and counts as measured for the budget.
+    """
+    asked = set(recorder.trajectory().steps.tolist())
+    budget = len(steps) if aim.budget is None else aim.budget
+    chosen = [step for step in first_steps(steps, min(budget, FIRST + 2)) if step not in asked]
+    while len(asked) < budget:
+        if not chosen and is_enough(steps, asked, recorder.found, aim):
+            return
+        while (
+            len(chosen) < at_once and (step := next_step(steps, asked.union(chosen), recorder.found, aim)) is not None
+        ):
+            chosen.append(step)
+        if not chosen:
+            return
+        chosen = chosen[: budget - len(asked)]
+        yield chosen
+        asked.update(chosen)
+        chosen = []

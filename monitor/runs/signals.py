@@ -12,7 +12,7 @@ from phasewatch.monitor.errors import say
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
-SECONDS = 4.0
+SECONDS = 3.0
 """Seconds that the process has to tidy up after a signal before it ends as it is; its files are whole at any moment."""
 
 

@@ -1,42 +1,35 @@
 """The inside of a measuring process: it rebuilds the probe, reads snapshots from disk, and sends points back.
 
 A frame is eight bytes of length and that many bytes. The first frame that comes is the probe and its series, pickled;
-each later one is a step, answered by a point or an error, or a list of steps, answered by what a calibration on their
-snapshots comes to.
+each later one asks for one thing by its key: `measure`, steps that are each answered by a point or an error, with the
+steps that follow `then`; `calibrate`, steps whose snapshots a setting is found on; `together`, how many steps are best
+asked for at once.
 """
 
 import io
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from typing import IO, Any
 
 import cloudpickle
 
-from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words
-from phasewatch.monitor.probing.automatic import calibrated
-
-PARENT_POLL_SECONDS = 1.0
-"""Seconds between looks whether the process that started this one still runs: how long an orphan may live."""
-
-BEAT_SECONDS = 5.0
-"""Seconds between the empty frames by which a process that is at work says so."""
-
-BEAT_WORK = 0.005
-"""Processor seconds between two beats from which a process counts as being at work: the beat itself takes a
-hundredth."""
+from phasewatch.monitor.errors import PhasewatchWarning, in_words
+from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.runs.executor import InProcess
+from phasewatch.monitor.runs.members import BEAT_SECONDS, BEAT_WORK
+from phasewatch.monitor.runs.orphans import end
 
 
-def serve(parent: int, nice: int) -> None:
-    """Answer steps with points until the parent is gone.
+def serve(nice: int) -> None:
+    """Answer steps with points until the parent is gone, which `orphans.end_with` sees to.
 
     Args:
-        parent: process id of the one that started this one.
         nice: how far to step back behind other processes, 0 to 19.
     """
     os.nice(nice) if hasattr(os, "nice") else None
@@ -44,30 +37,38 @@ def serve(parent: int, nice: int) -> None:
     os.dup2(2, 1)  # what the user's loss prints is no answer
     frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, frames), daemon=True).start()
-    # The pipe alone doesn't tell: a process that the parent forked holds its other end open.
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     threading.Thread(target=_beat, args=(out,), daemon=True).start()
     package = frames.get()
-    probe, series, failure = None, None, None
+    probe, executor, failure = None, None, ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PhasewatchWarning)
         try:
             probe, series = cloudpickle.loads(package)
+            executor = InProcess(probe, series)
         except Exception as error:
             failure = f"The probe can't be rebuilt in another process: {in_words(error)}"
     while True:
         asked = json.loads(frames.get())
-        answer: dict[str, Any]
+        for answer in _answers(asked, probe, executor, failure):
+            out.send(json.dumps(answer).encode())
+
+
+def _answers(
+    asked: dict[str, Any], probe: Probe | None, executor: InProcess | None, failure: str
+) -> Iterator[dict[str, Any]]:
+    if probe is None or executor is None:
+        yield from [{"error": failure}] * len(asked.get("measure", [None]))
+    elif "measure" in asked:
+        for _, result in executor.measure(asked["measure"], asked["then"]):
+            yield {"error": in_words(result)} if isinstance(result, Exception) else {"point": result.as_json()}
+    else:
         try:
-            if probe is None or series is None:
-                raise PhasewatchError(failure)
-            if isinstance(asked, list):
-                answer = {"setting": calibrated(series, asked, probe).as_json()}
+            if "calibrate" in asked:
+                yield {"setting": executor.calibrate(asked["calibrate"], probe.sampler).as_json()}
             else:
-                answer = {"point": probe(series.load(asked)).as_json()}
+                yield {"together": probe.together}
         except Exception as error:
-            answer = {"error": in_words(error)}
-        out.send(json.dumps(answer).encode())
+            yield {"error": in_words(error)}
 
 
 class _Answers:
@@ -78,8 +79,11 @@ class _Answers:
         self._lock = threading.Lock()
 
     def send(self, frame: bytes) -> None:
-        with self._lock:
-            write_frame(self._stream, frame)
+        try:
+            with self._lock:
+                write_frame(self._stream, frame)
+        except OSError:  # nobody is there to read it
+            end()
 
 
 def _beat(out: _Answers) -> None:
@@ -107,26 +111,13 @@ def read_frame(stream: IO[bytes]) -> bytes:
     return _read_exactly(stream, int.from_bytes(_read_exactly(stream, 8)))
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_SECONDS)
-    _end()
-
-
-def _end() -> None:
-    """End this process and what it has forked, such as the workers of a data loader."""
-    if os.name == "posix" and os.getpgrp() == os.getpid():
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    os._exit(1)
-
-
 def _receive(stream: IO[bytes], frames: "queue.SimpleQueue[bytes]") -> None:
     """Pass frames on, and end the process when there is nobody left to send any."""
     try:
         while True:
             frames.put(read_frame(stream))
     except EOFError:
-        _end()
+        end()
 
 
 def _read_exactly(stream: IO[bytes], size: int) -> bytes:

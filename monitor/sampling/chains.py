@@ -17,9 +17,9 @@ from phasewatch.monitor.sampling import curvature
 from phasewatch.monitor.sampling.curvature import look_around
 from phasewatch.monitor.sampling.in_place import run_in_place
 from phasewatch.monitor.sampling.position import AnchorOnDevice, Keep
-from phasewatch.monitor.sampling.random_streams import ChainNoise, Stream, chain_seed, minibatch_orders
+from phasewatch.monitor.sampling.random_streams import Stream, chain_seed, minibatch_orders
 from phasewatch.monitor.sampling.settings import Sampler
-from phasewatch.monitor.sampling.stacked import run_stacked
+from phasewatch.monitor.sampling.stacked import StackedChains
 from phasewatch.monitor.sampling.start import LOOKS, Schedule, Start
 from phasewatch.monitor.sampling.target import Guarded, Refused, Target
 from phasewatch.monitor.sampling.ways import Way, hint, ways
@@ -211,11 +211,10 @@ class _Run:
         for chains in torch.arange(self._sampler.chains).split(min(rows, self._sampler.chains)):
             if steps * len(starts) * len(chains) >= WORTH_COMPILING:
                 self._target.prepare(len(starts) * len(chains))
-            device = starts[0].anchor[0].device
-            noises = [ChainNoise(self._seed, chain, device) for chain in chains.tolist()]
             self._target.anchor = starts[0].anchor
             try:
-                found = run_stacked(self._target, starts, self._sampler, self._schedule, chains.tolist(), noises)
+                group = StackedChains(self._target, starts, self._sampler, self._schedule, chains.tolist(), self._seed)
+                found = group.run()
             except Refused:
                 if len(starts) > 1:
                     return [self._stacked([start], rows)[0] for start in starts]

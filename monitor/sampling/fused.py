@@ -14,6 +14,9 @@ from phasewatch.monitor.sampling.position import AnchorOnDevice, DisplacementOnD
 from phasewatch.monitor.sampling.random_streams import chain_key, kernels_for
 from phasewatch.monitor.sampling.settings import Sampler
 
+NOTHING = -1
+"""In the place of a mask's address, where nothing of a parameter moves."""
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -90,9 +93,11 @@ class FusedStep:
         self._masks = None if masks is None else [None if m is None else m.contiguous() for m in masks]
         self._velocity = velocity
         self._key = chain_key(seed, chain)
-        self._addresses = [self._table(tensors) for tensors in (self._weights, position.kept, velocity, self._masks)]
+        self._addresses = [self._table(_addresses(some)) for some in (self._weights, position.kept, velocity)]
+        still = [NOTHING if mask is not None and mask.ndim == 0 else 0 for mask in self._masks or []]
+        self._addresses.append(self._table([a or b for a, b in zip(still, _addresses(self._masks), strict=True)]))
         self._step = 0
-        self._grads: tuple[list[int], Tensor] = ([], self._table(None))
+        self._grads: tuple[list[int], Tensor] = ([], self._table([]))
 
     @staticmethod
     def fits(position: Position, vector: Vector) -> TypeGuard[AnchorOnDevice | DisplacementOnDevice]:
@@ -110,7 +115,7 @@ class FusedStep:
     def begin(self, eps: float) -> None:
         """Put the chain where it first asks for a gradient."""
         self._step = 0
-        self._move(eps, self._table(None), start=True)
+        self._move(eps, self._table([]), start=True)
 
     def advance(self, eps: float, grads: Sequence[Tensor]) -> None:
         """Take a step.
@@ -120,9 +125,9 @@ class FusedStep:
             grads: the gradient of each parameter.
         """
         grads = [grad.to(torch.float32).contiguous() for grad in grads]
-        addresses = [grad.data_ptr() for grad in grads]
+        addresses = _addresses(grads)
         if addresses != self._grads[0]:
-            self._grads = addresses, self._table(grads)
+            self._grads = addresses, self._table(addresses)
         self._step += 1
         self._move(eps, self._grads[1], start=False)
 
@@ -146,8 +151,12 @@ class FusedStep:
                 layout.owners, self._key, now, now - layout.chunks, *of_weights, *c.velocity, **flags,
             )  # fmt: skip
 
-    def _table(self, tensors: Sequence[Tensor | None] | None) -> Tensor:
-        """Addresses on the device, 0 where there is none."""
-        some = tensors or [None] * len(self._weights)
-        addresses = torch.tensor([0 if t is None else t.data_ptr() for t in some], dtype=torch.int64)
-        return addresses.to(self._weights[0].device, non_blocking=True)
+    def _table(self, addresses: Sequence[int]) -> Tensor:
+        """Addresses on the device; 0 throughout without any."""
+        table = torch.tensor(addresses or [0] * len(self._weights), dtype=torch.int64)
+        return table.to(self._weights[0].device, non_blocking=True)
+
+
+def _addresses(tensors: Sequence[Tensor | None] | None) -> list[int]:
+    """Where tensors lie, 0 where there is none."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors or []]

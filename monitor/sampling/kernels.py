@@ -107,7 +107,11 @@ def move(
     v_of_away, v_of_grad, v_of_velocity, v_of_noise,
     START: tl.constexpr, VELOCITY: tl.constexpr, LAST: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Move a chunk of a chain's weights; tables hold addresses, `of_` and `v_of_` the coefficients of a linear step."""
+    """Move a chunk of a chain's weights.
+
+    Tables hold addresses (of masks, 0 where all of a parameter moves and -1 where none of it does), `of_` and `v_of_`
+    the coefficients of a linear step.
+    """
     program = tl.program_id(0).to(tl.int64)
     k = tl.load(owners + program)
     lane = tl.arange(0, 256)
@@ -115,6 +119,7 @@ def move(
     chunk = program + tl.load(ahead + k)
     size, w_at, anchor_at = tl.load(sizes + k), tl.load(weights + k), tl.load(anchors + k)
     grad_at, velocity_at, mask_at = tl.load(grads + k), tl.load(velocities + k), tl.load(masks + k)
+    size = tl.where(mask_at == -1, 0, size)
     a, b, c, d = _normals(key, (first + chunk) * 256 + lane)
     p, q, r, s = a, b, c, d
     if LAST:

@@ -15,15 +15,8 @@ from phasewatch.monitor.sampling.start import ROUNDS_TO_KAPPA, Schedule, Start
 from phasewatch.monitor.sampling.target import Target
 
 
-def run_stacked(
-    target: Target,
-    starts: Sequence[Start],
-    sampler: Sampler,
-    schedule: Schedule,
-    chains: Sequence[int],
-    noises: Sequence[ChainNoise],
-) -> list[ChainRecord | None]:
-    """Run some of the chains of some anchors to their end, together.
+class StackedChains:
+    """Some of the chains of some anchors, together; each tensor has leading axes (anchor, chain).
 
     Args:
         target: the loss.
@@ -31,23 +24,8 @@ def run_stacked(
         sampler: the settings, resolved.
         schedule: of all chains.
         chains: the numbers of these chains.
-        noises: of each of these chains.
-
-    Returns:
-        The record of each anchor's chains; None for those that diverged.
+        seed: of the noise.
     """
-    walk, draws = _Stacked(target, starts, sampler, schedule, chains, noises), []
-    for step in range(sampler.burn_in + sampler.draws):
-        losses = walk.advance(step)
-        if step % 16 == 0 and not losses.isfinite().all(1).any():
-            return [None for _ in starts]
-        if step in schedule.compared:
-            draws.append(losses)
-    return walk.records(torch.stack(draws, dim=-1).double().cpu().numpy())
-
-
-class _Stacked:
-    """Chains on their way; each tensor has leading axes (anchor, chain)."""
 
     def __init__(
         self,
@@ -56,19 +34,19 @@ class _Stacked:
         sampler: Sampler,
         schedule: Schedule,
         chains: Sequence[int],
-        noises: Sequence[ChainNoise],
+        seed: int,
     ) -> None:
         self._target = target
         self._starts = starts
         self._sampler = sampler
         self._schedule = schedule
         self._orders = schedule.orders[list(chains)]
-        self._noises = noises
         self._anchors = _stacked([start.anchor for start in starts])
         device = self._anchors[0].device
+        self._noises = [ChainNoise(seed, chain, device) for chain in chains]
         self._which = self._orders.to(device)
         self._masks = self._stacked_masks()
-        each = torch.ones(1, len(noises), dtype=self._anchors[0].dtype, device=device)
+        each = torch.ones(1, len(chains), dtype=self._anchors[0].dtype, device=device)
         self._eps = each.new_tensor([start.step_size for start in starts]).unsqueeze(1) * each
         self._curvature = each.new_tensor([start.around.curvature for start in starts]).unsqueeze(1) * each
         slopes = [start.gradient for start in starts]
@@ -77,7 +55,18 @@ class _Stacked:
         self._w: Weights = []
         self._velocity: list[Tensor | None] = []
 
-    def advance(self, step: int) -> Tensor:
+    def run(self) -> list[ChainRecord | None]:
+        """Run them to their end: the record of each anchor's chains; None for those that diverged."""
+        draws = []
+        for step in range(self._sampler.burn_in + self._sampler.draws):
+            losses = self._advance(step)
+            if step % 16 == 0 and not losses.isfinite().all(1).any():
+                return [None for _ in self._starts]
+            if step in self._schedule.compared:
+                draws.append(losses)
+        return self._records(torch.stack(draws, dim=-1).double().cpu().numpy())
+
+    def _advance(self, step: int) -> Tensor:
         """Take a step, and return the loss of this draw, shape (anchor, chain)."""
         if step == 0:
             self._begin(self._draw())
@@ -93,7 +82,7 @@ class _Stacked:
             )
         return losses
 
-    def records(self, losses: np.ndarray) -> list[ChainRecord | None]:
+    def _records(self, losses: np.ndarray) -> list[ChainRecord | None]:
         """What is left of each anchor's chains, with these losses of shape (anchor, chain, draw)."""
         drawn = self._orders[:, list(self._schedule.compared)].numpy()
         products = torch.stack(self._products, 1).cpu().numpy()
@@ -197,7 +186,11 @@ class _Stacked:
             masks = [None if start.masks is None else start.masks[k] for start in self._starts]
             whole = torch.ones(anchor.shape[2:], dtype=torch.bool, device=anchor.device)
             partial = any(mask is not None for mask in masks)
-            stack = torch.stack([whole if mask is None else mask for mask in masks]).unsqueeze(1) if partial else None
+            stack = (
+                torch.stack([whole if mask is None else mask.expand(whole.shape) for mask in masks]).unsqueeze(1)
+                if partial
+                else None
+            )
             found.append(None if stack is None else stack.to(anchor.dtype))
         return found
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError, in_words
 from phasewatch.monitor.files import leads_out
 from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.progress import progress
 from phasewatch.monitor.snapshots.axis import (
     SETTLE,
     Named,
@@ -211,7 +212,7 @@ def _found(
     found: list[_Found] = []
     left_out: list[str] = []
     refused = ""
-    for entry in entries:
+    for entry in progress(entries, f"Looking through {printable(root.name, 40)}", " files"):
         shown = entry.path.name if stem_of(entry.path) == entry.name else entry.name
         if entry.path.is_dir() and leads_out(entry.path, root):
             refused = refused or f"{shown} leads out of the folder; put the files themselves there, not a link to them"

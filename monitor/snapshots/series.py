@@ -1,6 +1,7 @@
 """Series of checkpoints in order of step, wherever they lie: in a folder, an archive, a hub, a repository."""
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -271,6 +272,6 @@ def _entries(folder: Path) -> list[Entry]:
 
 def _root(folder: Path) -> Path:
     """The folder that no link may lead out of; in the cache of a hub, snapshots are links to blobs beside them."""
-    whole = folder.resolve()
+    whole = Path(os.path.realpath(folder))
     caches = (above for above in (whole, *whole.parents) if above.name.startswith("models--"))
     return next((cache for cache in caches if (cache / "blobs").is_dir()), folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 from phasewatch.monitor.estimates.estimate import json_number
 from phasewatch.monitor.formatting import integer, percent
+from phasewatch.monitor.rim import rim
 from phasewatch.monitor.trajectories.kinds import Kind, Trend
 
 _DECIMALS = {"llc": 1}
@@ -159,6 +160,10 @@ class Transition:
             sure = f", {percent(self.confidence)}" if name == self.signal else ""
             text += f"  {name} {first} -> {last} ({change.trend}{sure})"
         return f"{text} {', '.join(self.remarks)}".rstrip()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the kind, the steps and the sentence."""
+        return rim("figures.notebook", "Transition._repr_html_()").transition_html(self)
 
     @property
     def remarks(self) -> list[str]:

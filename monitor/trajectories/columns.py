@@ -21,6 +21,7 @@ class Columns:
         loss: the loss, shape (point,).
         llc: λ̂, shape (point,).
         chains: λ̂ of each chain at the first points that have the same number of chains, shape (point, chain).
+        size: how many neighbours each is the mean of; the last may be of fewer.
     """
 
     steps: np.ndarray
@@ -28,17 +29,19 @@ class Columns:
     loss: np.ndarray
     llc: np.ndarray
     chains: np.ndarray
+    size: int = 1
 
     @classmethod
     def of(cls, usable: Trajectory, signal: str) -> "Columns":
         """Those of a trajectory whose points all have the signal."""
         chains = [point.llc.per_chain for point in usable]
         alike = next((i for i, of_one in enumerate(chains) if len(of_one) != len(chains[0])), len(chains))
+        values = usable.signal(signal)
         return cls(
             usable.steps,
-            usable.signal(signal),
-            usable.loss,
-            usable.llc,
+            values,
+            values if signal == "loss" else usable.loss,
+            values if signal == "llc" else usable.llc,
             np.array(chains[:alike], dtype=float).reshape(alike, -1 if alike and chains[0] else 0),
         )
 
@@ -55,9 +58,9 @@ class Columns:
             self.chains[:count],
         )
 
-    def shortened(self) -> "Columns":
-        """At most `MOST_POINTS` points, each the mean of as many neighbours; its step is that of the middle one."""
-        size = -(-len(self) // MOST_POINTS)
+    def shortened(self, most: int = MOST_POINTS) -> "Columns":
+        """At most so many points, each the mean of as many neighbours; its step is that of the middle one."""
+        size = -(-len(self) // most)
         if size < 2:
             return self
         starts = np.arange(0, len(self), size)
@@ -71,7 +74,7 @@ class Columns:
 
         has_chains = len(self.chains) == len(self) and self.chains.shape[1] > 0
         chains = mean(self.chains) if has_chains else np.empty((0, 0))
-        return Columns(self.steps[middles], mean(self.values), mean(self.loss), mean(self.llc), chains)
+        return Columns(self.steps[middles], mean(self.values), mean(self.loss), mean(self.llc), chains, size)
 
     @property
     def usable_chains(self) -> np.ndarray | None:

@@ -66,7 +66,9 @@ class Point:
             loss=float(record["loss"]),
             llc=Estimate.from_json(record["llc"]),
             metrics={name: float(value) for name, value in record.get("metrics", {}).items()},
-            parts={name: Estimate.from_json(value) for name, value in record.get("parts", {}).items()},
+            parts={name: Estimate.from_json(value) for name, value in record["parts"].items()}
+            if "parts" in record
+            else {},
         )
 
 

@@ -70,7 +70,7 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     Args:
         curve: the smoothed series.
         holds: whether the change between two indices is large and sure enough to count.
-        surely: whether a weighted sum of the series, weights of shape (point,), is surely not zero.
+        surely: whether a weighted sum of the curve's slopes, weights of shape (point,), is surely above zero.
 
     Returns:
         The stages, by increasing position.
@@ -112,9 +112,8 @@ def _split_at_slow_downs(
     curve: Curve, start: int, end: int, holds: Callable[[int, int], bool], surely: Callable[[np.ndarray], bool]
 ) -> Iterator[tuple[int, int]]:
     speed, dip = _dips(curve, start, end)
-    for i in np.argsort(dip):
-        if dip[i] > SLOWED:
-            break
+    slowest = 1 + np.flatnonzero((dip[1:-1] <= np.minimum(dip[:-2], dip[2:])) & (dip[1:-1] <= SLOWED))
+    for i in slowest[np.argsort(dip[slowest])]:
         middle = start + int(i)
         if _slows_down(curve, speed, start, int(i), surely) and holds(start, middle) and holds(middle, end):
             yield from _split_at_slow_downs(curve, start, middle, holds, surely)
@@ -142,26 +141,31 @@ def _slows_down(curve: Curve, speed: np.ndarray, start: int, dip: int, surely: C
     "Around" is the stretch where the speed is nearer to that of the dip, or of the peak. The mean over a stretch is
     known far better than the slope at a point.
     """
+    sign = np.sign(speed @ curve.slope[start : start + len(speed)])
     for peak in (int(np.argmax(speed[: dip + 1])), dip + int(np.argmax(speed[dip:]))):
         nearer_the_peak = speed > (speed[peak] + speed[dip]) / 2
         slow, fast = (_mean_slope(curve.x, *(start + j for j in _run(nearer_the_peak, k))) for k in (dip, peak))
-        if not surely(fast - slow):
+        if not surely(sign * (fast - slow)):
             return False
     return True
 
 
 def _run(flags: np.ndarray, i: int) -> tuple[int, int]:
-    """First and last index of the run of equal flags that contains i, and one more on either side."""
+    """First and last index of the run of equal flags that contains i."""
     other = np.flatnonzero(flags != flags[i])
     before, after = other[other < i], other[other > i]
-    return (int(before[-1]) if len(before) else 0), (int(after[0]) if len(after) else len(flags) - 1)
+    return (int(before[-1]) + 1 if len(before) else 0), (int(after[0]) - 1 if len(after) else len(flags) - 1)
 
 
 def _mean_slope(x: np.ndarray, first: int, last: int) -> np.ndarray:
-    """The weights, shape (point,), that make a mean slope of a series."""
+    """The weights, shape (point,), that make a mean of the slopes at some points."""
     weights = np.zeros(len(x))
-    weights[last], weights[first] = 1, -1
-    return weights / (x[last] - x[first])
+    if first == last:
+        weights[first] = 1
+    else:
+        gaps = np.diff(x[first : last + 1])
+        weights[first : last + 1] = (np.append(gaps, 0) + np.append(0, gaps)) / (2 * (x[last] - x[first]))
+    return weights
 
 
 def _segment(x: np.ndarray, values: np.ndarray, slopes: np.ndarray, parts: list[tuple[int, int]], k: int) -> Segment:

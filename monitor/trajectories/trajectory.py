@@ -5,14 +5,19 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
 from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.rim import rim
 from phasewatch.monitor.trajectories.points import Point, estimate_without_diagnostics
+from phasewatch.monitor.trajectories.rows import points_of_records
 from phasewatch.monitor.trajectories.tables import points_of_lines, read_points, write_points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Trajectory(Sequence[Point]):
@@ -79,6 +84,10 @@ class Trajectory(Sequence[Point]):
     def __repr__(self) -> str:
         span = f", steps {self.points[0].step} to {self.points[-1].step}" if self.points else ""
         return f"<Trajectory of {len(self)} points{span}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, and the transitions in words."""
+        return rim("figures.notebook", "Trajectory._repr_html_()").trajectory_html(self)
 
     @property
     def steps(self) -> np.ndarray:
@@ -176,6 +185,31 @@ class Trajectory(Sequence[Point]):
             replace(point, llc=point.parts[name], parts={}) for point in self.points if name in point.parts
         )
 
+    def plot(self, signal: str = "llc", *, metrics: Sequence[str] = (), width: float = 6.8) -> "Figure":
+        """Draw the trajectory with the transitions of a signal.
+
+        Args:
+            signal: "llc", "loss" or the name of a metric, drawn first and largest.
+            metrics: names of other metrics, at most four, each in a panel of its own below the loss.
+            width: in inches. Letters keep their size: 3.4 is a column of a paper, 6.8 the page.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; `trajectory.plot().savefig("trajectory.pdf")` keeps it.
+
+        Raises:
+            PhasewatchError: if no point has the signal or a metric, more than four metrics are named, or matplotlib
+                isn't installed.
+
+        Example:
+            >>> import phasewatch as pw
+            >>> trajectory = pw.Trajectory.from_values([1, 10, 100], loss=[3.0, 2.0, 1.9], llc=[1.0, 20.0, 21.0])
+            >>> len(trajectory.plot("loss").axes)
+            2
+        """
+        drawing = rim("figures.trajectory", f"trajectory.plot({signal!r})")
+        transitions = rim("figures.notebook", "trajectory.plot()").find_transitions(self, signal=signal)
+        return drawing.draw_trajectory(self, transitions, signal=signal, metrics=metrics, width=width)
+
     @classmethod
     def from_values(
         cls,
@@ -225,18 +259,24 @@ class Trajectory(Sequence[Point]):
         )
 
     @classmethod
-    def read(cls, path: str | Path, *, signal: str = "llc") -> "Trajectory":
-        """A trajectory from a run's points.jsonl, or from a table.
+    def read(cls, path: str | Path, *, signal: str = "llc", step: str | None = None) -> "Trajectory":
+        """A trajectory from a run's points.jsonl, from a table, or from the log of another program.
 
         A table is a csv, or a jsonl whose lines are flat, such as `{"step": 10, "loss": 2.5, "llc": 31.0}`. It has the
         columns step, loss and llc, and may have llc_error or llc_chain0, llc_chain1, ...; every other column is a
-        metric, where it holds a finite number. Where llc or loss is empty or NaN the point has none. Names as
-        W&B exports them (`Step`, `my run - phase/llc`, `phase/llc`) are understood.
+        metric, where it holds a finite number. Where llc or loss is empty, NaN or infinite the point has none. Names as
+        W&B exports them (`Step`, `my run - phase/llc`, `phase/llc`) are understood. Rows of one step that complete each
+        other are one point. A log is the `trainer_state.json` of Hugging Face's Trainer, an event file of TensorBoard,
+        or the `.wandb` file of an offline run of W&B; these packages aren't needed.
 
         Args:
-            path: a file that ends in .jsonl or .csv. A last line of a .jsonl that was cut off by a crash is left out.
+            path: a file, or a folder with one: a run's, a checkpoint's, a log's. A last line or record that was cut off
+                by a crash is left out. `wandb://ENTITY/PROJECT/RUN` is a run on W&B's server.
             signal: "llc", "loss" or the name of a metric. The file must have it; unless it is "llc", a table may lack
                 the columns llc and loss.
+            step: the column of the training step. If left out it is the first of `step`, `global_step`,
+                `trainer/global_step`, `train/global_step`, `iteration` and the like, and at last W&B's `Step` and
+                `_step`, that all rows with the signal have.
 
         Returns:
             The points in order of step.
@@ -244,7 +284,10 @@ class Trajectory(Sequence[Point]):
         Raises:
             PhasewatchError: the file is missing, of another kind, lacks the signal, or has a line that can't be read.
         """
-        return _in_order(read_points(Path(path), signal), str(path))
+        if isinstance(path, str) and path.startswith("wandb://"):
+            rows = rim("wandb_history", f"Trajectory.read({path!r})").fetch_history(path)
+            return _in_order(points_of_records(rows, path, signal, step), path)
+        return _in_order(read_points(Path(path), signal, step), str(path))
 
     def write(self, path: str | Path) -> None:
         """Write the points to a file, in the format that its suffix names.

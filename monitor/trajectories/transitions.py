@@ -60,6 +60,9 @@ MOST_LOOKS = 1000
 The oldest is dropped first, and costs one fit if it is needed again.
 """
 
+LOOKED_AT = 200
+"""Such a look is at no more points than this, each the mean of as many neighbours."""
+
 _LOOKS: dict[bytes, tuple[Transition, ...]] = {}
 
 
@@ -110,7 +113,7 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, signal: str = 
         return []
     columns = Columns.of(usable, signal)
     standing = _confirmed_before(columns, signal)
-    now = _Search(columns, signal)
+    now = _Search(columns.shortened(), signal)
     found = _merged(standing, [now.transition(stage) for stage in now.stages])
     return _with_doubts(found, usable)
 
@@ -151,7 +154,7 @@ def _confirmed_before(columns: Columns, signal: str) -> tuple[Transition, ...]:
         if key not in _LOOKS:
             while len(_LOOKS) >= MOST_LOOKS:
                 del _LOOKS[next(iter(_LOOKS))]
-            look = _Search(columns.first(points), signal)
+            look = _Search(columns.first(points).shortened(LOOKED_AT), signal)
             sure = [replace(look.transition(s), provisional=False) for s in look.stages if look.is_sure(s)]
             _LOOKS[key] = *confirmed, *(t for t in sure if not any(_continues(t, old) for old in confirmed))
         confirmed = _LOOKS[key]
@@ -196,8 +199,7 @@ class _Search:
     """
 
     def __init__(self, columns: Columns, signal: str) -> None:
-        self._points = len(columns)
-        self._columns = columns = columns.shortened()
+        self._columns = columns
         self._signal = signal
         self._x = log_steps(columns.steps)
         chains = columns.usable_chains if signal == "llc" else None
@@ -210,16 +212,14 @@ class _Search:
         return (
             end - start >= 3  # three points of noise are in order once in three times
             and 0 < abs(evidence.change(start, end)) >= MIN_EFFECT * evidence.range_so_far[end]
-            and evidence.error_and_confidence(start, end)[1] >= CONFIDENT
+            and evidence.is_confident(start, end)
         )
 
     def is_sure(self, stage: Segment) -> bool:
         """Whether a stage is sure enough to be confirmed."""
-        size = -(-self._points // len(self._x))
         change = abs(self._evidence.change(stage.start, stage.end))
         return (
-            self._points >= ENOUGH
-            and size * (len(self._x) - 1 - stage.end_interval[1]) >= SETTLED
+            self._columns.size * (len(self._x) - 1 - stage.end_interval[1]) >= SETTLED
             and self._evidence.error_and_confidence(stage.start, stage.end)[1] >= CERTAIN
             and change >= SUBSTANTIAL * self._evidence.range_so_far[stage.end]
         )
@@ -279,10 +279,13 @@ def _is_flat(loss: Curve, start: int, end: int) -> bool:
 
 def _with_doubts(found: Sequence[Transition], usable: Trajectory) -> list[Transition]:
     """With the number of their points that have an estimate, and of those whose estimate is doubtful."""
+    if not found:
+        return []
     steps = usable.steps
     healths = [point.llc.health for point in usable]
-    estimates = np.cumsum([0, *(not health.failed for health in healths)])
-    doubtful = np.cumsum([0, *(not health.failed and health is not Health.OK for health in healths)])
+    failed = np.array([health.failed for health in healths])
+    estimates = np.append(0, np.cumsum(~failed))
+    doubtful = np.append(0, np.cumsum(~failed & [health is not Health.OK for health in healths]))
     counted = []
     for transition in found:
         first, last = np.searchsorted(steps, transition.start), np.searchsorted(steps, transition.end, side="right")

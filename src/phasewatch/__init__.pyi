@@ -1,6 +1,8 @@
 """The public names, each where it is defined: what type checkers read, and what `__init__.py` imports on first use."""
 
+from phasewatch.callbacks.sinks.live_plot import LivePlot as LivePlot
 from phasewatch.callbacks.sinks.report import write_report as write_report
+from phasewatch.callbacks.sinks.tensorboard import TensorBoardSink as TensorBoardSink
 from phasewatch.callbacks.sinks.wandb import WandbSink as WandbSink
 from phasewatch.callbacks.trainers.huggingface import HuggingFaceCallback as HuggingFaceCallback
 from phasewatch.callbacks.trainers.lightning import LightningCallback as LightningCallback

@@ -1,4 +1,4 @@
-"""The command line: demo, calibrate, replay, transitions, emergence and report."""
+"""The command line: demo, calibrate, replay, work, transitions, emergence and report."""
 
 import importlib
 import io
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from phasewatch.monitor.errors import MOST_CHARACTERS, PhasewatchError, PhasewatchWarning, missing_package
-from phasewatch.monitor.files import inside, replacing
+from phasewatch.monitor.files import replacing
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.runs.signals import ended_by_signals
+from phasewatch.places import options_for
 from phasewatch.probe_file import load_probe
 
 if TYPE_CHECKING:
@@ -129,7 +130,18 @@ def replay(
     run: Annotated[
         Path | None, typer.Option(help="Where the points are kept; SERIES-replay, beside the series, if not given.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, one checkpoint each at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that measure at the same time.")] = 1,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Where they run: local, slurm, ray://HOST:PORT, or external: see phasewatch work."),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE,...", help="Options of sbatch, such as partition=gpu.")
+    ] = None,
+    ray: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE,...", help="Options of Ray's actors, such as num_gpus=1.")
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="SERIES is a run: say how far its replay has come.")] = False,
     sampler: Annotated[
         Literal["calibrate"] | None, typer.Option(help="Find the setting on the first, the middle and the last first.")
     ] = None,
@@ -139,8 +151,19 @@ def replay(
     revisions: Revisions = None,
     key: Key = None,
     keep: Annotated[bool, typer.Option(help="Keep what is fetched from a hub in its cache.")] = False,
+    budget: Annotated[
+        int | None, typer.Option(min=2, help="Checkpoints to measure at most, chosen by where transitions show.")
+    ] = None,
+    within: Annotated[
+        float | None, typer.Option(help="Measure until boundaries are known within this factor, such as 1.2.")
+    ] = None,
 ) -> None:
     """Measure a saved series of checkpoints; what is measured already is not measured again."""
+    if status:
+        from phasewatch.monitor.runs.status import status as status_of
+
+        print(status_of(series))
+        return
     _import_matplotlib()
     if probe is None:
         if not wandb:
@@ -155,6 +178,7 @@ def replay(
     from phasewatch.monitor.snapshots.series import open_series
     from phasewatch.monitor.trajectories.trajectory import Trajectory
 
+    options = options_for(on, {"slurm": slurm, "ray": ray})
     opened = open_series(series, revisions=revisions, key=key, keep=keep)
     loaded = load_probe(probe)
     run = run or _default_run(series)
@@ -175,10 +199,14 @@ def replay(
         loaded,
         run=run,
         workers=workers,
+        on=on,
+        options=options,
         sampler=sampler,
         sinks=sinks,
         progress=sys.stderr.isatty(),
         on_error=failures.append,
+        budget=budget,
+        within=within,
     )
     try:
         for _ in points:
@@ -204,11 +232,49 @@ def replay(
 
 
 @app.command()
+def work(
+    run: Annotated[
+        Path, typer.Argument(help="The run's folder, in which `phasewatch replay --on ...` shares its work.")
+    ],
+    series: Annotated[
+        str | None, typer.Argument(help="The series of that replay; the run's own snapshots if not given.")
+    ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:NAME", help="The probe of that replay; it is never read from the run."),
+    ] = None,
+    revisions: Revisions = None,
+    key: Key = None,
+    keep: Annotated[bool, typer.Option(help="Keep what is fetched from a hub in its cache.")] = False,
+) -> None:
+    """Measure what a replay shares out, on any machine that sees the run's folder, until nothing is left."""
+    from phasewatch.monitor.runs.calibration import calibrated_before
+    from phasewatch.monitor.runs.work import work as work_on
+    from phasewatch.monitor.snapshots.series import open_series
+
+    if probe is None:
+        raise PhasewatchError(
+            f"phasewatch work {run} needs --probe FILE.py:NAME, the one of the replay: code is never taken from a run."
+        )
+    loaded, _ = calibrated_before(run, load_probe(probe))
+    opened = open_series(series or str(run), revisions=revisions, key=key, keep=keep)
+    count = work_on(run, lambda: (loaded, opened))
+    print(f"{count} checkpoints measured here; the replay collects them in {printable(run)}/points.jsonl.")
+
+
+@app.command()
 def transitions(
     file: Annotated[
-        Path, typer.Argument(help="points.jsonl, a run's folder, or a csv or jsonl with step, loss and llc.")
+        str,
+        typer.Argument(
+            help="A run's folder, a csv or jsonl, trainer_state.json, TensorBoard's event files, a .wandb file, or "
+            "wandb://ENTITY/PROJECT/RUN."
+        ),
     ],
     signal: Annotated[str, typer.Option(help="Whose transitions: llc, loss, or any other column or metric.")] = "llc",
+    step: Annotated[
+        str | None, typer.Option(help="The column of the training step; found by its name if left out.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
     width: Annotated[float, typer.Option(min=2, max=40, help="Of the picture, in inches; 3.4 is a column.")] = 3.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print the transitions as JSON.")] = False,
@@ -218,11 +284,7 @@ def transitions(
     from phasewatch.monitor.trajectories.trajectory import Trajectory
     from phasewatch.monitor.trajectories.transitions import FEWEST, find_transitions
 
-    if file.is_dir():
-        if not os.path.lexists(file / "points.jsonl"):
-            raise PhasewatchError(f"{file} is a folder without points.jsonl; give a run's folder, a csv or a jsonl.")
-        file = inside(file, "points.jsonl")
-    trajectory = Trajectory.read(file, signal=signal)
+    trajectory = Trajectory.read(file, signal=signal, step=step)
     usable = len(trajectory.usable(signal))
     if usable < FEWEST:
         needed = "λ̂ and loss" if signal == "llc" else signal
@@ -275,12 +337,12 @@ def report(
 ) -> None:
     """Write a run's report: one HTML file that opens anywhere."""
     _import_matplotlib()
-    from phasewatch.callbacks.sinks.report import write_report
-    from phasewatch.monitor.trajectories.trajectory import Trajectory
+    from phasewatch.callbacks.sinks.report import report_and_points
+    from phasewatch.callbacks.sinks.terminal import print_transitions
 
-    written = write_report(run, out)
-    if (points := inside(run, "points.jsonl")).exists():
-        _show(Trajectory.read(points))
+    written, trajectory, found = report_and_points(run, out)
+    if trajectory is not None:
+        print_transitions(trajectory, found)
     print(f"The report: {printable(written)}")
 
 

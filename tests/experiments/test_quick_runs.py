@@ -9,8 +9,8 @@ from phasewatch import Trajectory
 WITH_RUNS = [
     "induction_bump",
     "induction_substages",
-    "regression_stages",
     "cheap_monitor",
+    "regression_stages",
     "grokking",
     "parity",
     "superposition",
@@ -25,7 +25,7 @@ def quick(script, name, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in WITH_RUNS[:2]), *WITH_RUNS[2:]],  # a minute each
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in WITH_RUNS[:3]), *WITH_RUNS[3:]],
 )
 def test_it_ends_with_a_table_of_runs_that_can_be_opened_and_makes_none_of_them_twice(
     name, script, monkeypatch, tmp_path, capsys

@@ -1,4 +1,4 @@
-"""Mutated tables: csv, jsonl, and the samples of lm_eval (see tests/hostile.py)."""
+"""Mutated tables: csv, jsonl, the logs of other programs, and the samples of lm_eval (see tests/hostile.py)."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hostile import NUMBERS, WORDS, Mutator, cell, check_answer, command, hunt, watched
+from log_files import event, event_file, field, framed, history, log_blocks
 
 COLUMNS = [
     "step",
@@ -81,6 +82,72 @@ def test_mutated_tables(tmp_path):
                     )
                 else:
                     answer = command("transitions", file, *options)
+            check_answer(*answer)
+
+    hunt(150, attempt)
+
+
+STEPS = [0, 1, 10, 10, 2**31, 2**63 - 1, -1]
+TAGS = ["train/loss", "loss", "llc", "a", "step", *WORDS]
+
+
+def a_log(mutator):
+    """A log with its name: whole, damaged as a file, or written anew from damaged records, with right checksums."""
+    values = [
+        (
+            mutator.some(STEPS) if mutator.maybe(0.1) else 10 * i,
+            {
+                mutator.some(TAGS) if mutator.maybe(0.1) else tag: mutator.some(NUMBERS[:10])
+                if mutator.maybe(0.1)
+                else 2 - i / 9
+                for tag in ("train/loss", "acc")
+            },
+        )
+        for i in range(mutator.some((0, 1, 6, 30)))
+    ]
+    rows = [{"_step": step, "trainer/global_step": 5 * step, **scalars} for step, scalars in values]
+    kind = mutator.random.randrange(3)
+    if kind == 2:
+        entries = [{"step": step, **scalars} for step, scalars in values]
+        return "trainer_state.json", mutator.document({"global_step": 9, "log_history": entries})
+    deep = mutator.maybe(0.5)
+    if kind == 0:
+        name, content = "events.out.tfevents.1700000000.host", event_file([])
+        records = [
+            event(step, {tag.encode("utf-8", "replace"): float(v) for tag, v in s.items()}) for step, s in small(values)
+        ]
+        content += b"".join(framed(mutator.bytes(r) if deep and mutator.maybe(0.2) else r) for r in records)
+    else:
+        name = "run-a.wandb"
+        rows = [mutator.json(row, 0.02) for row in rows]
+        records = [history(i, row) for i, row in enumerate(rows) if isinstance(row, dict)]
+        content = log_blocks(
+            [field(21, b""), *(mutator.bytes(r) if deep and mutator.maybe(0.2) else r for r in records)]
+        )
+    return name, content if deep else mutator.bytes(content)
+
+
+def small(values):
+    """Without what a float of four bytes can't hold."""
+    return [(s, {t: v for t, v in row.items() if not 3e38 < abs(v) < float("inf")}) for s, row in values]
+
+
+def test_mutated_logs(tmp_path):
+    def attempt(seed):
+        mutator = Mutator(seed)
+        name, content = a_log(mutator)
+        with cell(tmp_path) as folder:
+            file = folder / name
+            file.write_bytes(content)
+            if mutator.maybe(0.05):
+                mutator.replace(file, links=False)
+            target = mutator.some([folder, file, file])
+            if target is folder and mutator.maybe(0.2):
+                mutator.replace(file)
+            with watched(folder):
+                answer = command(
+                    "transitions", target, "--signal", mutator.some(["train/loss", "acc", "llc", *WORDS[4:8]])
+                )
             check_answer(*answer)
 
     hunt(150, attempt)

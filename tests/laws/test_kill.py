@@ -6,10 +6,11 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from processes import environment
+from processes import environment, of_session, reads_proc
 from tiny_run import a_point, a_snapshot, lines, make_probe, rising_points, train
 
 from phasewatch.monitor.runs.folder import RunFolder
@@ -18,6 +19,8 @@ from phasewatch.monitor.trajectories.transitions import find_transitions
 
 STEPS = 24
 KILLS = 50
+LEFT_SECONDS = 10.0
+"""Within which all processes of a killed one have to end."""
 NEVER = 10**9
 
 
@@ -32,7 +35,19 @@ class ForkServer:
             text=True,
         )
 
-    def __call__(self, folder, *, delay=None, operation=None, steps=STEPS, work="run", measure="inline", average=None):
+    def __call__(
+        self,
+        folder,
+        *,
+        delay=None,
+        operation=None,
+        steps=STEPS,
+        work="run",
+        measure="inline",
+        average=None,
+        workers=1,
+        loaders=False,
+    ):
         order = {
             "work": work,
             "folder": str(folder),
@@ -43,6 +58,8 @@ class ForkServer:
             "steps": steps,
             "measure": measure,
             "average": average,
+            "workers": workers,
+            "loaders": loaders,
         }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
@@ -147,17 +164,47 @@ def test_a_hundred_kills_leave_a_whole_page_or_none_and_the_run_as_it_was(server
     assert all(page.startswith(b"<!DOCTYPE html>") and page.endswith(b"</html>") for page in pages - {b""})
 
 
+@reads_proc
 @pytest.mark.slow
-def test_kills_while_another_process_measures(server):
-    undisturbed = lines(server.folder / "undisturbed")
-    folder = server.folder / "background"
-    seen = b""
-    for delay in (1.0, 4.0, 5.0, 6.0, 6.5):
-        server(folder, delay=delay, measure="background")
-        seen = check_and_note(folder, seen)
-    assert not server(folder, measure="background")["killed"]
-    check_and_note(folder, seen)
-    assert sorted(lines(folder).splitlines()) == sorted(undisturbed.splitlines())
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"work": "run"},
+        {"work": "run", "measure": "background"},
+        {"work": "replay", "workers": 2},
+        {"work": "calibrate"},
+    ],
+    ids=lambda order: "-".join(map(str, order.values())),
+)
+def test_kills_among_data_loaders_and_measuring_processes_leave_no_process(server, order):
+    """KILLS=100 tries as many moments of each."""
+    undisturbed, kills, rounds, killed = lines(server.folder / "undisturbed"), 0, 0, []
+    name = "-".join(map(str, order.values()))
+    shutil.copytree(server.folder / "undisturbed", server.folder / f"first-{name}")
+    whole = server(server.folder / f"first-{name}", loaders=True, **order)["seconds"]
+    if order["work"] != "calibrate":
+        whole = server(server.folder / f"whole-{name}", loaders=True, **order)["seconds"]
+    random_delay = random.Random(5)
+    while kills < int(os.environ.get("KILLS", "5")):
+        rounds += 1
+        folder, seen, answer = server.folder / f"many-{name}-{rounds}", b"", {"killed": True}
+        if order["work"] == "calibrate":
+            shutil.copytree(server.folder / "undisturbed", folder)
+        while answer["killed"] and kills < int(os.environ.get("KILLS", "5")):
+            answer = server(folder, delay=random_delay.uniform(0, 1.05 * whole), loaders=True, **order)
+            seen = check_and_note(folder, seen)
+            if answer["killed"]:
+                kills += 1
+                killed.append((time.monotonic(), answer["session"]))
+            too_long = [of for at, of in killed if time.monotonic() - at > LEFT_SECONDS and of_session(of)]
+            assert not too_long, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in of_session(too_long[0])]
+        assert not server(folder, loaders=True, **order)["killed"]
+        check_and_note(folder, seen)
+        assert sorted(lines(folder).splitlines()) == sorted(undisturbed.splitlines())
+    end = time.monotonic() + LEFT_SECONDS
+    while any(of_session(session) for _, session in killed) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(of_session(session) for _, session in killed)
 
 
 def test_a_last_line_torn_at_any_byte_is_measured_again(tmp_path):

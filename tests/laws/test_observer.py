@@ -106,7 +106,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         pytest.param(GPT2, "inline", id="gpt2-inline"),
         pytest.param(PERCEPTRON, "background", id="mlp-background"),
         pytest.param(TRANSFORMER, "background", id="transformer-background", marks=pytest.mark.slow),
-        pytest.param(BRIDGE, "background", id="bridge-background"),
+        pytest.param(BRIDGE, "background", id="bridge-background", marks=pytest.mark.slow),
         pytest.param(GPT2, "background", id="gpt2-background", marks=pytest.mark.slow),
     ],
 )

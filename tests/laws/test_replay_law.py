@@ -70,7 +70,7 @@ def train(case, model, monitor, checkpoints=None):
         monitor(step)
 
 
-@pytest.mark.parametrize("case", [PERCEPTRON, TOY], ids=["mlp", "toy"])
+@pytest.mark.parametrize("case", [PERCEPTRON, pytest.param(TOY, marks=pytest.mark.slow)], ids=["mlp", "toy"])
 def test_live_points_equal_replayed_points(case, tmp_path):
     torch.manual_seed(4)
     start = case.make().state_dict()

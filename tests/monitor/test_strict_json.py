@@ -106,3 +106,27 @@ def test_the_time_is_proportional_to_the_length(hostile):
     with pytest.raises(PhasewatchError):
         parse_json(hostile, NAME)
     assert time.process_time() - start < 5  # a square of the length takes hours
+
+
+@pytest.mark.parametrize("allow_nan", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 1}',
+        '{"a" : 1, "b": {"c":{"a"\n: 1, "\\u0061": 2}}}',
+        '{"a": [{"b": 1, "b": 2}]}',
+        '[{"a": 1, "a": 1}]',
+        '{"a": {"b": 1}, "a": 2}',
+        '{"a": {}, "a": ":"}',
+    ],
+)
+def test_a_key_that_comes_twice_is_found_wherever_it_is(text, allow_nan):
+    with pytest.raises(PhasewatchError, match="twice"):
+        parse_json(text, NAME, allow_nan=allow_nan)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a:": ":", "b": {"a:": {}}}', '{"a": [{"a": 1}, {"a": 2}]}', ' {"a" :1} ', '{"": {}}']
+)
+def test_keys_that_come_once_in_each_object_are_read(text):
+    assert parse_json(text, NAME) == parse_json(text, NAME, allow_nan=True) == json.loads(text)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
+from phasewatch.callbacks.figures.stage_marks import INTERVAL
 from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.callbacks.figures.trajectory import draw_trajectory
 from phasewatch.monitor.errors import PhasewatchError
@@ -87,13 +88,13 @@ def test_only_a_provisional_stage_is_hatched_and_the_legend_says_what_that_means
     assert legend_labels(draw_trajectory(a_curve())) == []
 
 
-def above_the_stages(figure, marker):
-    """Of each bar (marker "None") or whisker ("|") above the panels, its two steps and its height in points."""
+def above_the_stages(figure, *, intervals=False):
+    """Of each bar above the panels, or of the grey behind it, its two steps and its height in points."""
     panel = figure.axes[0]
     to_steps = (panel.transAxes - panel.transData).transform
     found = []
     for line in panel.lines:
-        if line.get_marker() == marker and not line.get_clip_on():
+        if not line.get_clip_on() and (line.get_gid() == INTERVAL) == intervals and line.get_marker() == "None":
             steps = to_steps(np.c_[line.get_xdata(), [1, 1]])[:, 0]
             height = line.get_transform().transform([0, 1])[1] - panel.transAxes.transform([0, 1])[1]
             found.append((*steps, height / figure.dpi * 72))
@@ -101,38 +102,38 @@ def above_the_stages(figure, marker):
 
 
 @pytest.mark.parametrize("steps", [(0, 1, 3, 10, 30, 100, 300, 1000), (1, 3, 10, 30, 100, 300, 1000)])
-def test_bars_and_whiskers_stand_at_the_stages_and_their_intervals(steps):
+def test_bars_and_intervals_stand_at_the_stages_and_their_intervals(steps):
     stages = [
         a_transition(Kind.A, 3, 30, starts=(1, 5), ends=(20, 40)),
         a_transition(Kind.B, 35, 200, starts=(30, 90), ends=(150, 300)),
         a_transition(Kind.A, 500, 900, starts=(400, 600), ends=(800, 1000)),
     ]
     figure = draw_trajectory(a_curve(steps), stages)
-    bars, whiskers = above_the_stages(figure, "None"), above_the_stages(figure, "|")
+    bars, intervals = above_the_stages(figure), above_the_stages(figure, intervals=True)
     np.testing.assert_allclose([bar[:2] for bar in bars], [(3, 30), (35, 200), (500, 900)])
     np.testing.assert_allclose(
-        [whisker[:2] for whisker in whiskers], [(1, 5), (20, 40), (30, 90), (150, 300), (400, 600), (800, 1000)]
+        [interval[:2] for interval in intervals], [(1, 5), (20, 40), (30, 90), (150, 300), (400, 600), (800, 1000)]
     )
     low, high, low_again = (round(bar[2]) for bar in bars)
     assert 0 < low == low_again < high
-    assert [round(whisker[2]) for whisker in whiskers] == [low, low, high, high, low, low]
+    assert [round(interval[2]) for interval in intervals] == [low, low, high, high, low, low]
 
 
-def test_bars_whose_whiskers_all_meet_lie_in_three_rows():
+def test_bars_whose_intervals_all_meet_lie_in_three_rows():
     stages = [
         a_transition(Kind.A, 3, 30, starts=(1, 5), ends=(20, 120)),
         a_transition(Kind.A, 35, 200, starts=(20, 90), ends=(150, 600)),
         a_transition(Kind.A, 210, 900, starts=(100, 600), ends=(800, 1000)),
     ]
-    bars = above_the_stages(draw_trajectory(a_curve((1, 3, 10, 30, 100, 300, 1000)), stages), "None")
+    bars = above_the_stages(draw_trajectory(a_curve((1, 3, 10, 30, 100, 300, 1000)), stages))
     assert len({round(bar[2]) for bar in bars}) == 3
 
 
 def test_a_provisional_bar_is_hollow():
     solid, hollow = (draw_trajectory(a_curve(), [a_transition(provisional=p)]) for p in (False, True))
-    assert len(above_the_stages(solid, "None")) == 1
-    assert len(above_the_stages(hollow, "None")) == 2
-    assert [line.get_color() for line in hollow.axes[0].lines if not line.get_clip_on()][1] == "white"
+    assert len(above_the_stages(solid)) == 1
+    assert len(above_the_stages(hollow)) == 2
+    assert [line.get_color() for line in hollow.axes[0].lines if not line.get_clip_on()][3] == "white"
 
 
 def test_kinds_differ_without_colour():

@@ -609,6 +609,8 @@ from wandb.sdk import wandb_setup
 while wandb_setup.singleton()._connection is None:
     time.sleep(0.05)
 recorder.close()
+from wandb.analytics.opentelemetry.opentelemetry_proxy import get_open_telemetry_proxy
+assert get_open_telemetry_proxy() is None  # it would wait for the server once more
 print("service", wandb_setup.singleton()._connection._proc._process.pid)
 """
 

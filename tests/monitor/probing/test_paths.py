@@ -128,6 +128,7 @@ def test_a_surrounding_autocast_is_none_of_the_measurements_business(trained, st
     assert estimate(trained, rounded, stacked=stacked).value != 0
 
 
+@pytest.mark.slow
 def test_a_second_opinion_in_mixed_precision_moves_too(trained):
     snapshot = pw.Snapshot.of(trained, 1)
     for loss, autocast in ((rounded, None), (cross_entropy, torch.bfloat16)):

@@ -214,7 +214,10 @@ BOTH = SGLD(step_size=2e-3, localization=5.0, nbeta=60.0, chains=8, draws=150, b
 
 
 @paths
-@pytest.mark.parametrize("make", [regression, deep_linear, perceptron])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(regression, marks=pytest.mark.slow), deep_linear, pytest.param(perceptron, marks=pytest.mark.slow)],
+)
 def test_both_samplers_agree(make, stacked):
     model_loss, pool = make()
     mine = ours(model_loss, pool, BOTH, seed=1, stacked=stacked)
@@ -473,6 +476,7 @@ def by_llc(tmp_path_factory) -> tuple[ModelLoss, list[Tensor], np.ndarray, float
     return of(model, next_token), list(tokens.split(16)), losses, found.init_loss.item()
 
 
+@pytest.mark.slow
 def test_llc_itself_takes_our_steps(by_llc):
     """It draws a parameter's noise after another's from the global stream, seeded for each chain."""
     model_loss, pool, found, _ = by_llc
@@ -488,6 +492,7 @@ def test_llc_itself_takes_our_steps(by_llc):
             ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["stacked", "in place", "second opinion"])
 def test_a_language_model_agrees_with_llc_itself(by, by_llc):
     model_loss, pool, found, reference = by_llc

@@ -13,11 +13,12 @@ import pytest
 import torch
 from processes import environment
 from safetensors import SafetensorError
-from tiny_run import a_point, a_snapshot, lines, no_room, one_warning, rising_points
+from tiny_run import a_point, a_snapshot, lines, make_probe, no_room, one_warning, rising_points, train
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs import folder as run_folder
 from phasewatch.monitor.runs.folder import SCHEMA, RunFolder
+from phasewatch.monitor.runs.replay import replay
 from phasewatch.monitor.snapshots import folder as snapshot_folder
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.snapshot import Snapshot, same_weights
@@ -469,3 +470,14 @@ def test_a_folder_that_is_deleted_after_the_last_point_comes_back_at_the_end(tmp
     again = RunFolder(tmp_path / "run", {})
     assert again.steps == {1}
     again.close()
+
+
+def test_a_snapshot_that_is_a_link_to_itself_costs_its_own_point(tmp_path):
+    train(tmp_path / "run", steps=6, probe=make_probe())
+    (tmp_path / "run" / "points.jsonl").unlink()
+    snapshot = SnapshotFolder(tmp_path / "run" / "snapshots").source(2)
+    snapshot.unlink()
+    snapshot.symlink_to(snapshot.name)
+    with one_warning("Step 2 is left out: .* can't be read"):
+        points = list(replay(tmp_path / "run", make_probe(), run=tmp_path / "again"))
+    assert [point.step for point in points] == [4, 6]

@@ -1,10 +1,7 @@
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 
 from phasewatch.monitor.runs import plan
-from phasewatch.monitor.runs.plan import affords, most_useful
+from phasewatch.monitor.runs.plan import Plan, affords
 
 
 @pytest.mark.parametrize(
@@ -21,22 +18,19 @@ def test_one_more_measurement_must_fit_into_the_share(training, measuring, measu
     assert affords(0.1, training=training, measuring=measuring, measured=measured) is fits
 
 
-def test_the_most_useful_step_has_the_widest_gap_in_log_step():
-    assert most_useful([5, 3, 9], []) == 3
-    assert most_useful([2, 10, 90], [1, 100]) == 10
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_most_useful_against_the_obvious_search(seed):
-    rng = np.random.default_rng(seed)
-    steps = rng.permutation(1000)[:40].tolist()
-    candidates, measured = steps[:25], steps[25:]
-    gaps = np.abs(np.log1p(candidates)[:, None] - np.log1p(measured)).min(axis=1)
-    assert most_useful(candidates, measured) == candidates[int(gaps.argmax())]
-
-
-def test_most_useful_takes_each_logarithm_once(monkeypatch):
-    asked = []
-    monkeypatch.setattr(plan, "math", SimpleNamespace(log1p=lambda step: asked.append(step) or np.log1p(step)))
-    most_useful(range(1, 2000, 2), range(0, 2000, 2))
-    assert len(asked) == 2000
+@pytest.mark.parametrize("waits", [True, False])
+def test_after_the_time_that_it_names_a_plan_affords_one_more(monkeypatch, waits):
+    now = [100.0]
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: now[0])
+    share = Plan(0.1, waits=waits)
+    assert share.seconds_to_next() is None
+    with share.account():
+        now[0] += 3.0
+    seconds = share.seconds_to_next()
+    assert seconds == pytest.approx(60.0 if waits else 57.0)
+    now[0] += seconds - 0.01
+    assert share.choose([1, 2], [3]) is None
+    now[0] += 0.02
+    assert share.choose([1, 2], [3]) == 1
+    assert share.seconds_to_next() == 0
+    assert Plan(None, waits=waits).seconds_to_next() is None

@@ -8,16 +8,18 @@ import sys
 import threading
 import time
 import types
+from contextlib import suppress
 
 import pytest
 import torch
 from law_models import Perceptron, classify, labelled
 from processes import alive, environment, gone, reads_proc
+from tiny_run import wait_for
 
 import phasewatch as pw
 from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.runs import processes
-from phasewatch.monitor.runs.processes import Processes, Worker, WorkerDied, packed
+from phasewatch.monitor.runs import processes, shares
+from phasewatch.monitor.runs.processes import MOST_DEATHS, Processes, Worker, WorkerDied, packed
 
 SAMPLER = pw.SGLD(step_size=1e-5, nbeta=20.0, chains=2, draws=4, burn_in=1, batch_size=8)
 
@@ -113,6 +115,7 @@ def test_what_cant_be_pickled_is_refused_before_anything_starts(series, tmp_path
     assert packed(probe, series)
 
 
+@pytest.mark.slow
 def test_a_replay_goes_on_when_a_worker_dies(series):
     probe = pw.Probe(Perceptron, ends_at_two, labelled(), sampler=SAMPLER, metrics={"inverse": raises_at_three})
     said = []
@@ -163,12 +166,102 @@ def test_the_executor_keeps_its_process_and_replaces_one_that_died(series, start
         assert len(started) == 1
         ((step, died),) = executor.measure([2])
         assert (step, type(died)) == (2, WorkerDied)
+        assert len(started) == MOST_DEATHS
         assert dict(executor.measure([4])) == {4: probe(series.load(4))}
-        assert len(started) == 2
+        assert len(started) == MOST_DEATHS + 1
     finally:
         executor.close()
     assert gone(started, 2)
     assert list(executor.measure([1])) == []
+
+
+def dies_once(model, batch):
+    """A loss whose process is killed once in all, when it measures the snapshot of step 2."""
+    mark = model.norm.bias
+    if isinstance(mark, torch.nn.Parameter) and mark[0] == 2 and sys.argv[0] == "-c":
+        with suppress(FileExistsError):
+            os.close(os.open(os.environ["DIED"], os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGKILL)
+    return classify(model, batch)
+
+
+def test_a_snapshot_whose_process_is_killed_is_measured_by_another(series, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
+    probe = pw.Probe(Perceptron, dies_once, labelled(), sampler=SAMPLER)
+    points = {point.step: point for point in pw.replay(series, probe, workers=2)}
+    assert (tmp_path / "died").exists()
+    assert points == {point.step: point for point in pw.replay(series, probe)}
+
+
+def its_gpu(model, batch):
+    return float(os.environ["CUDA_VISIBLE_DEVICES"].removeprefix("MIG-"))
+
+
+def its_threads(model, batch):
+    return float(os.environ["OMP_NUM_THREADS"])
+
+
+def its_cache(model, batch):
+    time.sleep(0.5)  # so that the other worker takes a snapshot too
+    return float(os.environ["TORCHINDUCTOR_CACHE_DIR"] == os.environ["EXPECTED_CACHE"])
+
+
+def test_each_worker_has_its_gpu_its_share_of_the_cores_and_the_common_cache(series, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, MIG-7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("EXPECTED_CACHE", str(tmp_path))
+    monkeypatch.setattr(shares, "usable_cores", lambda: 6)
+    metrics = {"gpu": its_gpu, "threads": its_threads, "cache": its_cache}
+    threads = torch.get_num_threads() + 1  # another number than torch starts with, and than a worker's share
+    probe = pw.Probe(
+        Perceptron, classify, labelled(), sampler=SAMPLER, metrics=metrics, threads=threads + (threads == 3)
+    )
+    points = list(pw.replay(series, probe, workers=2))
+    assert {point.metrics["gpu"] for point in points} == {5.0, 7.0}
+    assert {point.metrics["threads"] for point in points} == {3.0}
+    assert {point.metrics["cache"] for point in points} == {1.0}
+    alone = pw.replay(series, pw.Probe(Perceptron, classify, labelled(), sampler=SAMPLER, threads=probe.threads))
+    assert {p.step: p.llc for p in points} == {p.step: p.llc for p in alone}
+
+
+def test_threads_stay_as_they_are_where_they_decide_how_sums_are_rounded(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    monkeypatch.setattr(shares, "usable_cores", lambda: 8)
+    probe = pw.Probe(Perceptron, classify, labelled(), sampler=SAMPLER, threads=torch.get_num_threads())
+    assert {env["OMP_NUM_THREADS"] for env in shares.environments(probe, 3)} == {"9" if probe.threads != 2 else "2"}
+    capsys.readouterr()
+    shares.environments(pw.Probe(Perceptron, classify, labelled(), sampler=SAMPLER, threads=8), 2)
+    assert "2 workers of 8 threads each share 8 cores. Probe(threads=4) is faster" in capsys.readouterr().err
+
+
+def test_gpus_are_counted_where_there_is_no_mask_and_an_explicit_one_is_kept(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    probe = pw.Probe(Perceptron, classify, labelled(), sampler=SAMPLER)
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in shares.environments(probe, 4)] == ["0", "1", "2", "0"]
+    subject = types.SimpleNamespace(model=types.SimpleNamespace(device=torch.device("cuda:1")))
+    on_the_second = types.SimpleNamespace(subject=subject, threads=1)
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in shares.environments(on_the_second, 2)] == [None, None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in shares.environments(probe, 2)] == ["", ""]
+
+
+def test_groups_are_dealt_out_fairly_and_what_a_process_dies_of_is_found_one_by_one():
+    queued = processes._Queue(range(10), 2)
+    group = queued.filled(queued.take(1), 3)
+    assert group == [0, 1, 2]
+    assert queued.take_ahead(3) == [3]
+    assert queued.left_after(WorkerDied("killed"), group[1:]) == []
+    assert list(queued.waiting) == [1, 2, 4, 5, 6, 7, 8, 9]
+    for death in range(MOST_DEATHS):
+        assert queued.filled(queued.take(1), 3) == [1]
+        assert queued.left_after(WorkerDied("killed"), [1]) == ([1] if death == MOST_DEATHS - 1 else [])
+    assert queued.filled(queued.take(1), 3) == [2]
+    assert queued.left_after(processes.WorkerHung("hung"), [2]) == [2]
+    assert queued.filled(queued.take(1), 3) == [4, 5, 6]
+    assert queued.take(9) == [7, 8]
+    assert queued.take(9) == [9]
 
 
 def test_closing_the_executor_ends_a_measurement_that_is_under_way(series, started):
@@ -195,6 +288,7 @@ def test_a_worker_runs_no_code_of_the_folder_that_one_stands_in(series, tmp_path
 
 
 @reads_proc
+@pytest.mark.slow
 def test_a_worker_ends_with_its_parent_also_where_a_process_that_was_forked_holds_the_pipe(series, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -240,6 +334,7 @@ def started(monkeypatch):
     return pids
 
 
+@pytest.mark.slow
 def test_an_abandoned_replay_ends_its_workers(series, started):
     points = pw.replay(series, probe_of(), workers=2)
     next(points)
@@ -251,7 +346,7 @@ def test_an_abandoned_replay_ends_its_workers(series, started):
 
 
 @reads_proc
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, busy):
     script = tmp_path / "parent.py"
     script.write_text(
@@ -285,6 +380,7 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed(series, tmp_path, bus
 
 
 @reads_proc
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_is_ended_with_a_sentence(series, started, monkeypatch):
     executor = Processes(packed(probe_of(), series))
     assert [step for step, point in executor.measure([1]) if isinstance(point, pw.Point)] == [1]
@@ -329,6 +425,7 @@ FORKED: list[int] = []
 
 
 @reads_proc
+@pytest.mark.slow
 def test_what_a_loss_forks_ends_with_its_worker(series, started):
     executor = Processes(packed(pw.Probe(Perceptron, forks, labelled(), sampler=SAMPLER), series))
     list(executor.measure([1]))
@@ -345,3 +442,23 @@ def group_of(pid):
         return os.getpgid(pid)
     except ProcessLookupError:
         return None
+
+
+IMPORTING = """
+import json, os, subprocess, sys, time
+from phasewatch.monitor.runs.processes import _START
+start = [sys.executable, "-P", "-c", _START, json.dumps([sys.argv[1], *sys.path]), str(os.getpid()), "0"]
+print(subprocess.Popen(start, stdout=subprocess.DEVNULL, process_group=0).pid, flush=True)
+time.sleep(60)
+"""
+
+
+@reads_proc
+def test_a_worker_that_is_still_importing_ends_with_its_parent(tmp_path):
+    (tmp_path / "cloudpickle.py").write_text(f"open({str(tmp_path / 'begun')!r}, 'w'); import time; time.sleep(60)")
+    command = [sys.executable, "-c", IMPORTING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as parent:
+        worker = int(parent.stdout.readline())
+        wait_for((tmp_path / "begun").exists, 60)
+        parent.kill()
+    assert gone([worker], 10)

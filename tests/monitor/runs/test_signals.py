@@ -1,16 +1,23 @@
 """What ends the command line's process, or a live training, and what it leaves."""
 
+import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
-from processes import environment, gone, reads_proc
+from processes import environment, gone, of_session, reads_proc
 from tiny_run import a_snapshot, lines
 
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
+from phasewatch.monitor.trajectories.trajectory import Trajectory
 
+MAIN = "from phasewatch.cli import main; main()"
 PROBE = "from tiny_run import make_probe\nprobe = make_probe()\n"
 
 LIVE = """
@@ -53,9 +60,8 @@ def series(tmp_path):
 
 
 def replaying(folder, **options):
-    main = "from phasewatch.cli import main; main()"
     probe = f"{folder / 'a_probe.py'}:probe"
-    return started(["-c", main, "replay", folder / "series", "--probe", probe, "--run", folder / "run"], **options)
+    return started(["-c", MAIN, "replay", folder / "series", "--probe", probe, "--run", folder / "run"], **options)
 
 
 def wait_for_points(folder, process):
@@ -63,7 +69,9 @@ def wait_for_points(folder, process):
         assert process.poll() is None, process.communicate()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow), "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGHUP", "SIGINT"))]
+)
 def test_a_replay_ends_with_a_sentence_and_goes_on_from_there(series, name):
     process = replaying(series)
     wait_for_points(series, process)
@@ -115,3 +123,65 @@ def test_a_training_ends_whole_and_leaves_no_process(tmp_path, measure, name):
     assert gone([int(pid) for pid in children.stdout.split()], 10)
     content = (tmp_path / "run" / "points.jsonl").read_bytes()
     assert content == lines(tmp_path / "run") != b""
+
+
+COMMANDS = {
+    "replay": ["replay", "series", "--probe", "a_probe.py:probe", "--run", "run", "--workers", "2"],
+    "calibrate": ["calibrate", "series", "--probe", "a_probe.py:probe", "--budget", "1000000"],
+    "report": ["report", "long"],
+    "transitions": ["transitions", "long/points.csv", "--plot", "long/picture.pdf"],
+}
+
+
+@pytest.fixture(scope="module")
+def at_hand(tmp_path_factory):
+    """A folder with what the commands work on, long enough that they are caught at it."""
+    at, count = tmp_path_factory.mktemp("signals"), 60_000
+    (at / "a_probe.py").write_text(PROBE)
+    folder = SnapshotFolder(at / "series")
+    for step in range(1, 400):
+        folder.save(a_snapshot(step))
+    (at / "long").mkdir()
+    curve = np.linspace(0, 50, count) + np.random.default_rng(0).normal(size=count)
+    trajectory = Trajectory.from_values(range(1, count + 1), loss=3 - curve / 100, llc=curve)
+    trajectory.write(at / "long" / "points.jsonl")
+    trajectory.write(at / "long" / "points.csv")
+    return at
+
+
+def catches(process, number):
+    """Whether a process has a handler of its own for a signal."""
+    caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@reads_proc
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["process", "group"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_ends_with_a_sentence_at_any_moment(at_hand, monkeypatch, command, name, to):
+    """SIGNALS=10 tries as many moments of each."""
+    monkeypatch.chdir(at_hand)
+    number, moment = getattr(signal, name), random.Random(f"{command} {name} {to}")
+    there = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file() and path.parts[0] != "run"}
+    for _ in range(int(os.environ.get("SIGNALS", "1"))):
+        before = lines("run") if command == "replay" and Path("run").exists() else b""
+        process = started(["-c", MAIN, *COMMANDS[command]])
+        while not catches(process, signal.SIGHUP):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(moment.uniform(0, 2))
+        os.killpg(process.pid, number) if to == "group" else process.send_signal(number)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=60)
+        print(f"{command}: ended {time.monotonic() - began:.1f} s after {name} to the {to}")
+        assert process.returncode == 130, err
+        assert f"phasewatch: ended by {name}. What is measured is kept; the same command goes on from there" in err
+        assert "Traceback" not in err
+        assert gone(of_session(process.pid), 10)
+        if Path("run/points.jsonl").exists():
+            assert Path("run/points.jsonl").read_bytes() == lines("run")
+            assert lines("run").startswith(before)
+        now = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file() and path.parts[0] != "run"}
+        assert now == there

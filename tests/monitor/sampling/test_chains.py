@@ -72,7 +72,7 @@ def test_stationary_excess_loss_of_a_quadratic(momentum, kappa):
 
 
 @paths
-@pytest.mark.parametrize("momentum", [None, 0, 0.5])
+@pytest.mark.parametrize("momentum", [None, pytest.param(0, marks=pytest.mark.slow), 0.5])
 def test_minibatch_noise_adds_its_known_share(momentum, vectorised):
     nbeta, gamma, h = 30.0, 7.0, doubles(2.0)
     gain = (1 + (momentum or 0)) / (1 - (momentum or 0))
@@ -93,7 +93,7 @@ def test_minibatch_noise_adds_its_known_share(momentum, vectorised):
 # What is known beside the losses
 
 
-@paths
+@pytest.mark.parametrize("vectorised", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["stacked", "in place"])
 def test_the_checks_of_a_quadratic(vectorised):
     nbeta, gamma = 40.0, 30.0
     h = torch.linspace(0.3, 5.0, 40, dtype=torch.float64)

@@ -137,3 +137,13 @@ def test_more_doubt_takes_more_for_noise_that_neighbours_share():
         changes.append([np.ptp(curve.value) for curve in smooth_with_each(x, wander, WITNESSED)])
     by_shape, by_signs = np.mean(changes, axis=0)
     assert by_signs < 0.9 * by_shape
+
+
+@pytest.mark.parametrize("start", [[10**16], [0, 10**16], [1], [0], [10**16, 10**18]])
+def test_time_stamps_that_a_float_cannot_tell_apart_are_in_order(start):
+    steps = np.array([*start, *(1_700_000_000_000_000_000 + 10 * np.arange(12))])
+    x = log_steps(steps)
+    assert (np.diff(x) >= 0).all()
+    curve = smooth(x, np.linspace(0, 1, len(x)))
+    assert np.isfinite(curve.value).all()
+    assert np.isfinite(curve.noise).all()

@@ -176,8 +176,7 @@ def test_what_is_empty_or_nan_is_missing_and_the_rest_of_the_point_stays(tmp_pat
 def test_columns_that_are_not_wanted_may_hold_anything(tmp_path):
     text = "step,loss,llc,note,norm,when\n1,2,3,warm-up,inf,\n2,2,4,,7,2026-01-01\n"
     assert [p.metrics for p in read_csv(tmp_path, text)] == [{}, {"norm": 7.0}]
-    with pytest.raises(PhasewatchError, match=r"Line 2 of .*csv, column 'norm', holds 'inf'; leave it empty where"):
-        read_csv(tmp_path, text, signal="norm")
+    np.testing.assert_array_equal(read_csv(tmp_path, text, signal="norm").signal("norm"), [np.nan, 7])
     with pytest.raises(PhasewatchError, match=r"Line 2 of .*csv, column 'note', holds 'warm-up', not a number"):
         read_csv(tmp_path, text, signal="note")
 
@@ -240,8 +239,6 @@ def test_a_jsonl_of_flat_lines(tmp_path):
         ("step,loss,llc,llc\n1,2,3,4\n", "has 2 columns 'llc', and needs one"),
         ("step,loss,llc,a,a\n1,2,3,4,5\n", "column 'a' twice"),
         ("step,loss,llc\n1,2,3\n2,two,3\n", "Line 3 of .*, column 'loss', holds 'two', not a number"),
-        ("step,loss,llc\n1,inf,3\n", "column 'loss', holds 'inf'; leave it empty where there is no finite value"),
-        ("step,loss,llc\n1,2,-inf\n", "Line 2 of .*, column 'llc', holds '-inf'"),
         ("step,loss,llc,llc_chain0\n1,2,3,x\n", "column 'llc_chain0', holds 'x'"),
         *(
             (f"step,loss,llc\n{step},2,3\n", rf"column 'step', holds '{step}'; a training step is a whole number")
@@ -276,7 +273,7 @@ def test_a_metric_that_no_point_of_a_run_carries(tmp_path):
 def test_missing_files_and_unknown_suffixes(tmp_path):
     with pytest.raises(PhasewatchError, match=r"points\.jsonl is not there; check the path"):
         Trajectory.read(tmp_path / "points.jsonl")
-    with pytest.raises(PhasewatchError, match=r"can't be read: a trajectory is a \.jsonl or a \.csv, not '\.parquet'"):
+    with pytest.raises(PhasewatchError, match=r"can't be read: a trajectory is a .*, not '\.parquet'"):
         Trajectory.read(tmp_path / "run.parquet")
     with pytest.raises(PhasewatchError, match=r"writes \.jsonl and \.csv, not ''"):
         Trajectory([point(1)]).write(tmp_path / "run")

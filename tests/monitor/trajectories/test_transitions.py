@@ -318,6 +318,7 @@ def test_chains_that_disagree_about_a_change_veto_it():
     assert find_transitions(torn) == []
 
 
+@pytest.mark.slow
 def test_what_is_confirmed_stays_whatever_follows():
     confirmed = 0
     trajectories = [published(0), published(1), published(1)[::8], *(Trajectory(short_run(seed)) for seed in range(5))]

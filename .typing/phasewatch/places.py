@@ -1,0 +1,1 @@
+../../src/phasewatch/places.py

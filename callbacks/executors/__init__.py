@@ -1,0 +1,1 @@
+"""Where else snapshots can be measured: on a cluster."""
