@@ -139,7 +139,7 @@ def main() -> None:
         for budget in BUDGETS:
             points = f"{budget}, {way.__name__.replace('_', ' ')}"
             those = [row for row in rows if row["points"] == points and row["curve"] != "all"]
-            mean = {what: float(np.mean([row[what] for row in those])) for what in list(those[0])[2:]}
+            mean = {what: sum(float(str(row[what])) for row in those) / len(those) for what in list(those[0])[2:]}
             rows.append({"curve": "all", "points": points, **mean})
     lines = [f"Shares of {len(shifts)} starts in which it is right.", "", *markdown(rows)]
     lines += ["", "The scatter of λ̂, and the share of its variance that the chains disagree about.", ""]

@@ -201,10 +201,10 @@ def _like(dataset: Any, trained: Any) -> Any:
         return _like(next(iter(dataset.values()), None), trained)
     if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
         return None
-    columns, rows = getattr(trained, "column_names", None), dataset
-    if columns and hasattr(rows, "select_columns"):
-        return rows.select_columns(columns) if set(columns) <= set(rows.column_names) else None
-    return rows
+    columns, select = getattr(trained, "column_names", None), getattr(dataset, "select_columns", None)
+    if columns and select:
+        return select(columns) if set(columns) <= set(getattr(dataset, "column_names", ())) else None
+    return dataset
 
 
 def _no_loss(model: nn.Module, batch: Any) -> Any:

@@ -41,7 +41,7 @@ def read_points(path: Path, signal: str, step: str | None = None) -> list[Point]
     folder = path if path.is_dir() else None
     path, more = log_in(path) if folder else (path, ())
     name, suffix = printable(path), path.suffix.lower()
-    with _without_collector():
+    with without_collector():
         if is_event_file(path):
             return points_of_records(read_events([path, *more], folder), name, signal, step, last_counts=True)
         if suffix == ".wandb":
