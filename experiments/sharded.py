@@ -63,19 +63,19 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=32)
     arguments = parser.parse_args()
     shape = arguments.width, arguments.layers, arguments.context
-    rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])  # of torchrun
     kind = "cuda" if torch.cuda.device_count() >= ranks else "cpu"
     if kind == "cuda":
         torch.cuda.set_device(rank)
-    where = {} if "MASTER_ADDR" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", **where)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     mesh = init_device_mesh(kind, (ranks,))
 
     def make_sharded() -> nn.Module:
         model = Transformer(*shape).to(kind)
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
-        return fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
 
     data = torch.randint(WORDS, (600, arguments.context), generator=torch.Generator().manual_seed(1))
     draws = 4 if arguments.quick else 50
