@@ -115,7 +115,7 @@ def public_models(folder: Path) -> Iterator[Row]:
         for left_out in (overtrained, set()):
             found, naive = [], []
             for task, thresholds in cases.items():
-                names = sorted(set(values[task, "acc"]) - left_out, key=compute.__getitem__)
+                names = sorted(set(values[task, "acc"]) - left_out, key=lambda name: (compute[name], name))
                 x = np.array([compute[n] for n in names])
                 sharp, smooth = (np.array([values[task, m][n] for n in names]) for m in ("acc", "brier_target"))
                 for threshold in thresholds:

@@ -1,5 +1,7 @@
 """How often `emergence.reversal` rings for nothing, and how soon it rings for a fall, on simulated series.
 
+Of series that don't fall, three shares are printed: that ring at some time, surely so, and at their end.
+
     python experiments/reversals.py --series 100
 
 The series that don't fall are flat, rise by one standard deviation of the noise with each doubling of the step, or
@@ -13,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from phasewatch.monitor.emergence.checks import Axis
-from phasewatch.monitor.emergence.reversal import FEWEST, turned
+from phasewatch.monitor.emergence.reversal import EARLY, FEWEST, rings_since, turned
 
 LAST = 143_000
 
@@ -61,7 +63,7 @@ def statistics(steps: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def false_alarms(series: int, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """For each axis and shape, the share of series that ring at any time, and that ring at their end."""
+    """For each axis and shape, the share of series that ring at any time, do so surely, and ring at their end."""
     for axis, steps in AXES.items():
         for shape in SHAPES:
             words = []
@@ -70,8 +72,9 @@ def false_alarms(series: int, seed: int = 0) -> Iterator[tuple[str, str]]:
                 rows = [
                     statistics(steps, course(rng, shape, steps) + noise(rng, kind, len(steps))) for _ in range(series)
                 ]
-                rang = np.array(rows) > 1
-                words.append(f"{kind} {rang.any(axis=1).mean():.2f}, {rang[:, -1].mean():.2f}")
+                largest = np.max(rows, axis=1)
+                at_end = np.mean([rings_since(row) is not None for row in rows])
+                words.append(f"{kind} {(largest >= EARLY).mean():.2f}, {(largest >= 1).mean():.2f}, {at_end:.2f}")
             yield f"false alarms, {shape}, {axis}", "; ".join(words)
 
 
@@ -86,9 +89,8 @@ def falls(series: int, seed: int = 0) -> Iterator[tuple[str, str]]:
             fall = rng.uniform(0.4, 0.6) * (np.maximum(steps - peak, 0) / (LAST - peak)) ** rng.choice((1.0, 1.5))
             score = np.where(steps > peak, np.interp(peak, steps, rise) - fall, rise)
             score = score + spread * noise(rng, "white", len(steps))
-            rang = statistics(steps, score) > 1
-            first = len(rang) - int(np.argmin(rang[::-1])) if not rang.all() else 0
-            delays.append(steps[first] - peak if rang[-1] else np.inf)
+            since = rings_since(statistics(steps, score))
+            delays.append(np.inf if since is None else steps[since] - peak)
         found = np.isfinite(delays).mean()
         yield f"falls, {axis}", f"found {found:.2f}, median delay {np.median(delays):,.0f} of {LAST:,} steps"
 

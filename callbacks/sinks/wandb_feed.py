@@ -19,6 +19,7 @@ from phasewatch.callbacks.sinks.wandb_rows import drawing_row, point_row, table_
 from phasewatch.callbacks.sinks.wandb_run import Choice
 from phasewatch.monitor.emergence.watching import NewRedFlags, RedFlag
 from phasewatch.monitor.errors import in_words, warn
+from phasewatch.monitor.runs.sink import CLOSE_SECONDS
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition, is_same_transition
 
@@ -199,17 +200,30 @@ class Feed:
 
     def _on_finish(self) -> None:
         """The user finishes the run: they log no more, so rows of our own can't cost them any."""
-        with self._lock:
-            if not self.finished:
-                atexit.unregister(self._at_exit)
-                self._settle()
-                self.finished = True
+        atexit.unregister(self._at_exit)
+        self._settle_in_time(finished=True)
 
     def _at_exit(self) -> None:
         """The process ends with the run open: W&B calls no hook then. What a monitor still sends is logged at once."""
-        with self._lock:
-            if not self.finished:
-                self._settle()
+        self._settle_in_time()
+
+    def _settle_in_time(self, *, finished: bool = False) -> None:
+        """Settle in a thread, which is left alone after `CLOSE_SECONDS`: a table waits for W&B's server."""
+
+        def settle() -> None:
+            with self._lock:
+                if not self.finished:
+                    self._settle()
+                    self.finished = finished
+
+        thread = threading.Thread(target=settle, name="phasewatch-wandb-end", daemon=True)
+        thread.start()
+        thread.join(CLOSE_SECONDS)
+        if thread.is_alive():
+            warn(
+                f"WandbSink left its last results out of the W&B run {self.run.id}, since W&B hasn't taken them within "
+                f"{CLOSE_SECONDS:g} seconds of its end. They are in points.jsonl."
+            )
 
     def _settle(self) -> None:
         """Log all that waits, in rows of our own."""

@@ -79,13 +79,16 @@ def parse_line(text: bytes) -> Line:
             correct = float(max(range(choices), key=log_p.__getitem__) == target)
     if target is None and correct == 1:
         target = max(range(choices), key=log_p.__getitem__)
-    lengths = (math.nan,) * choices if texts is None else tuple(map(_bytes, texts))
-    return Line(str(record["doc_id"]), log_p, correct, lengths, target)
+    return Line(str(record["doc_id"]), log_p, correct, _lengths(texts, choices), target)
 
 
-def _bytes(text: str) -> float:
-    """The length of a text in UTF-8; a half surrogate, which isn't text, counts as three."""
-    return float(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")))
+def _lengths(texts: Sequence[str] | None, choices: int) -> tuple[float, ...]:
+    """The texts' lengths in UTF-8; a half surrogate, which isn't text, counts as three bytes."""
+    if texts is None:
+        return (math.nan,) * choices
+    if "".join(texts).isascii():  # one look at all of them; most are
+        return tuple(map(len, texts))
+    return tuple([len(text.encode("utf-8", "surrogatepass")) for text in texts])
 
 
 def _log_p(record: Mapping[str, Any]) -> tuple[float, ...]:
@@ -145,9 +148,9 @@ def _metric(record: Mapping[str, Any]) -> float | None:
 def _target(target: Any, texts: Sequence[str] | None, choices: int) -> int | None:
     if isinstance(target, str):
         stripped = target.strip()
-        matches = [] if texts is None else [i for i, text in enumerate(texts) if text.strip() == stripped]
-        if len(matches) == 1:
-            return matches[0]
+        answers = [] if texts is None else list(map(str.strip, texts))
+        if answers.count(stripped) == 1:
+            return answers.index(stripped)
         try:
             target = int(stripped) if stripped.isdecimal() else json.loads(stripped)
         except (ValueError, RecursionError):
@@ -167,12 +170,10 @@ def _continuations(arguments: Any) -> list[str] | None:
     if not isinstance(arguments, list):
         return None
     try:
-        found = [argument["arg_1"] if isinstance(argument, dict) else argument[1] for argument in arguments]
+        found = [argument["arg_1"] if type(argument) is dict else argument[1] for argument in arguments]
+        "".join(found)  # fails where one is no text
     except (KeyError, IndexError, TypeError):
         return None
-    for text in found:
-        if not isinstance(text, str):
-            return None
     return found or None
 
 

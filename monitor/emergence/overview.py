@@ -1,5 +1,6 @@
 """All that can be said of a folder of logged samples, a run or a table: scores, verdict, forecast, reversal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from phasewatch.monitor.emergence.attribution import Attribution, attribute
+from phasewatch.monitor.emergence.checks import check_log_p
 from phasewatch.monitor.emergence.forecast import FEWEST, Forecast, forecast
 from phasewatch.monitor.emergence.items import scores
 from phasewatch.monitor.emergence.reading import holds_items, read_samples
@@ -19,6 +21,9 @@ from phasewatch.monitor.formatting import integer, printable
 from phasewatch.monitor.trajectories.coincide import coincide
 from phasewatch.monitor.trajectories.trajectory import Trajectory
 from phasewatch.monitor.trajectories.transitions import find_transitions
+
+_LOG_P = re.compile(r"(?<!neg_)(?<!negative_)log_?(p(_|$)|prob|lik)", re.IGNORECASE)
+"""What the name of a log probability looks like; such a score is never above 0."""
 
 ROWS = 12
 """The table shows at most this many steps, evenly chosen, the first and the last among them."""
@@ -63,7 +68,8 @@ class Overview:
         found: list[object] = [self.verdict, self.forecast, self.attribution]
         sentences = [str(one) for one in found if one is not None]
         if self.reversal is not None:
-            sentences.append(f"RED FLAG: {self.smooth} has turned. {self.reversal}")
+            flag = f"RED FLAG: {self.smooth} has turned." if self.reversal.is_sure else f"{self.smooth} may be turning."
+            sentences.append(f"{flag} {self.reversal}")
         return "\n".join([*table, "", *sentences, *self.remarks])
 
 
@@ -109,7 +115,11 @@ def overview(
     trajectory = Trajectory.read(path, signal=sharp)
     known = np.isfinite(trajectory.signal(sharp)) & np.isfinite(trajectory.signal(smooth))
     values = {name: trajectory.signal(name)[known] for name in (smooth, sharp)}
+    if _LOG_P.search(smooth):
+        check_log_p(name, smooth, values[smooth])
     remarks = _beside_complexity(trajectory, smooth)
+    if left_out := int((~known).sum()):
+        remarks.append(f"{left_out} of {len(known)} steps lack one of the two scores and are left out.")
     return _overview(trajectory.steps[known].astype(float), values, sharp, smooth, chance, at, None, remarks)
 
 

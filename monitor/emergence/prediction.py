@@ -14,6 +14,11 @@ GROWTH = 0.6
 """The variance of a forecast grows with the distance by this share of what the backtests show. Their fits have fewer
 points than the forecast's own. Chosen by the coverage on ladders of one recipe and on public models."""
 
+DRIFT = 0.03
+"""A law is off by this much (one standard deviation) at a distance of one span of the points, and in proportion beyond:
+few points can agree by chance, and what they all miss shows only far away. Chosen by the coverage on ladders from 8
+models on, along compute and along a loss."""
+
 SCATTER = 0.01
 """The least standard deviation of an accuracy between runs of one recipe; that of repeated small ladders."""
 
@@ -48,7 +53,13 @@ def predict(
     lag = (1 - trust) * LAG * span
     behind, ahead = (logistic_law(u, sharp, at + shift, chance) for shift in (-lag, lag)) if lag > 0 else (mean, mean)
     growth = GROWTH * _growth(u, sharp, smooth, chance)
-    variance = noise**2 + growth * distance + spread**2 + ((ahead - behind) / 2) ** 2
+    variance = (
+        noise**2
+        + growth * distance
+        + (DRIFT * distance / max(span, 1e-12)) ** 2
+        + spread**2
+        + ((ahead - behind) / 2) ** 2
+    )
     scattered = min(1.0, WIDEST * noise**2 / max(float(np.var(sharp)), 1e-12))
     half = round(scattered * len(u) / 10)
     inside = at <= u[-1]

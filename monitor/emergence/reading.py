@@ -5,14 +5,14 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from phasewatch.monitor.emergence.items import SUM_SLACK, Items
+from phasewatch.monitor.emergence.columns import Columns, together
+from phasewatch.monitor.emergence.items import Items
 from phasewatch.monitor.emergence.lines import LEAST_LOG_P, ROUNDING, LeftOut, Line, parse_line
 from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
 from phasewatch.monitor.files import MOST_BYTES, MOST_JSON_BYTES, open_regular, read_json
@@ -26,7 +26,7 @@ _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 MOST_OF_A_LINE = 2**20
 """So many bytes of a first line tell what kind of file it is."""
 
-Steps = dict[float, dict[str, Line]]
+Steps = dict[float, Columns]
 
 
 def read_samples(folder: str | Path, task: str | None = None, *, axis: Literal["step", "tokens"] = "step") -> Items:
@@ -57,7 +57,7 @@ def read_samples(folder: str | Path, task: str | None = None, *, axis: Literal["
     if not path.exists():
         raise PhasewatchError(f"read_samples({str(folder)!r}): there is no such folder or file.")
     steps, left_out, unit = (_of_folder if path.is_dir() else _of_file)(path, task, axis)
-    return _together(steps, left_out, unit, str(folder), axis)
+    return together(steps, left_out, unit, str(folder), axis)
 
 
 def holds_items(path: Path) -> bool:
@@ -152,8 +152,8 @@ def _bounded(place: float) -> float | None:
     return place if 0 <= place <= LARGEST_STEP else None
 
 
-def _lines(path: Path, left_out: Counter[str], within: Path | None) -> dict[str, Line]:
-    found: dict[str, Line] = {}
+def _lines(path: Path, left_out: Counter[str], within: Path | None) -> Columns:
+    found = Columns()
     with open_regular(path, within=within, most_bytes=MOST_BYTES) as file:
         while text := file.readline(MOST_JSON_BYTES):
             if not text.strip():
@@ -163,10 +163,8 @@ def _lines(path: Path, left_out: Counter[str], within: Path | None) -> dict[str,
             except LeftOut as reason:
                 left_out[str(reason)] += 1
                 continue
-            if line.item in found:
+            if not found.add(line):
                 left_out["further lines of an item (another filter, or a repeat)"] += 1
-            else:
-                found[line.item] = line
     return found
 
 
@@ -218,7 +216,7 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
             continue
         correct = given if not math.isnan(given) else float(int(np.argmax(log_p)) == target)
         lengths = tuple(_number(row.get("length")) for row in rows)
-        steps.setdefault(at, {})[item] = Line(item, log_p, correct, lengths, target)
+        steps.setdefault(at, Columns()).add(Line(item, log_p, correct, lengths, target))
     return steps, left_out, "tokens"
 
 
@@ -252,60 +250,3 @@ def _number(cell: Any, most: float = 2.0**53) -> float:
     except (TypeError, ValueError, OverflowError):
         return math.nan
     return value if 0 <= value <= most else math.nan
-
-
-def _together(steps: Steps, left_out: Counter[str], unit: str, name: str, axis: str) -> Items:
-    """The items that every step has with the same choices, as arrays."""
-    places = sorted(steps)
-    everywhere = set.intersection(*(set(steps[at]) for at in places)) if places else set()
-    anywhere = set().union(*(steps[at] for at in places)) if places else set()
-    if missing := len(anywhere - everywhere):
-        left_out["items without a usable line at every step"] += missing
-    names = sorted(everywhere, key=lambda item: (len(item), item))
-    lines = [[steps[at][item] for item in names] for at in places]
-    choices = np.array([[len(line.log_p) for line in own] for own in lines], dtype=int)
-    targets = np.array([[-1 if line.target is None else line.target for line in own] for own in lines], dtype=int)
-    if not names:
-        raise _nothing(name, left_out)
-    target = targets.max(axis=0)
-    whole = (choices == choices[0]).all(axis=0)
-    told = whole & (target >= 0)
-    agreed = told & ((targets == target) | (targets < 0)).all(axis=0)
-    for fewer, more, reason in (
-        (whole, np.ones_like(whole), "items with a choice missing at some step"),
-        (told, whole, "items whose right choice no step tells"),
-        (agreed, told, "items whose right choice changes between steps"),
-    ):
-        if lost := int((more & ~fewer).sum()):
-            left_out[reason] += lost
-    if not agreed.any():
-        raise _nothing(name, left_out)
-    kept = np.flatnonzero(agreed)
-    there = np.arange(choices[0, kept].max()) < choices[0, kept, None]  # (item, choice)
-
-    def padded(values: Iterable[tuple[float, ...]]) -> np.ndarray:
-        array = np.full(there.shape, math.nan)
-        array[there] = np.fromiter(chain.from_iterable(values), dtype=float)
-        return array
-
-    log_p = np.array([padded(own[i].log_p for i in kept) for own in lines])
-    fits = (np.nansum(np.exp(log_p), axis=2) <= 1 + SUM_SLACK).all(axis=0)
-    if excess := int((~fits).sum()):
-        left_out["items whose choices' probabilities sum to more than 1"] += excess
-    if not fits.any():
-        raise PhasewatchError(f"read_samples({name!r}): no item's choices have probabilities that sum to 1 or less.")
-    return Items(
-        x=np.array(places, dtype=float),
-        log_p=np.minimum(log_p[:, fits], 0.0),
-        correct=np.array([[own[i].correct for i in kept] for own in lines])[:, fits],
-        tokens=padded(lines[0][i].lengths for i in kept)[fits],
-        target=target[kept][fits],
-        unit=unit,
-        axis=axis,
-        left_out=dict(left_out),
-    )
-
-
-def _nothing(name: str, left_out: Mapping[str, int]) -> PhasewatchError:
-    reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are no lines"
-    return PhasewatchError(f"read_samples({name!r}): nothing can be used: {reasons}.")

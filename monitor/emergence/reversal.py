@@ -16,6 +16,16 @@ THRESHOLD = (0.15, 0.74)
 more chances to look like a fall. Chosen so that a flat series of white noise, of 16 to 40 points, rings at some time
 once in four or five times, and a rising one once in ten; it has rung at its end once in twenty or less."""
 
+EARLY = 0.74
+"""The alarm rings at this share of the threshold: simulated falls of half a nat then ring within 30,000 of 143,000
+steps (median, experiments/reversals.py), and most flat series at some time. At all of the threshold it is sure."""
+
+RELEASE = 0.63
+"""An alarm that rang is taken back below this share of the threshold; one higher point after a fall isn't enough."""
+
+SURE = 0.25
+"""An alarm is sure, and worth a red flag, if at most this share of flat series look like it at some time."""
+
 FEWEST_NEAR = 10
 """Fewer points near the top count as this many: three points that fall by chance in a steep rise aren't a reversal."""
 
@@ -37,9 +47,20 @@ SPIKE = 3.0
 REACH = 256
 """A fall is looked for among the last so many points."""
 
-_FALSE_ALARMS = ((1.0, 0.25), (1.1, 0.14), (1.2, 0.07), (1.3, 0.045), (1.5, 0.02), (1.7, 0.004))
-"""The largest statistic of a series, and the share of flat series of white noise, of 16 to 40 points, that reach it by
-chance at any of their points. Simulated; experiments/reversals.py has other shapes, noises and axes."""
+_FALSE_ALARMS = (
+    (0.6, 0.72),
+    (0.74, 0.6),
+    (0.8, 0.51),
+    (0.9, 0.34),
+    (1.0, 0.215),
+    (1.1, 0.113),
+    (1.2, 0.055),
+    (1.3, 0.031),
+    (1.5, 0.005),
+    (1.7, 0.001),
+)
+"""The largest statistic of a series, and the share of 1000 flat series of white noise, of 16 to 40 points, that reach
+it by chance at any of their points. experiments/reversals.py has other shapes, noises and axes."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +70,9 @@ class Reversal:
     Attributes:
         peak: where it was highest, in the user's axis, as known when the series ends.
         fall: how far the last points lie below the peak, in the score's unit, both smoothed.
-        alarm: where it was first known, from the points up to there alone.
-        false_alarm: the probability that a series that doesn't fall looks so much as if it did, at any of its points.
+        alarm: where the alarm rang, from the points up to there alone.
+        false_alarm: the probability that a flat series looks so much as if it fell, at any of its points. The alarm
+            rings early, and is surer with each point that confirms it.
     """
 
     peak: float
@@ -58,10 +80,17 @@ class Reversal:
     alarm: float
     false_alarm: float
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether noise alone rarely looks like this; a red flag is raised only then."""
+        return self.false_alarm <= SURE
+
     def __str__(self) -> str:
+        it_turned = "It turned" if self.is_sure else "It may have turned"
         return (
-            f"It turned: highest at {self.peak:.6g}, and {self.fall:.3g} lower at the end. The alarm rang at "
-            f"{self.alarm:.6g}; a series that doesn't fall looks like this in {self.false_alarm:.1%} of cases."
+            f"{it_turned}: highest at {self.peak:.6g}, and {self.fall:.3g} lower at the end. "
+            f"The alarm rang at {self.alarm:.6g}; a flat series looks like this at some time in "
+            f"{self.false_alarm:.1%} of cases."
         )
 
 
@@ -71,8 +100,8 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     Of the last k points, for each k from 3 on, all pairs are compared, as in the test of Mann (1945) and Kendall: the
     sum of how far the earlier lies above the later, in standard deviations of the noise and clipped, is large in a
     fall. The alarm rings at the first point at which it is larger than noise would make it; the noise is the scatter of
-    points around the line between their neighbours. It is taken back, and can ring again, if later points are explained
-    without a fall.
+    points around the line between their neighbours. It rings before it is sure (`is_sure` tells), and is taken back,
+    and can ring again, if later points are explained without a fall.
 
     Args:
         x: steps, tokens or compute, shape (point,), rising; or a falling loss.
@@ -96,18 +125,34 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     values, _ = check_axis("reversal", x, least=2)
     score = check_numbers("reversal", "log_likelihood", log_likelihood, shape=(len(values),))
     u = Axis.of(values, falling=bool(values[-1] < values[0])).position(values)
-    alarm, largest = None, 0.0
+    found: list[float] = []
     for points in range(len(score), FEWEST - 1, -1):  # from the end, as an alarm that was taken back doesn't count
-        statistic = turned(u[:points], score[:points])
-        if statistic <= 1:
+        found.append(turned(u[:points], score[:points]))
+        if found[-1] < RELEASE:
             break
-        alarm, largest = points - 1, max(largest, statistic)
-    if alarm is None:
+    first = rings_since(np.array(found[::-1]))
+    if first is None:
         return None
+    alarm = len(score) - len(found) + first
     peak, fitted = _rise_and_fall(score)
     levels, chances = np.array(_FALSE_ALARMS).T
-    chance = float(np.exp(np.interp(largest, levels, np.log(chances))))
+    chance = float(np.exp(np.interp(max(found), levels, np.log(chances))))
     return Reversal(float(values[peak]), float(fitted[peak] - fitted[-1]), float(values[alarm]), chance)
+
+
+def rings_since(statistics: np.ndarray) -> int | None:
+    """Where the alarm that still rings at the end began.
+
+    Args:
+        statistics: of the points so far, at each point, shape (point,); see `turned`.
+
+    Returns:
+        The index, or None if it doesn't ring.
+    """
+    low = np.flatnonzero(statistics < RELEASE)
+    start = int(low[-1]) + 1 if len(low) else 0
+    rang = np.flatnonzero(statistics[start:] >= EARLY)
+    return start + int(rang[0]) if len(rang) else None
 
 
 def turned(u: np.ndarray, score: np.ndarray) -> float:

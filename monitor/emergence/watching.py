@@ -144,7 +144,7 @@ def red_flags(trajectory: Trajectory, *, leave_out: set[str] | frozenset[str] = 
         leave_out: metrics that aren't looked at.
 
     Returns:
-        One for each metric whose alarm rings at the last point; see `reversal`.
+        One for each metric whose alarm rings, and is sure, at the last point; see `reversal`.
 
     >>> import numpy as np
     >>> import phasewatch as pw
@@ -158,7 +158,10 @@ def red_flags(trajectory: Trajectory, *, leave_out: set[str] | frozenset[str] = 
     """
     flags = []
     for metric in watched(trajectory):
-        if metric not in leave_out and (found := metric_reversal(trajectory, metric)) is not None:
+        if metric in leave_out:
+            continue
+        found = metric_reversal(trajectory, metric)
+        if found is not None and found.is_sure:
             flags.append(RedFlag(metric, found))
     return flags
 

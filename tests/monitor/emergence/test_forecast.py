@@ -128,3 +128,15 @@ def test_a_negative_place_on_an_axis_of_steps_is_a_sentence():
     step = np.geomspace(100, 10_000, 12)
     with pytest.raises(PhasewatchError, match="has -5, and x is never negative"):
         emergence.forecast(step, np.linspace(0.3, 0.6, 12), at=[-5], chance=0.25)
+
+
+def test_few_points_on_one_curve_are_not_sure_of_what_is_far():
+    loss = np.linspace(3.2, 2.8, 8)
+    bits = 0.4 + 0.8 * (loss - 2)
+    accuracy = 0.25 + 0.75 * np.exp(-2 * bits)
+    found = emergence.forecast(loss, accuracy, bits, at=[2.6, 2.4], chance=0.25)  # half a span on, and a whole one
+    half = (found.high - found.low) / 2
+    assert half[1] > 1.645 * 0.03
+    assert half[0] < half[1] < 0.12
+    truth = 0.25 + 0.75 * np.exp(-2 * (0.4 + 0.8 * (np.array([2.6, 2.4]) - 2)))
+    assert ((found.low < truth) & (truth < found.high)).all()

@@ -50,3 +50,13 @@ def test_data_that_cannot_tell_are_refused_with_the_reason():
         EmergenceLaw.fit(loss, amount, score)
     with pytest.raises(PhasewatchError, match="so above 1"):
         EmergenceLaw.fit(loss, np.zeros(len(loss)), score, chance=0.25)
+
+
+def test_scores_that_reach_1_do_not_move_the_elbow():
+    loss, amount = (a.ravel() for a in np.meshgrid(np.linspace(3.0, 2.1, 8), [250, 1000, 4000, 16_000, 60_000]))
+    rise = 2.5 * np.maximum(1.9 + 0.06 * np.log(amount) - loss, 0)
+    score = np.clip(0.25 + rise + 0.01 * np.random.default_rng(0).normal(size=40), 0, 1)
+    assert (score == 1).any()
+    onset = EmergenceLaw.fit(loss, amount, score, chance=0.25).onset(amount=10)
+    assert onset.median == pytest.approx(1.9 + 0.06 * np.log(10), abs=0.1)
+    assert onset.low - onset.high < 0.6

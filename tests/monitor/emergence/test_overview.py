@@ -113,3 +113,13 @@ def test_a_table_of_items_needs_no_names_of_scores_and_a_table_of_scores_needs_c
         overview(whole, sharp="acc", smooth="log_p")
     with pytest.raises(PhasewatchError, match="there is no such folder or file"):
         overview(tmp_path / "nothing")
+
+
+def test_a_log_p_above_0_is_a_sentence_and_steps_without_both_scores_are_counted(tmp_path):
+    with pytest.raises(PhasewatchError, match="a log probability is at most 0"):
+        overview(table(tmp_path, log_p=np.linspace(0.2, 1.4, 30)), sharp="acc", smooth="log_p", chance=0.25)
+    surprise = table(tmp_path, neg_log_prob=np.linspace(3, 1, 30))  # above 0 as it should be
+    assert overview(surprise, sharp="acc", smooth="neg_log_prob", chance=0.25).verdict is not None
+    holes = [("" if i % 10 == 0 else -3 + i / 15) for i in range(30)]
+    found = overview(table(tmp_path, log_p=holes), sharp="acc", smooth="log_p", chance=0.25)
+    assert "3 of 30 steps lack one of the two scores" in str(found)

@@ -183,6 +183,15 @@ def test_numbers_that_are_no_log_p_are_counted_wherever_they_stand(tmp_path, bad
     assert sum(items.left_out.values()) == 2
 
 
+def test_an_item_with_endless_choices_does_not_widen_the_table_of_all(tmp_path):
+    folder = folder_of(tmp_path)
+    for path in folder.glob("samples*"):
+        path.write_text(path.read_text() + json.dumps(line(7, [-9.0] * 1001, 0)) + "\n")
+    items = emergence.read_samples(tmp_path, "arc")
+    check(items)
+    assert items.left_out == {"items with more than 1000 choices": 1}
+
+
 def test_a_line_that_nests_without_end_is_counted(tmp_path):
     folder = folder_of(tmp_path)
     for path in folder.glob("samples*"):

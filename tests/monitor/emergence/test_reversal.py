@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from phasewatch import PhasewatchError, emergence
-from phasewatch.monitor.emergence.reversal import turned
+from phasewatch.monitor.emergence.reversal import EARLY, RELEASE, rings_since, turned
 
 STEP = np.arange(1, 31) * 5000.0
 
@@ -33,6 +33,14 @@ def test_the_alarm_does_not_look_ahead():
     assert emergence.reversal(STEP[known][:-1], score[known][:-1]) is None
 
 
+def test_an_alarm_stays_until_it_is_clearly_taken_back():
+    between, low = (EARLY + RELEASE) / 2, RELEASE - 0.01
+    assert rings_since(np.array([0.0, EARLY, between, between])) == 1
+    assert rings_since(np.array([EARLY, low, between, between])) is None
+    assert rings_since(np.array([EARLY, low, between, EARLY, 1.2])) == 3
+    assert rings_since(np.array([])) is None
+
+
 def test_units_change_nothing():
     score = rising(0) - 0.08 * np.maximum(np.arange(30) - 17, 0)
     assert turned(STEP, score) == pytest.approx(turned(STEP * 1e6, 7 * score + 3))
@@ -47,12 +55,13 @@ def test_bad_input_is_a_sentence():
         emergence.reversal([1], [0.0])
 
 
-def test_a_spike_rings_no_alarm():
+def test_a_spike_rings_no_sure_alarm():
     for seed in range(20):
         score = rising(seed)
         score[20] += 1.0
         score[-1] -= 1.0
-        assert emergence.reversal(STEP, score) is None
+        found = emergence.reversal(STEP, score)
+        assert found is None or not found.is_sure
 
 
 def test_a_slow_rise_in_noise_rarely_rings_at_any_time():

@@ -4,7 +4,14 @@ import pytest
 from phasewatch import Trajectory
 from phasewatch.monitor.emergence import watching
 from phasewatch.monitor.emergence.overview import chain_overview
-from phasewatch.monitor.emergence.watching import NewRedFlags, chains, red_flags, score_metrics, watched
+from phasewatch.monitor.emergence.watching import (
+    NewRedFlags,
+    chains,
+    metric_reversal,
+    red_flags,
+    score_metrics,
+    watched,
+)
 
 STEP = np.arange(1, 41) * 1000
 
@@ -47,16 +54,21 @@ def test_points_without_the_metric_are_passed_over():
     assert red_flags(a_run(watch_turns=np.full(40, np.nan))) == []
 
 
-def test_a_run_that_goes_on_is_flagged_once_and_as_soon_as_the_whole_says():
+def test_a_run_that_goes_on_is_flagged_once_and_as_soon_as_its_alarm_is_sure():
     run, news = a_run(watch_turns=turning(), watch_up=rising()), NewRedFlags()
     told = [(points, flag.metric) for points in range(1, 41) for flag in news.among(run[:points], STEP[points - 1])]
     assert [metric for _, metric in told] == ["watch_turns"]
-    assert STEP[told[0][0] - 1] == red_flags(run)[0].reversal.alarm
+    points = told[0][0]
+    assert metric_reversal(run[:points], "watch_turns").is_sure
+    before = metric_reversal(run[: points - 1], "watch_turns")  # it rang, and noise might still explain it
+    assert not before.is_sure
+    assert "It may have turned" in str(before)
+    assert before.alarm == red_flags(run)[0].reversal.alarm
 
 
 def test_a_resumed_run_is_not_flagged_again():
     run = a_run(watch_turns=turning())
-    rang = int(np.flatnonzero(red_flags(run)[0].reversal.alarm == STEP)[0]) + 1
+    rang = next(points for points in range(1, 41) if red_flags(run[:points]))
     resumed = NewRedFlags()
     assert [flag for points in range(rang + 1, 41) for flag in resumed.among(run[:points], STEP[points - 1])] == []
     resumed_before = NewRedFlags()
