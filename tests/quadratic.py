@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.model.gradients import Vector
 from phasewatch.monitor.sampling.chains import Chains
 
 
@@ -33,6 +34,7 @@ class Quadratic:
         self.vectorised = vectorised
         self.calls: list[Tensor] = []
         self.parameters = [piece.requires_grad_() for piece in self.pieces(centre.detach())]
+        self.vector = Vector(self.parameters)
 
     @property
     def minibatches(self) -> int:

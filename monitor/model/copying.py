@@ -109,7 +109,8 @@ def copy_of(model: nn.Module, *, built: bool = False) -> Copied:
 
     Args:
         model: any module.
-        built: whether it was built for the probe; a large one that nothing else refers to is then taken as it is.
+        built: whether it was built for the probe; a large one that nothing else refers to is then taken as it is, and
+            so is one that is sharded over processes.
 
     Returns:
         The copy.
@@ -118,6 +119,8 @@ def copy_of(model: nn.Module, *, built: bool = False) -> Copied:
         PhasewatchError: if the module can't be copied.
     """
     model = unwrap(model)
+    if is_sharded(model) and built:
+        return _prepared(model, hooks_apart=False)  # some of them may make the processes one model
     if is_sharded(model):
         raise PhasewatchError(
             f"Probe(model={type(model).__name__}(...)) is spread over several processes (FSDP, tensor parallelism or "
@@ -170,13 +173,13 @@ def _is_referred_to(model: nn.Module) -> bool:
     return any(id(found) not in own and not isinstance(found, FrameType) for found in referrers)
 
 
-def _prepared(copied: nn.Module) -> Copied:
+def _prepared(copied: nn.Module, *, hooks_apart: bool = True) -> Copied:
     """A module of our own as it is measured."""
     for parameter in copied.parameters():
         parameter.grad = None
     hooks, rounded = [], False
     for module in copied.modules():
-        hooks += _without_hooks_of_the_user(module)
+        hooks += _without_hooks_of_the_user(module) if hooks_apart else []
         rounded |= _without_wrapper_of_accelerate(module)
         _uncompiled(module)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):

@@ -1,12 +1,15 @@
 """The gradients that parameters hold: forgotten, masked, and looked at as they come."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from phasewatch.monitor.model.weights import Mask, mask_of
+
+_Thing = TypeVar("_Thing")
 
 
 def clear_gradients(parameters: Sequence[Tensor]) -> None:
@@ -65,3 +68,84 @@ def norm(tensors: Sequence[Tensor]) -> float:
     """The Euclidean length of several tensors as one vector."""
     lengths = torch._foreach_norm(list(tensors))  # pyright: ignore[reportPrivateImportUsage]
     return float(torch.linalg.vector_norm(torch.stack(list(lengths)), dtype=torch.float64))
+
+
+class Vector:
+    """The sampled parameters as one vector, of which this process holds all (`shards.ShardedVector` is of many).
+
+    Args:
+        parameters: that are sampled.
+
+    Attributes:
+        parameters: as given.
+        sizes: elements of each whole parameter.
+        ranks: processes that hold the parameters together.
+
+    Example:
+        >>> vector = Vector([torch.zeros(2, 3), torch.zeros(4)])
+        >>> vector.size, vector.norm([torch.zeros(2, 3), torch.ones(4)])
+        (10, 2.0)
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self.sizes = [parameter.numel() for parameter in parameters]
+        self.ranks = 1
+
+    @property
+    def size(self) -> int:
+        """Elements of all."""
+        return sum(self.sizes)
+
+    @property
+    def offsets(self) -> list[int] | None:
+        """Where what this process holds of each parameter begins in it; None where a part isn't contiguous in it."""
+        return [0] * len(self.sizes)
+
+    def total(self, sums: Tensor) -> Tensor:
+        """Sums over this process's parameters, added over all processes."""
+        return sums
+
+    def counted(self, things: Sequence[_Thing]) -> Sequence[_Thing]:
+        """Those of one thing for each parameter that sums take from this process."""
+        return things
+
+    def norm(self, tensors: Sequence[Tensor]) -> float:
+        """The Euclidean length of one tensor for each parameter, as one vector."""
+        return norm(tensors)
+
+    def count(self, masks: Mask) -> int:
+        """How many elements move."""
+        if masks is None:
+            return self.size
+        moving = [p.numel() if m is None else int(m.sum()) for p, m in zip(self.parameters, masks, strict=True)]
+        return int(self.total(torch.tensor(sum(self.counted(moving)), device=self.parameters[0].device)))
+
+    def all(self, here: bool) -> bool:
+        """Whether something holds on every process."""
+        return here
+
+    def most(self, here: int) -> int:
+        """The largest of the numbers of all processes."""
+        return here
+
+    def noise(self, number: int, generator: Generator, like: Tensor) -> Tensor:
+        """Standard normal noise of a parameter, of the type of a tensor."""
+        return torch.empty_like(like).normal_(generator=generator)
+
+    def part(self, group: Sequence[int], flat: Tensor) -> Tensor:
+        """What this process needs of a vector of the whole of some parameters."""
+        return flat
+
+    def intercepted(
+        self, masks: Mask, see: Callable[[Tensor, Tensor | None], object], *, add: bool
+    ) -> AbstractContextManager[None]:
+        """Look at each gradient that sums take from this process, as `intercepted` does."""
+        return intercepted(self.parameters, masks, see, add=add)
+
+    def agree(self, **what: object) -> None:
+        """Compare what the processes are about to do."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Say in a sentence inside that another process has ended."""
+        return nullcontext()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from phasewatch.monitor.errors import warn
 from phasewatch.monitor.model.attention_masks import AS_GIVEN, MaskForm, forms_for
 from phasewatch.monitor.model.captured import CapturedGradient
+from phasewatch.monitor.model.gradients import Vector
 from phasewatch.monitor.model.minibatches import Batches
 from phasewatch.monitor.model.outputs import scalar_of
 from phasewatch.monitor.model.pieces import in_pieces, is_a_mean, samples_in
@@ -79,6 +80,11 @@ class ModelLoss:
         self.captured: bool | None = None
         self._splits: bool | None = None
         self._warned: set[str] = set()
+
+    @property
+    def vector(self) -> Vector:
+        """The sampled parameters as one vector."""
+        return Vector(self.model.parameters)
 
     def value(self, batch: Any) -> Tensor:
         """The loss at the weights that the model has now, a scalar tensor."""

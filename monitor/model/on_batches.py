@@ -43,12 +43,13 @@ class LossOnBatches:
         forms = [form for form in loss.mask_forms if batches.stacked is not None and form.fits(batches.stacked)]
         self._for_rows = batches.changed(forms[0]) if forms and loss.vectorised else batches
         self.parameters = loss.model.parameters
+        self.vector = loss.vector
         self.minibatches = len(batches)
         self._pieces = self._beside = 1
         self._captured: CapturedGradient | None = None
         if loss.model.device.type == "cuda" and not loss.vectorised and loss.splits(self._first):
             held = sum(parameter.numel() * parameter.itemsize for parameter in loss.model.parameters)
-            self._beside = pieces_beside(held, loss.activations, samples_in(batches[0]))
+            self._beside = self.vector.most(pieces_beside(held, loss.activations, samples_in(batches[0])))
         self.whole = batches.whole
         self.vectorised = loss.vectorised and bool(forms)
 

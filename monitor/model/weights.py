@@ -167,8 +167,11 @@ class SampledModel:
         """
         _put_back(self._attributes)
         for name, tensor in self.fitting(snapshot).items():
-            self._tensors[name].copy_(tensor)
+            self._take(name, tensor)
         self.module.eval()
+
+    def _take(self, name: str, tensor: Tensor) -> None:
+        self._tensors[name].copy_(tensor)
 
     def fitting(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """A snapshot's tensors by the model's own names; those on the `meta` device tell whether others would fit.

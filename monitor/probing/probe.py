@@ -192,6 +192,7 @@ class Probe:
             [0, 1]
         """
         subject, model = self.subject, self.subject.model
+        subject.agree_on(snapshots, self.sampler)
         if len(snapshots) > 1:
             with subject.measuring():
                 alike = subject.alike(snapshots)

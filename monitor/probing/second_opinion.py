@@ -71,6 +71,11 @@ def second_opinion(probe: Probe, snapshot: Snapshot) -> Estimate:
             "second_opinion(probe, snapshot) samples whole parameters, and the probe only some of their elements. "
             "Give a probe whose parts=... names parameters or modules, or none."
         )
+    if subject.loss.vector.ranks > 1:
+        raise PhasewatchError(
+            "second_opinion(probe, snapshot) samples by devinterp's optimizer, which draws other noise on every "
+            "process of a sharded model. Give a probe of the unsharded model."
+        )
     with subject.measuring():
         subject.model.load(snapshot)
         target = LossOnBatches(subject.loss, subject.kept(sampler))
@@ -98,7 +103,9 @@ def run_devinterp_chains(target: Target, anchor: Weights, sampler: SGLD, seed: i
     target.set(anchor)
     reference = np.array([float(target.loss(number)) for number in range(target.minibatches)])
     losses = np.full(orders.shape, math.nan)
-    groups = groups_of(anchor)  # one vector each, so that its noise is drawn as that of our own chains is
+    groups = groups_of(
+        [weight.numel() for weight in anchor]
+    )  # one vector each, so that its noise is drawn as that of our own chains is
     for chain, order in enumerate(orders):
         weights = [flattened([anchor[k] for k in group]).clone().requires_grad_() for group in groups]
         with warnings.catch_warnings():

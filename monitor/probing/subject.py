@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeGuard, cast
 
@@ -19,11 +19,14 @@ from phasewatch.monitor.model.isolation import matmul_precision, measuring
 from phasewatch.monitor.model.loss import Loss, ModelLoss
 from phasewatch.monitor.model.minibatches import Batches, keep_minibatches
 from phasewatch.monitor.model.parts import Part, masks_of
-from phasewatch.monitor.model.random_state import generators_in, reseeded
+from phasewatch.monitor.model.random_state import generators_in, parts_of, reseeded
+from phasewatch.monitor.model.sharded_model import ShardedLoss, ShardedModel, class_name
 from phasewatch.monitor.model.weights import Mask, SampledModel
 from phasewatch.monitor.probing.preflight import Given, check, check_rows
+from phasewatch.monitor.probing.sharded_preflight import check_sharded
 from phasewatch.monitor.sampling.random_streams import Stream, chain_seed
 from phasewatch.monitor.sampling.settings import Sampler
+from phasewatch.monitor.snapshots.sharded import is_sharded
 from phasewatch.monitor.snapshots.snapshot import Snapshot, unwrap
 
 WHOLE = ""
@@ -32,6 +35,9 @@ WHOLE = ""
 EVAL_SAMPLES = 1024
 """Samples of the evaluation batch that is drawn where none is given, or all if there are fewer: the loss of a point is
 then known to about 3 % of the spread of a sample's loss."""
+
+GLANCED = 256
+"""Elements of each tensor, about, by which the processes of a sharded model see that they were given one snapshot."""
 
 Metric: TypeAlias = Callable[[nn.Module, Any], float]
 Parts: TypeAlias = Part | Mapping[str, Part] | None
@@ -101,12 +107,12 @@ class Subject:
         with self._isolated(arguments.device or torch.device("cpu")):
             given, masks = self._copied()
             batches = [self._draw(generator) for generator in generators[:2]]
-            undifferentiated, rows = check(self.loss, batches[0], given)
-            self.model.hold_rows(rows)
-            if undifferentiated:
-                self.model.hold(undifferentiated)
-                fewer = ModelLoss(self.model, self.loss.loss)
-                fewer.with_gradient, self.loss = self.loss.with_gradient, fewer
+            if isinstance(self.loss, ShardedLoss):
+                with self.loss.vector.together():
+                    self._agree(batches)
+                    check_sharded(self.loss, batches[0])
+            else:
+                self._check(batches[0], given)
             check_rows(self._source, self._batch_size, self.model.device)
             by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: arguments.parts}
             self.parts: dict[str, Mask] = {
@@ -118,6 +124,29 @@ class Subject:
             self.loss.choose_path(Batches(batches))
             self.eval_batch = self._evaluation_batch(generators[2])
             self._fingerprint = fingerprint([batches, self.eval_batch])
+
+    def _check(self, batch: Any, given: Given) -> None:
+        """Refuse what can't be measured, and hold fast what no gradient reaches."""
+        undifferentiated, rows = check(self.loss, batch, given)
+        self.model.hold_rows(rows)
+        if undifferentiated:
+            self.model.hold(undifferentiated)
+            fewer = ModelLoss(self.model, self.loss.loss)
+            fewer.with_gradient, self.loss = self.loss.with_gradient, fewer
+
+    def _agree(self, batches: Sequence[Any]) -> None:
+        """Have all processes that hold a sharded model make the same probe of it."""
+        arguments, model = self._arguments, cast(ShardedModel, self.model)
+        self.loss.vector.agree(
+            **model.description,
+            seed=arguments.seed,
+            sampler=arguments.sampler.as_json(),
+            data=fingerprint(batches),
+            buffers=fingerprint(model.own_buffers),
+            parts=str(arguments.parts),
+            autocast=arguments.autocast,
+            batch_size=self._batch_size,
+        )
 
     @property
     def model(self) -> SampledModel:
@@ -149,7 +178,7 @@ class Subject:
         return {
             "seed": self._arguments.seed,
             "loss": getattr(loss, "__name__", type(loss).__name__),
-            "model": type(self.model.module).__name__,
+            "model": class_name(self.model.module),
             "parameters": self.model.size,
             "parts": self._chosen,
             "data": self._fingerprint,
@@ -159,14 +188,13 @@ class Subject:
 
     def size_of(self, part: str) -> int:
         """How many numbers of a part are sampled."""
-        mask = self.parts[part]
-        if mask is None:
-            return self.model.size
-        return sum(p.numel() if m is None else int(m.sum()) for p, m in zip(self.model.parameters, mask, strict=True))
+        return self.loss.vector.count(self.parts[part])
 
-    def measuring(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
         """The same arithmetic wherever this is measured, and no trace of it outside."""
-        return self._isolated(self.model.device)
+        with self._isolated(self.model.device), self.loss.vector.together():
+            yield
 
     def kept(self, sampler: Sampler) -> Batches:
         """The minibatches that chains of a sampler see, drawn once; its batch size is this subject's."""
@@ -185,6 +213,17 @@ class Subject:
             }
         return self._kept[key]
 
+    def agree_on(self, snapshots: Sequence[Snapshot], sampler: Sampler) -> None:
+        """Have all processes that hold a sharded model measure the same.
+
+        Raises:
+            PhasewatchError: on every process, if one of them measures something else.
+        """
+        if self.loss.vector.ranks > 1:
+            steps = [snapshot.step for snapshot in snapshots]
+            weights = [_glance(snapshot) for snapshot in snapshots]
+            self.loss.vector.agree(steps=steps, sampler=sampler.as_json(), weights=weights, data=self._fingerprint)
+
     def alike(self, snapshots: Sequence[Snapshot]) -> bool:
         """Whether the snapshots differ in what is sampled alone, so that one model serves them all."""
         fixed = self.model.fixed
@@ -194,7 +233,7 @@ class Subject:
         first = [tensor.clone() for tensor in fixed]
         for snapshot in snapshots[1:]:
             self.model.load(snapshot)
-            if not all(map(torch.equal, first, fixed)):
+            if not self.loss.vector.all(all(map(torch.equal, first, fixed))):
                 return False
         return True
 
@@ -208,12 +247,20 @@ class Subject:
         model, loss = arguments.model, arguments.loss
         built = not isinstance(model, nn.Module)
         own = unwrap(_built(model) if built else model)
+        if built and is_sharded(own) and any(part is own for part in parts_of((model,))):
+            raise PhasewatchError(
+                f"Probe(model={getattr(model, '__name__', model)!r}) returned a sharded model that it holds and didn't "
+                "build, perhaps the one in training, whose weights the chains would move. Have the function build "
+                "one of its own."
+            )
         copied = copy_of(own, built=built)
         mine, lazy = copied.module, is_lazy(own)
         if lazy:
             self._materialise(mine)
+        sharded = is_sharded(mine)
         low = {p.dtype for p in mine.parameters() if p.is_floating_point() and p.dtype.itemsize == 2}
-        self._in_single_precision(mine, low)
+        if not sharded:
+            self._in_single_precision(mine, low)
         by_name = arguments.parts if are_parts(arguments.parts) else {WHOLE: cast(Part, arguments.parts)}
         masks = {name: masks_of(mine, part) for name, part in by_name.items() if part is not None}
         order = [name for name, _ in mine.named_parameters()]
@@ -225,7 +272,11 @@ class Subject:
             device_type = (arguments.device or next(mine.parameters()).device).type
             loss = under_autocast(loss, device_type, arguments.autocast)
         only = set(masks[WHOLE]) if WHOLE in masks else None
-        self.loss = ModelLoss(SampledModel(mine, arguments.device, only, held=held, renamed=renamed, order=order), loss)
+        how: dict[str, Any] = {"held": held, "renamed": renamed, "order": order}
+        if sharded:
+            self.loss = ShardedLoss(ShardedModel(mine, arguments.device, only, **how), loss)
+        else:
+            self.loss = ModelLoss(SampledModel(mine, arguments.device, only, **how), loss)
         return Given(None if lazy or own is mine else own, copied, renamed, copied.rounded or bool(low)), masks
 
     def _materialise(self, model: nn.Module) -> None:
@@ -301,6 +352,13 @@ def fingerprint(tree: Any, *names: str) -> str:
     for tensor in tensors_in(tree):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _glance(snapshot: Snapshot) -> str:
+    """A hash of a snapshot's shapes and of a few elements of each tensor: all of them would take long."""
+    tensors = {name: tensor.flatten() for name, tensor in sorted(snapshot.tensors.items())}
+    shapes = [(name, tuple(snapshot.tensors[name].shape)) for name in tensors]
+    return fingerprint([flat[:: max(1, len(flat) // GLANCED)] for flat in tensors.values()], repr(shapes))
 
 
 def _built(make_model: Callable[[], nn.Module]) -> nn.Module:

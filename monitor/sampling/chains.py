@@ -109,15 +109,16 @@ def run_chains(
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             last = error.with_traceback(None)  # whose frames hold what the chains took
+        if target.vector.ranks > 1:  # the others may have had the memory, and wait in the middle of a pass
+            break
         for parameter in target.parameters:
             parameter.grad = None
         if target.parameters[0].is_cuda:
             for anchor in anchors:
                 anchor[:] = [weight.cpu() for weight in anchor]  # the other ways take less
             torch.cuda.empty_cache()
-    size = sum(weight.numel() for weight in anchors[0])
     raise PhasewatchError(
-        f"There is no memory for one chain of {size} parameters with "
+        f"There is no memory for one chain of {target.vector.size} parameters with "
         f"{type(sampler).__name__}(batch_size={sampler.batch_size}){hint(target)}"
     ) from last
 
@@ -132,8 +133,7 @@ class _Run:
         self._seed = seed
         steps = sampler.burn_in + sampler.draws
         orders = minibatch_orders(seed, sampler.chains, steps, target.minibatches, whole=target.whole)
-        size = sum(parameter.numel() for parameter in target.parameters)
-        self._schedule = Schedule(sampler, orders, target.minibatches, size)
+        self._schedule = Schedule(sampler, orders, target.minibatches, target.vector.size)
 
     def around(self, anchors: Sequence[Weights], masks: Sequence[Mask], way: Way) -> list[Chains]:
         """Whole anchors at a time if they fit, else some chains of one at a time; with 0 rows, all in place."""

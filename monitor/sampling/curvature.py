@@ -5,13 +5,12 @@ model's size beside those and the snapshot's weights.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from phasewatch.monitor.model.gradients import clear_gradients, gradients, intercepted, norm, square
+from phasewatch.monitor.model.gradients import Vector, clear_gradients, gradients, square
 from phasewatch.monitor.model.weights import Mask, mask_of
 from phasewatch.monitor.sampling.position import Position
 from phasewatch.monitor.sampling.random_streams import groups_of
@@ -89,24 +88,25 @@ def _moments(target: Target, masks: Mask) -> tuple[float, float, float]:
         if products and held is not None:
             products[-1] += torch.dot(grad.flatten(), held.flatten())
 
+    vector = target.vector
     zero = torch.zeros((), dtype=torch.float64, device=target.parameters[0].device)
     for number in range(first):
         squares.append(zero.clone())
-        with intercepted(target.parameters, masks, see, add=True):
+        with vector.intercepted(masks, see, add=True):
             target.add_gradient(number, part=not exact)
-    total = sum((square(grad) for grad in gradients(target.parameters, None)), zero)
     if exact:
-        slope = float(total) / first**2
-        return slope, 0.0, max(float(torch.stack(squares).mean()) - slope, 0.0)
+        total = sum((square(grad) for grad in vector.counted(list(gradients(target.parameters, None)))), zero)
+        slope = float(vector.total(total)) / first**2
+        return slope, 0.0, max(float(vector.total(torch.stack(squares)).mean()) - slope, 0.0)
     for number in range(first, count):
         squares.append(zero.clone())
         products.append(zero.clone())
-        with intercepted(target.parameters, masks, see, add=False):
+        with vector.intercepted(masks, see, add=False):
             target.add_gradient(number, part=not exact)
-    along = torch.stack(products) / first
+    along = vector.total(torch.stack(products)) / first
     slope = float(along.mean())
     error = math.sqrt(2) * float(along.std()) / math.sqrt(len(along)) if len(along) > 1 else math.inf
-    return slope, error, target.share * max(float(torch.stack(squares).mean()) - slope, 0.0)
+    return slope, error, target.share * max(float(vector.total(torch.stack(squares)).mean()) - slope, 0.0)
 
 
 def _largest_curvature(
@@ -119,31 +119,32 @@ def _largest_curvature(
     direction, so that kinks and higher orders count as much as they will for the chains.
     """
     parameters, minibatches = target.parameters, min(ALTERNATING, target.minibatches)
-    size = sum(weight.numel() for weight in position.weights)
-    _start_direction(parameters, masks, size, generator)
-    curvatures, reach = [0.0], 1e-3 * (1 + norm(position.weights) / math.sqrt(size))
+    vector = target.vector
+    groups = groups_of(vector.sizes)
+    _start_direction(vector, masks, generator)
+    curvatures, reach = [0.0], 1e-3 * (1 + vector.norm(position.weights) / math.sqrt(vector.size))
     for iteration in range(ITERATIONS):
         number = iteration % minibatches
-        length = norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        length = vector.norm(list(gradients(parameters, None)))
         if not math.isfinite(length):
             return math.nan
         if length == 0:
             break
         with torch.no_grad():
             grads = list(gradients(parameters, None))
-            for group in groups_of(parameters):
+            for group in groups:
                 origin = [position.origin(k) for k in group]
                 along = [grads[k].to(weight.dtype) for k, weight in zip(group, origin, strict=True)]
                 position.put(group, torch._foreach_add(origin, along, alpha=reach / length))  # pyright: ignore[reportPrivateImportUsage]
         clear_gradients(parameters)
         target.add_gradient(number, part=True)
         with torch.no_grad():
-            for group in groups_of(parameters):
+            for group in groups:
                 across = torch._foreach_mul([position.origin(k) for k in group], 2)  # pyright: ignore[reportPrivateImportUsage]
                 torch._foreach_sub_(across, [position.weights[k] for k in group])  # pyright: ignore[reportPrivateImportUsage]
                 position.put(group, across)
         target.add_gradient(number, -1.0, part=True)
-        product = norm(list(gradients(parameters, masks))) / (2 * reach)
+        product = vector.norm(list(gradients(parameters, masks))) / (2 * reach)
         if not math.isfinite(product):
             return math.nan
         curvatures.append(product or curvatures[-1])
@@ -152,12 +153,12 @@ def _largest_curvature(
     return max(curvatures[-minibatches:])
 
 
-def _start_direction(parameters: Sequence[Tensor], masks: Mask, size: int, generator: Generator) -> None:
+def _start_direction(vector: Vector, masks: Mask, generator: Generator) -> None:
     """Turn the gradients that are held into their direction plus a random one of about the same length."""
-    length = norm(list(gradients(parameters, masks))) or 1.0
-    for number, grad in enumerate(gradients(parameters, None)):
-        noise, mask = torch.empty_like(grad).normal_(generator=generator), mask_of(masks, number)
-        grad.div_(length).add_(noise if mask is None else noise.mul_(mask), alpha=size**-0.5)
+    length = vector.norm(list(gradients(vector.parameters, masks))) or 1.0
+    for number, grad in enumerate(gradients(vector.parameters, None)):
+        noise, mask = vector.noise(number, generator, grad), mask_of(masks, number)
+        grad.div_(length).add_(noise if mask is None else noise.mul_(mask), alpha=vector.size**-0.5)
 
 
 def reach_of(curvature: float, *, nbeta: float, gamma: float) -> float:

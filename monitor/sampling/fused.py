@@ -7,7 +7,9 @@ from typing import Any, Self, TypeGuard
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.model.gradients import Vector
 from phasewatch.monitor.model.weights import Mask, Weights
+from phasewatch.monitor.sampling.layout import Layout
 from phasewatch.monitor.sampling.position import AnchorOnDevice, DisplacementOnDevice, Position
 from phasewatch.monitor.sampling.random_streams import chain_key, kernels_for
 from phasewatch.monitor.sampling.settings import Sampler
@@ -61,6 +63,7 @@ class FusedStep:
     Args:
         sampler: the settings.
         position: of the weights.
+        vector: the weights as one vector.
         velocity: of each parameter, where chains keep one.
         masks: which weights move.
         seed: of the chains.
@@ -71,18 +74,22 @@ class FusedStep:
         self,
         sampler: Sampler,
         position: AnchorOnDevice | DisplacementOnDevice,
+        vector: Vector,
         velocity: Weights | None,
         masks: Mask,
         seed: int,
         chain: int,
     ) -> None:
         kernels = kernels_for(position.weights[0].device)
+        begins = vector.offsets
         assert kernels is not None
+        assert begins is not None
         self._kernels = kernels
         self._sampler = sampler
         self._weights = position.weights
         self._rounded = isinstance(position, DisplacementOnDevice)
-        self._layout = kernels.Layout.of(tuple(w.numel() for w in self._weights), self._weights[0].device)
+        sizes = [weight.numel() for weight in self._weights]
+        self._layout = Layout.of(tuple(zip(sizes, begins, vector.sizes, strict=True)), self._weights[0].device)
         self._masks = None if masks is None else [None if m is None else m.contiguous() for m in masks]
         self._velocity = velocity
         self._key = chain_key(seed, chain)
@@ -93,13 +100,16 @@ class FusedStep:
         self._grads: tuple[list[int], Tensor] = ([], self._table([]))
 
     @staticmethod
-    def fits(position: Position, parameters: Sequence[Tensor]) -> TypeGuard[AnchorOnDevice | DisplacementOnDevice]:
+    def fits(position: Position, vector: Vector) -> TypeGuard[AnchorOnDevice | DisplacementOnDevice]:
         """Whether the kernel can move these parameters, with what is kept of the anchor on the device."""
-        if not isinstance(position, AnchorOnDevice | DisplacementOnDevice) or kernels_for(parameters[0].device) is None:
+        device = vector.parameters[0].device
+        if not isinstance(position, AnchorOnDevice | DisplacementOnDevice) or kernels_for(device) is None:
+            return False
+        if vector.offsets is None:
             return False
         return all(
             w.dtype == torch.float32 and w.is_contiguous() and kept.is_contiguous() and w.data_ptr() == p.data_ptr()
-            for w, kept, p in zip(position.weights, position.kept, parameters, strict=True)
+            for w, kept, p in zip(position.weights, position.kept, vector.parameters, strict=True)
         )
 
     def begin(self, eps: float) -> None:
@@ -133,10 +143,12 @@ class FusedStep:
             "MASKED": self._masks is not None,
         }
         now = self._step * layout.chunks
+        if not layout.programs:
+            return
         with torch.cuda.device(self._weights[0].device):
-            self._kernels.move[(layout.chunks,)](
-                weights, anchors, grads, velocity, masks, layout.sizes, layout.starts, layout.owners,
-                self._key, now, now - layout.chunks, *of_weights, *c.velocity, **flags,
+            self._kernels.move[(layout.programs,)](
+                weights, anchors, grads, velocity, masks, layout.sizes, layout.starts, layout.skips, layout.ahead,
+                layout.owners, self._key, now, now - layout.chunks, *of_weights, *c.velocity, **flags,
             )  # fmt: skip
 
     def _table(self, addresses: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
-from phasewatch.monitor.model.gradients import clear_gradients, gradients, intercepted, norm, square
+from phasewatch.monitor.model.gradients import clear_gradients, gradients, square
 from phasewatch.monitor.model.weights import mask_of
 from phasewatch.monitor.sampling.curvature import reach_of
 from phasewatch.monitor.sampling.fused import FusedStep
@@ -66,12 +66,13 @@ class _Chain:
         self._curvature = start.around.curvature
         self._position = start.position
         self._weights = start.position.weights
-        self._groups = groups_of(self._weights)
+        self._vector = target.vector
+        self._groups = groups_of(self._vector.sizes)
         kept = sampler.velocity_kept
         self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
         self._fused = None
-        if FusedStep.fits(self._position, target.parameters):
-            self._fused = FusedStep(sampler, self._position, self._velocity, start.masks, seed, chain)
+        if FusedStep.fits(self._position, self._vector):
+            self._fused = FusedStep(sampler, self._position, self._vector, self._velocity, start.masks, seed, chain)
 
     def run(self) -> ChainRecord | None:
         """Run it to its end; None if a loss isn't finite."""
@@ -150,9 +151,8 @@ class _Chain:
 
     def _drawn(self, stream: ChainNoise, group: Sequence[int]) -> Tensor:
         """The noise of a group of parameters as one vector, 0 where the masks are False."""
-        weights = [self._weights[k] for k in group]
-        sizes = [weight.numel() for weight in weights]
-        flat = stream.into(weights[0].new_empty(sum(sizes)), sizes)
+        weights, sizes = [self._weights[k] for k in group], [self._vector.sizes[k] for k in group]
+        flat = self._vector.part(group, stream.into(weights[0].new_empty(sum(sizes)), sizes))
         if self._start.masks is not None:
             for k, piece in zip(group, unflattened(flat, weights), strict=True):
                 if (mask := mask_of(self._start.masks, k)) is not None:
@@ -196,26 +196,28 @@ class _Chain:
 
     def _turn(self, number: int) -> None:
         """Compare the gradient that is held with the one a little further along it."""
-        masks, parameters = self._start.masks, self._target.parameters
+        masks = self._start.masks
         scale = {"nbeta": self._sampler.nbeta, "gamma": self._sampler.localization}
         reach, length = reach_of(self._curvature, **scale), self._length()
         if not length or not math.isfinite(length):
             return
         turned: list[Tensor] = []
+        device = self._weights[0].device
 
         def see(grad: Tensor, held: Tensor | None) -> None:
             turned.append(square(grad if held is None else grad - held))
 
         self._move(reach / length)
-        with intercepted(parameters, masks, see, add=False):
+        with self._vector.intercepted(masks, see, add=False):
             self._target.add_gradient(number, part=True)
         self._move(-reach / length)
-        curvature = math.sqrt(float(torch.stack(turned).sum())) / reach if turned else 0.0
+        total = torch.stack(turned).sum() if turned else torch.zeros((), dtype=torch.float64, device=device)
+        curvature = math.sqrt(float(self._vector.total(total))) / reach
         if math.isfinite(curvature):
             self._curvature = max(self._curvature, curvature)
 
     def _length(self) -> float:
-        return norm(list(gradients(self._target.parameters, self._start.masks)))
+        return self._vector.norm(list(gradients(self._target.parameters, self._start.masks)))
 
     @torch.no_grad()
     def _move(self, distance: float) -> None:
@@ -231,10 +233,11 @@ class _Chain:
         """‖∇L‖², ‖w − w*‖² and ∇L·(w − w*), shape (3,)."""
         total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
         grads = list(gradients(self._target.parameters, self._start.masks))
-        for k, (weight, grad) in enumerate(zip(self._weights, grads, strict=True)):
+        for k in self._vector.counted(range(len(grads))):
+            weight, grad = self._weights[k], grads[k]
             away, slope = (weight - self._position.origin(k)).flatten(), grad.flatten().to(weight.dtype)
             total += torch.stack([square(slope), square(away), torch.dot(away, slope).double()])
-        return total
+        return self._vector.total(total)
 
     def _stream(self) -> ChainNoise:
         return ChainNoise(self._seed, self._number, self._weights[0].device)

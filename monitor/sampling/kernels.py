@@ -1,12 +1,11 @@
 # ruff: noqa: ANN001, ANN201, ANN202
 """Triton kernels: standard normal noise by its number in a stream, and the step of a chain for all parameters at once.
 
-The noise of a stream is numbered in chunks of `CHUNK`; each parameter begins with a chunk of its own. Number i of a
-chunk is Philox4x32-7 (Salmon et al. 2011) of the stream's key and a counter, and Box and Muller's transform, so that a
-kernel can make any part of it where it is needed, and make it again. This module is imported where a GPU is used.
+The noise of a stream is numbered in chunks, as `layout` says. Number i of a chunk is Philox4x32-7 (Salmon et al. 2011)
+of the stream's key and a counter, and Box and Muller's transform, so that a kernel can make any part of it where it is
+needed, and make it again. This module is imported where a GPU is used.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +14,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-LANES = 256
-CHUNK = 4 * LANES
-"""Numbers of the noise that one program of a kernel makes, four for each counter."""
-
-
-def chunks_of(size: int) -> int:
-    """Chunks of noise that a parameter of so many elements takes."""
-    return -(-size // CHUNK)
+from phasewatch.monitor.sampling.layout import Layout
 
 
 def fill_with_noise(flat: Tensor, sizes: Sequence[int], key: int, first: int) -> Tensor:
@@ -37,42 +29,11 @@ def fill_with_noise(flat: Tensor, sizes: Sequence[int], key: int, first: int) ->
     Returns:
         The vector.
     """
-    layout = Layout.of(tuple(sizes), flat.device)
+    layout = Layout.of(tuple((size, 0, size) for size in sizes), flat.device)
     with torch.cuda.device(flat.device):
-        launch: Any = _noise[(layout.chunks,)]  # pyright: ignore[reportIndexIssue]
+        launch: Any = _noise[(layout.programs,)]  # pyright: ignore[reportIndexIssue]
         launch(flat, layout.offsets, layout.sizes, layout.starts, layout.owners, key, first)
     return flat
-
-
-class Layout:
-    """Which parameter each chunk belongs to.
-
-    Args:
-        sizes: of the parameters.
-        device: a GPU.
-
-    Attributes:
-        chunks: of all parameters.
-        sizes: as given, shape (parameter,).
-        starts: each parameter's first chunk, shape (parameter,).
-        offsets: where each begins in a vector of all, shape (parameter,).
-        owners: the parameter of each chunk, shape (chunk,), int32.
-    """
-
-    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
-        each = torch.tensor([chunks_of(size) for size in sizes], dtype=torch.int64)
-        elements = torch.tensor(sizes, dtype=torch.int64)
-        self.chunks = int(each.sum())
-        self.sizes = elements.to(device)
-        self.starts = (each.cumsum(0) - each).to(device)
-        self.offsets = (elements.cumsum(0) - elements).to(device)
-        self.owners = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(each).to(device)
-
-    @classmethod
-    @functools.lru_cache(maxsize=64)
-    def of(cls, sizes: tuple[int, ...], device: torch.device) -> "Layout":
-        """That of some sizes, made once."""
-        return cls(sizes, device)
 
 
 @triton.jit
@@ -107,7 +68,7 @@ def _moved(
     v_of_away, v_of_grad, v_of_velocity, v_of_noise,
     START: tl.constexpr, VELOCITY: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    inside = at < size
+    inside = (at >= 0) & (at < size)
     if MASKED:
         moves = tl.load(mask_at.to(tl.pointer_type(tl.int8)) + at, mask=inside & (at * 0 + mask_at != 0), other=1)
         z, last = tl.where(moves != 0, z, 0.0), tl.where(moves != 0, last, 0.0)
@@ -141,7 +102,7 @@ def _moved(
 
 @triton.jit(do_not_specialize=["key", "first", "before"])
 def move(
-    weights, anchors, grads, velocities, masks, sizes, starts, owners, key, first, before,
+    weights, anchors, grads, velocities, masks, sizes, starts, skips, ahead, owners, key, first, before,
     of_away, of_grad, of_velocity, of_noise, of_last,
     v_of_away, v_of_grad, v_of_velocity, v_of_noise,
     START: tl.constexpr, VELOCITY: tl.constexpr, LAST: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
@@ -151,10 +112,11 @@ def move(
     Tables hold addresses (of masks, 0 where all of a parameter moves and -1 where none of it does), `of_` and `v_of_`
     the coefficients of a linear step.
     """
-    chunk = tl.program_id(0).to(tl.int64)
-    k = tl.load(owners + chunk)
+    program = tl.program_id(0).to(tl.int64)
+    k = tl.load(owners + program)
     lane = tl.arange(0, 256)
-    at = (chunk - tl.load(starts + k)) * 1024 + lane
+    at = (program - tl.load(starts + k)) * 1024 - tl.load(skips + k) + lane
+    chunk = program + tl.load(ahead + k)
     size, w_at, anchor_at = tl.load(sizes + k), tl.load(weights + k), tl.load(anchors + k)
     grad_at, velocity_at, mask_at = tl.load(grads + k), tl.load(velocities + k), tl.load(masks + k)
     size = tl.where(mask_at == -1, 0, size)

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from phasewatch.monitor.model.minibatches import order_of_minibatches
 from phasewatch.monitor.model.weights import Weights
+from phasewatch.monitor.sampling.layout import chunks_of
 
 
 class Stream(enum.IntEnum):
@@ -63,24 +64,24 @@ GROUP = 2**26
 starting kernels takes longer than running them. It decides which numbers a chain gets."""
 
 
-def groups_of(weights: Sequence[Tensor]) -> list[list[int]]:
+def groups_of(sizes: Sequence[int]) -> list[list[int]]:
     """The numbers of the parameters that get their noise together.
 
     Args:
-        weights: one tensor for each parameter.
+        sizes: elements of each whole parameter.
 
     Example:
-        >>> groups_of([torch.empty(size, device="meta") for size in (3, 2**26, 5, 4)])
+        >>> groups_of([3, 2**26, 5, 4])
         [[0], [1], [2, 3]]
     """
     groups: list[list[int]] = []
     room = -1
-    for k, weight in enumerate(weights):
-        if weight.numel() > room:
+    for k, size in enumerate(sizes):
+        if size > room:
             groups.append([])
             room = GROUP
         groups[-1].append(k)
-        room -= weight.numel()
+        room -= size
     return groups
 
 
@@ -125,7 +126,7 @@ class ChainNoise:
         if self._kernels is None:
             return flat.normal_(generator=self._generator)
         self._kernels.fill_with_noise(flat, sizes, self._key, self._chunk)
-        self._chunk += sum(map(self._kernels.chunks_of, sizes))
+        self._chunk += sum(map(chunks_of, sizes))
         return flat
 
 

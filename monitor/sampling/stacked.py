@@ -113,7 +113,7 @@ class StackedChains:
     def _draw(self) -> Weights:
         """Noise for the weights that move, the same around each anchor; each of shape (1 or anchor, chain, ...)."""
         drawn: Weights = []
-        for group in groups_of([anchor[0, 0] for anchor in self._anchors]):
+        for group in groups_of([anchor[0, 0].numel() for anchor in self._anchors]):
             some = [self._anchors[k][0, 0] for k in group]
             sizes = [weight.numel() for weight in some]
             noise = some[0].new_empty(1, len(self._noises), sum(sizes))

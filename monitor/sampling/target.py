@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.model.gradients import Vector
 from phasewatch.monitor.model.weights import Weights
 
 
@@ -15,6 +16,11 @@ class Target(Protocol):
     @property
     def parameters(self) -> Sequence[Tensor]:
         """What is sampled, in place; each a leaf that requires a gradient."""
+        ...
+
+    @property
+    def vector(self) -> Vector:
+        """The same as one vector, over all processes that hold a part of it."""
         ...
 
     @property
@@ -112,6 +118,7 @@ class Guarded:
     def __init__(self, target: Target) -> None:
         self._target = target
         self.parameters = target.parameters
+        self.vector = target.vector
         self.minibatches = target.minibatches
         self.whole = target.whole
         self.vectorised = target.vectorised

@@ -50,7 +50,7 @@ def ways(target: Target, rows: int) -> Iterator[Way]:
     fits = True
     way = Way(0)
     for way in _in_place(target):
-        if fits := needed(target, way) <= free(target):
+        if fits := target.vector.all(needed(target, way) <= free(target)):
             yield way
     if not fits:
         yield way
@@ -73,7 +73,8 @@ def needed(target: Target, way: Way) -> int:
     a_pass = target.bytes_of_a_pass(way.pieces)
     sizes = [4 * parameter.numel() for parameter in target.parameters]
     kept: dict[Keep, int] = {AnchorOnDevice: sum(sizes), DisplacementOnDevice: sum(sizes) // 2}
-    return a_pass + kept.get(way.position, 2 * max(sizes)) if a_pass else 0
+    drawn = 4 * max(target.vector.sizes) if target.vector.ranks > 1 else 0  # a whole parameter's noise
+    return a_pass + kept.get(way.position, 2 * max(sizes)) + drawn if a_pass else 0
 
 
 def free(target: Target) -> int:

@@ -1,0 +1,131 @@
+"""A model whose weights are spread over processes has the λ̂ of the plain one, however many processes there are."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from processes import environment
+
+from tests.laws.sharded_ranks import measured
+
+SCRIPT = Path(__file__).with_name("sharded_ranks.py")
+
+
+def ranks(folder, size, *measure, then=()):
+    """What each rank printed."""
+    order = json.dumps({"store": str(folder / "store"), "size": size, "measure": measure, "then": then})
+    command = [sys.executable, str(SCRIPT), order]
+    processes = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+        for rank in range(size)
+    ]
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err.decode()
+        lines = out.decode().splitlines()
+        found.append({name: left for line in lines if line[0] == "{" for name, left in json.loads(line).items()})
+    return found
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    measure = [("fsdp", "momentum"), ("double", "kappa"), ("pairwise", "sgld"), ("tp", "kappa")]
+    return ranks(tmp_path_factory.mktemp("two"), 2, *measure, then=("misuse", "dies"))
+
+
+@pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory):
+    """99 rows are not a multiple of 3, and some parameters have fewer than 3 rows."""
+    measure = ("double", "langevin")
+    return ranks(tmp_path_factory.mktemp("three"), 3, measure, then=("unsharded_on_rank_1",))
+
+
+@cache
+def plain(kind, sampler):
+    return json.loads(json.dumps(measured(kind, sampler, sharded=False)))
+
+
+def check(found, what, size):
+    kind, sampler = what.split()
+    expected = plain(kind, sampler)
+    assert all(other[what] == found[0][what] for other in found)
+    point = found[0][what]
+    assert point["again"]
+    assert point["settings"] == expected["settings"]
+    assert [point["loss"], point["metric"]] == pytest.approx([expected["loss"], expected["metric"]], rel=1e-6)
+    assert point["estimates"].keys() == expected["estimates"].keys()
+    for name, (value, error, health) in point["estimates"].items():
+        assert value == pytest.approx(expected["estimates"][name][0], rel=1e-9 if kind == "double" else 1e-5)
+        assert error == pytest.approx(expected["estimates"][name][1], rel=1e-9 if kind == "double" else 1e-4)
+        assert health == expected["estimates"][name][2]
+    assert f"in place, on the shards of {size} process" in point["path"]
+
+
+def test_one_process_has_the_llc_of_the_plain_model(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        found = json.loads(json.dumps({"double momentum": measured("double", "momentum", sharded=True)}))
+    finally:
+        dist.destroy_process_group()
+    check([found], "double momentum", 1)
+
+
+@pytest.mark.parametrize("what", ["fsdp momentum", "double kappa", "pairwise sgld", "tp kappa"])
+def test_two_processes_have_the_llc_of_the_plain_model(what, two_ranks):
+    check(two_ranks, what, 2)
+    part = "1/2" if what in {"fsdp momentum", "double kappa"} else "all"
+    assert f"each with {part} of a minibatch" in two_ranks[0][what]["path"]
+
+
+def test_three_processes_have_the_llc_of_the_plain_model(three_ranks):
+    check(three_ranks, "double langevin", 3)
+
+
+@pytest.mark.slow
+def test_four_ranks_in_a_mesh_of_two_axes(tmp_path):
+    found = ranks(tmp_path, 4, ("both", "sgld"), ("both", "kappa"), ("hsdp", "momentum"))
+    for what in ("both sgld", "both kappa", "hsdp momentum"):
+        check(found, what, 4)
+
+
+SENTENCES = {
+    "a module": "Give the function that builds it",
+    "the model in training": "didn't build, perhaps the one in training",
+    "seeds": "seed differs: 0 on rank 0, and 1 on rank 1",
+    "models": "weights differs",
+    "losses": "so they don't hold one model",
+    "gradients": "the loss changes by 0.5 of what the gradient says",
+    "shapes": "scale has shape (2,)",
+    "snapshots": "weights differs",
+    "steps": "steps differs: [7] on rank 0, and [8] on rank 1",
+    "samplers": "sampler differs",
+    "device": "'meta'",
+    "fails": "failed on a minibatch of data",
+    "shape of the loss": "must return a scalar tensor",
+    "another model": "reaches no parameter of the model",
+    "after all that": "nothing",
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_misuse_ends_in_a_sentence_on_every_process(name, two_ranks):
+    for rank in two_ranks:
+        assert SENTENCES[name] in rank["misuse"][name]
+
+
+def test_a_process_that_dies_ends_the_others_with_a_sentence(two_ranks):
+    first, second = two_ranks
+    assert "no longer work together" in first["dies"]
+    assert "dies" not in second
+
+
+def test_a_process_that_builds_an_unsharded_model_ends_the_others_with_a_sentence(three_ranks):
+    first, second, third = (rank["unsharded_on_rank_1"] for rank in three_ranks)
+    assert second == "nothing"
+    for said in (first, third):
+        assert "ended or hangs, built another model" in said
