@@ -9,8 +9,8 @@ A perceptron learns sparse parity: its accuracy and the log p of the label jump 
 
 Measured on seed 0: the verdict is "model" with 0.99 or more in all four cases. That agrees with what is known in three:
 the mean log p jumps too when the circuit forms. The last digit is the miss: it jumps itself at step 310, so shortly
-before all digits do, at 403, that the verdict takes the two for one jump. λ̂ has done half of its rise at steps 310, 109
-and 1,926, where the smooth scores have at 403, 142 and 1,926: before them or with them, never where neither moves.
+before all digits do, at 403, that the verdict takes the two for one jump. λ̂ has done half of its rise at steps 310, 65
+and 1,484, where the smooth scores have at 403, 142 and 1,926: before them, never where neither moves.
 Exact match from the tokens' log p is off by 0.016 (addition) and 0.032 (running sum) inside the jump.
 """
 

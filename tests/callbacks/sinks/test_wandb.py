@@ -626,7 +626,7 @@ def test_a_server_that_hangs_holds_neither_the_end_of_a_run_nor_that_of_the_proc
         timeout=90,
         env=environment(WANDB_API_KEY="0" * 40, WANDB_MODE="online"),
     )
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
     assert "The sink WandbSink has not finished 1 seconds after the end and is left behind" in done.stderr
     assert "`phasewatch replay RUN --wandb` sends them" in done.stderr
     assert gone([int(done.stdout.split()[-1])], 10)
