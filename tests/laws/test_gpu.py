@@ -67,14 +67,14 @@ def test_the_gpu_and_the_cpu_measure_the_same_model():
     torch.manual_seed(1)
     model = make_model()
     snapshot = pw.Snapshot.of(model, 0)
-    sampler = pw.SGLD(step_size=1e-3, localization=100, nbeta=30, chains=4, draws=1500, burn_in=100, batch_size=64)
+    sampler = pw.SGLD(step_size=1e-3, localization=100, nbeta=30, chains=4, draws=1800, burn_in=100, batch_size=64)
     points = {
         device: pw.Probe(make_model, loss, data(), sampler=sampler, device=device)(snapshot)
         for device in ("cpu", "cuda")
     }
     assert points["cuda"].loss == pytest.approx(points["cpu"].loss, rel=1e-5)
     spread = (points["cpu"].llc.error ** 2 + points["cuda"].llc.error ** 2) ** 0.5
-    assert spread < 0.3
+    assert spread < 0.25
     assert abs(points["cpu"].llc.value - points["cuda"].llc.value) < 4 * spread
 
 
