@@ -95,7 +95,7 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 LARGE = 2**28
-"""Parameters from which a model that was built for a probe alone isn't copied, as that takes as much memory again."""
+"""Parameters from which another set of a model's weights is avoided: one that was built for a probe isn't copied."""
 
 
 def copy_of(model: nn.Module, *, built: bool = False) -> Copied:

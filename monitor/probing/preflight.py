@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
-from phasewatch.monitor.model.copying import Copied, as_it_was
+from phasewatch.monitor.model.copying import LARGE, Copied, as_it_was
 from phasewatch.monitor.model.data import HeldData, move
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss
@@ -30,9 +30,6 @@ from phasewatch.monitor.probing.loss_faults import (
     take_gradients_along,
 )
 from phasewatch.monitor.probing.slopes import check_gradient, undifferentiated, unreached_rows
-
-LARGEST_COMPARED = 2**28
-"""Models of more parameters than this aren't run beside their copy, which would take a third set of their weights."""
 
 ROUGH = 0.05
 """The same where one of them is taken in mixed or half precision."""
@@ -183,7 +180,8 @@ def loss_of_the_original(loss: ModelLoss, batch: Any, model: nn.Module | None) -
 def _can_be_run(model: nn.Module) -> bool:
     parameters = list(model.parameters())
     plain = all(type(parameter.data) is Tensor for parameter in parameters)  # not sharded over processes
-    return plain and sum(parameter.numel() for parameter in parameters) <= LARGEST_COMPARED
+    # A larger one beside its copy would take a third set of its weights.
+    return plain and sum(parameter.numel() for parameter in parameters) <= LARGE
 
 
 def _keep_hooks(loss: ModelLoss, batch: Any, copied: Copied) -> None:
