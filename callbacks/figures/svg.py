@@ -2,7 +2,6 @@
 
 import base64
 import io
-from concurrent.futures import ThreadPoolExecutor
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -30,9 +29,5 @@ def svg_address(figure: Figure) -> Markup:
     Markup('data:image/svg+xml;base64,')
     """
     file = io.BytesIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    # Matplotlib leaves a cycle with the frames that called it. From a thread of its own these are none of ours,
-    # whose variables would live on: all points of a report, for one.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pool.submit(figure.savefig, file, format="svg", metadata=metadata).result()
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return Markup("data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
