@@ -45,7 +45,7 @@ CALL_SECONDS = 0.005
 """What a call to the file system takes. Attributes of folders are cached by every client, and cost nothing."""
 
 POINT_SECONDS = [8.0, 10.0, 11.0, 12.0, 14.0, 20.0]
-"""Around what a point of the regression transformer takes on a core of this machine: 4 chains of 1 500 steps."""
+"""Assumed, not recorded: what a point of the regression transformer may take on a core, 4 chains of 1 500 steps."""
 
 
 class Model(nn.Module):

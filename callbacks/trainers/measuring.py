@@ -12,7 +12,6 @@ from phasewatch.monitor.snapshots.snapshot import Snapshot
 DISK_SECONDS = 120.0
 """Seconds that a disk may take for one file before nothing waits for it any more: several gigabytes on a slow one."""
 
-
 SHORTEST_WAIT = 0.5
 """Seconds between two looks at what waits, where a snapshot waits that can't be measured yet."""
 
