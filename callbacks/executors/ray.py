@@ -35,7 +35,7 @@ class Ray:
         with requires(f"replay(on={order.place!r})"):
             import ray
         run_of(order)
-        self._ray = ray
+        self._ray: Any = ray  # a type checker may take this file for Ray where that isn't installed
         self._order = order
         self._package: Any = None
         self._actors: dict[Any, Any] = {}
@@ -43,7 +43,7 @@ class Ray:
         # Ray's own defaults let a killed actor, and what it was doing, be lost.
         options = {"num_cpus": 1, **needs, "max_restarts": -1, "max_task_retries": -1, **order.options}
         try:
-            self._actor: Any = ray.remote(**options)(_Worker)
+            self._actor: Any = self._ray.remote(**options)(_Worker)
         except (TypeError, ValueError) as error:
             raise PhasewatchError(f"replay(on={order.place!r}, options={order.options!r}): {error}") from error
 
