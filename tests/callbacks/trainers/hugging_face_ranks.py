@@ -1,6 +1,5 @@
-"""One rank of a training by `transformers.Trainer`, started by `test_hugging_face_ranks.py`; it prints what it left."""
+"""One rank of a training by `transformers.Trainer`, started by `test_trainer_ranks.py`; it prints what it left."""
 
-import hashlib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ import torch.distributed as dist
 import transformers
 from safetensors.torch import load_file
 from torch.utils.data import IterableDataset
-from trainer_runs import SAMPLER, Texts, arguments, make_gpt2
+from trainer_runs import SAMPLER, Texts, arguments, digest, make_gpt2
 
 import phasewatch as pw
 
@@ -67,13 +66,6 @@ def train(folder: Path, callback: Any) -> dict[str, torch.Tensor]:
         trainer.train_dataset = Stream()
     trainer.train()
     return parameters(trainer)
-
-
-def digest(tensors: dict[str, torch.Tensor]) -> str:
-    found = hashlib.sha256()
-    for tensor in [*tensors.values(), torch.get_rng_state()]:
-        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Two ranks of a training by `transformers.Trainer`: DDP and DeepSpeed, with the callback and without."""
+"""Two ranks of a training by the trainers of Hugging Face and Lightning, with the callback and without."""
 
 import json
 import socket
@@ -14,19 +14,19 @@ import phasewatch as pw
 pytestmark = pytest.mark.slow
 
 
-def two_ranks(folder, kind, **order):
+def two_ranks(trainer, folder, kind, **order):
     """What each rank left."""
-    pytest.importorskip("transformers")
+    pytest.importorskip({"hugging_face": "transformers"}.get(trainer, trainer))
     if kind.startswith("zero"):
         pytest.importorskip("deepspeed", reason="trains with DeepSpeed: pip install deepspeed")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    command = [sys.executable, str(Path(__file__).with_name("hugging_face_ranks.py"))]
+    command = [sys.executable, str(Path(__file__).with_name(f"{trainer}_ranks.py"))]
     order = json.dumps({"folder": str(folder), "kind": kind, **order})
     processes = []
     for rank in ("0", "1"):
-        of = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        of = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0"}
         of |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen([*command, order, rank], env=environment(**of), **pipes))
@@ -39,9 +39,15 @@ def two_ranks(folder, kind, **order):
     return left
 
 
-@pytest.mark.parametrize("kind", ["ddp", "zero1", "zero2", "zero3", "zero3 loaded"])
-def test_every_rank_trains_bit_identically_and_the_snapshots_are_whole(kind, tmp_path):
-    for rank in two_ranks(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("trainer", "kind"),
+    [
+        *(("hugging_face", kind) for kind in ("ddp", "zero1", "zero2", "zero3", "zero3 loaded")),
+        *(("lightning", kind) for kind in ("ddp", "fsdp2", "tp")),
+    ],
+)
+def test_every_rank_trains_bit_identically_and_the_snapshots_are_whole(trainer, kind, tmp_path):
+    for rank in two_ranks(trainer, tmp_path, kind):
         assert rank.keys() == {"without", "inline", "background"}, rank
         assert len({*rank.values()}) == 1
     inline, background = (
@@ -51,8 +57,15 @@ def test_every_rank_trains_bit_identically_and_the_snapshots_are_whole(kind, tmp
     assert inline == background
 
 
-@pytest.mark.parametrize("kind", ["ddp", "zero3"])
-def test_what_rank_0_cannot_measure_ends_every_rank_with_its_sentence(kind, tmp_path):
-    first, second = two_ranks(tmp_path, kind, stream=True)
-    assert "the training data is a Stream, which can only be iterated" in first["said"]
+@pytest.mark.parametrize(
+    ("trainer", "kind", "order", "said"),
+    [
+        ("hugging_face", "ddp", {"stream": True}, "the training data is a Stream, which can only be iterated"),
+        ("hugging_face", "zero3", {"stream": True}, "the training data is a Stream, which can only be iterated"),
+        ("lightning", "fsdp2", {"late": True}, "had no weights yet as the trainer began (configure_model makes them)"),
+    ],
+)
+def test_what_rank_0_cannot_measure_ends_every_rank_with_its_sentence(trainer, kind, order, said, tmp_path):
+    first, second = two_ranks(trainer, tmp_path, kind, **order)
+    assert said in first["said"]
     assert second["said"] == f"Rank 0 has no monitor: {first['said']}"
