@@ -52,8 +52,8 @@ def read_points(path: Path, signal: str, step: str | None = None) -> list[Point]
         if reader := readers.get(suffix):
             return reader(read_bytes(path, within=folder), name, signal, step)
     raise PhasewatchError(
-        f"{path} can't be read: a trajectory is a .jsonl, a .csv or .tsv, a trainer_state.json, a TensorBoard event file "
-        f"or a .wandb, not {path.suffix!r}."
+        f"{path} can't be read: a trajectory is a .jsonl, a .csv or .tsv, a trainer_state.json, a TensorBoard event "
+        f"file or a .wandb, not {path.suffix!r}."
     )
 
 
