@@ -69,7 +69,7 @@ def match_names(
         if len(whole) > 1:
             raise PhasewatchError(
                 f"The snapshot of step {step} holds the probe's model {len(whole)} times, under {_some(whole)}. "
-                "Save the one to measure by itself."
+                f"Choose one, as by open_series(..., key={whole[0].rstrip('.')!r}), or save it by itself."
             )
         if whole:
             return _matched(bare, known, whole[0], step)

@@ -52,6 +52,8 @@ from phasewatch.monitor.snapshots.steps import step_in_name
         ("val_loss_0.5_step_30", 30),
         ("lr1e-3_300", 300),
         ("1000_1e-4", 1000),
+        ("CKPT+2024-01-01+12-00-00+00", None),
+        ("CKPT+2024-01-01+12-00-00+02:00_step7", 7),
         ("1e5", None),
         ("ckpt_1_000_000", 1_000_000),
         ("checkpoint_1_500", 500),
