@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import phasewatch as pw
 from phasewatch.toy_tasks import deep_linear
 
-NBETA, DIRECTIONS, SAMPLES, BATCH = 100.0, 60, 240, 16
+NBETA, DIRECTIONS, SAMPLES, BATCH = 100.0, 60, 3000, 60
 CURVATURES = torch.logspace(-1.5, 0, DIRECTIONS, dtype=torch.float64)
 CHAINS = {"chains": 4, "burn_in": 150, "draws": 450}
 SHARES = 0.0, 0.02, 0.1, 0.15, 0.25
@@ -65,7 +65,7 @@ def settings(share: float) -> dict[str, tuple[str, pw.Langevin | pw.SGLD, float]
     # λ̂'s excess is ε·nβ²·tr Cov/8, and tr Cov of a minibatch's gradient is tr H · size / batch.
     each = eps * NBETA**2 * float(CURVATURES.sum()) * size / BATCH / 8 / (DIRECTIONS / 2)
     return {
-        "steps": ("OVERSTEPPING", pw.SGLD(step_size=max(overstep, 0.02 / NBETA), localization=GAMMA, **full), 0.0),
+        "steps": ("OVERSTEPPING", pw.SGLD(step_size=max(overstep, 0.05 / NBETA), localization=GAMMA, **full), 0.0),
         "noise": (
             "NOISY",
             pw.Langevin(step_size=eps, localization=GAMMA, momentum=0.0, **(full | {"batch_size": BATCH})),
@@ -90,7 +90,9 @@ def main() -> None:
         for share in SHARES:
             meant, sampler, noise = settings(share)[reason]
             model, data = quadratic(noise)
-            found = [pw.estimate_llc(model, deep_linear.loss, data, sampler=sampler, seed=seed) for seed in range(seeds)]
+            found = [
+                pw.estimate_llc(model, deep_linear.loss, data, sampler=sampler, seed=seed) for seed in range(seeds)
+            ]
             verdicts = [estimate.health.name for estimate in found]
             bias = sum(estimate.value for estimate in found) / seeds / (DIRECTIONS / 2) - 1
             print(

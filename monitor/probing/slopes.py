@@ -25,6 +25,9 @@ the gradient of one of eight like layers is missing is seen."""
 BEYOND = 4.0
 """How many times over rounding and curvature may explain a deviation."""
 
+AT_A_MINIMUM = 1000.0
+"""Slopes are rounding where they change the loss by less than so many times the rounding of what curvature changes it."""
+
 MOST_ROWS = 8
 """Rows without a gradient of their own that are looked for. Each takes about 2 log2 of the number of rows passes."""
 
@@ -47,6 +50,7 @@ def check_gradient(loss: ModelLoss, batch: Any, name: str, *, rough: bool) -> No
     line = _Line(loss, batch, rough)
     try:
         off = _off_along_gradient(line, name) or _off_along_weights(line)
+        off = None if off and line.at_a_minimum() else off
         where = line.worst(off[0] - off[1]) if off else ""
     finally:
         line.restore()
@@ -81,8 +85,12 @@ def _off_along_gradient(line: "_Line", name: str) -> tuple[float, float] | None:
 def _off_along_weights(line: "_Line") -> tuple[float, float] | None:
     """The same along the weights themselves, where a gradient that lacks a norm's share is off the most."""
     line.turn_to_weights()
-    slope, predicted = line.far([1] * len(line.parameters)), line.predicted([1] * len(line.parameters))
-    return (slope, predicted) if abs(slope - predicted) > OFF * line.size + BEYOND * line.rounding else None
+    everything = [1] * len(line.parameters)
+    slope, predicted = line.far(everything), line.predicted(everything)
+    if not abs(slope - predicted) > OFF * line.size + BEYOND * line.rounding:
+        return None
+    slope, error = line.slope(everything)  # near a minimum, the loss of a product curves more than it slopes
+    return (slope, predicted) if abs(slope - predicted) > OFF * line.size + BEYOND * error else None
 
 
 def undifferentiated(loss: ModelLoss, batch: Any, reached: Collection[str]) -> set[str]:
@@ -218,6 +226,11 @@ class _Line:
     def rounding(self) -> float:
         """What rounding makes of a slope."""
         return 4 * self._rounding * abs(self.at_anchor) / REACH
+
+    def at_a_minimum(self) -> bool:
+        """Whether the loss slopes by no more than rounding makes of its curvature."""
+        curved = self.at_anchor - self._at([0] * len(self.parameters), 0.0)
+        return max(map(abs, self._slopes)) * REACH < AT_A_MINIMUM * self._rounding * curved
 
     def far(self, signs: Sequence[int]) -> float:
         """The slope by differences of the loss, alone."""

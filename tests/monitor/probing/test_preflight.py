@@ -127,6 +127,24 @@ def test_a_gradient_that_is_not_that_of_the_loss_is_said_with_its_parameter(make
         probe(make())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_at_a_minimum_the_gradient_is_that_of_the_loss(layers, dtype):
+    """Slopes are of the size of rounding there, and along the weights a product curves more than it slopes."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3000, 30, generator=generator) * torch.logspace(-1, 0, 30)).to(dtype)
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(30, 30, bias=False, dtype=dtype) for _ in range(layers)))
+    with torch.no_grad():
+        y = x.double()
+        for layer in model:
+            y = y @ layer.weight.double().T
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        probe(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), (x, y.to(dtype)))
+    assert not said
+
+
 @pytest.mark.parametrize("make", [Cached, CachedInAttribute])
 def test_something_kept_between_calls_is_refused(make):
     with pytest.raises(PhasewatchError, match=r"no longer depends on body\.weight.*functools\.cache"):
