@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from phasewatch.monitor.errors import say
@@ -19,6 +20,9 @@ SECONDS = 3.0
 
 AGAIN_SECONDS = 0.1
 """Seconds after which `KeyboardInterrupt` is raised once more, if it was held back or got lost."""
+
+IMPORT_SECONDS = 0.5
+"""Seconds after which a process that still imports packages ends as it is."""
 
 STATUS = 130
 """The exit status after any of the signals, which is a shell's for Ctrl-C."""
@@ -44,9 +48,10 @@ def ended_by_signals() -> Iterator[None]:
             f"ended by {signal.Signals(number).name}. What is measured is kept; the same command goes on from there, "
             "and begins anew where it keeps nothing."
         )
-        signal.signal(number, _interrupt)
+        interrupt = partial(_interrupt, time.monotonic() + IMPORT_SECONDS)
+        signal.signal(number, interrupt)
         threading.Thread(target=_insist, args=(number, over), name="phasewatch-end", daemon=True).start()
-        _interrupt(number, frame)
+        interrupt(number, frame)
 
     try:
         for number in before:
@@ -58,10 +63,14 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise `KeyboardInterrupt` unless it is on its way, or an import would end in an abort by it, as torch's does."""
-    if not _is_ending() and not _imports(frame):
+def _interrupt(imports_until: float, number: int, frame: FrameType | None) -> None:
+    """Raise `KeyboardInterrupt`, unless it is on its way, or an import would end in an abort by it, as torch's does."""
+    if _is_ending():
+        return
+    if not _imports(frame):
         raise KeyboardInterrupt
+    if time.monotonic() > imports_until:
+        os._exit(STATUS)
 
 
 def _insist(number: int, over: threading.Event) -> None:
@@ -71,7 +80,7 @@ def _insist(number: int, over: threading.Event) -> None:
         if hasattr(signal, "pthread_kill"):  # which interrupts a system call too
             signal.pthread_kill(threading.main_thread().ident or 0, number)
         else:
-            _thread.interrupt_main(number)
+            _thread.interrupt_main(signal.Signals(number))
     time.sleep(max(ends - time.monotonic(), 0))
     os._exit(STATUS)
 

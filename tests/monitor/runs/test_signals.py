@@ -175,7 +175,7 @@ except KeyboardInterrupt:
 def test_an_interrupt_comes_once_and_where_it_can_be_taken(tmp_path, name):
     block, said = BLOCKS[name]
     (tmp_path / "interrupted_module.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.5)\nprint('whole', flush=True)\n"
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.2)\nprint('whole', flush=True)\n"
     )
     block = textwrap.indent(textwrap.dedent(block), " " * 8)
     process = started(["-c", ENDED.format(block=block), tmp_path])
@@ -185,11 +185,24 @@ def test_an_interrupt_comes_once_and_where_it_can_be_taken(tmp_path, name):
     assert "Traceback" not in err
 
 
-def test_a_process_that_cannot_tidy_up_ends_as_it_is():
-    hangs = (
-        "        try:\n            os.kill(os.getpid(), signal.SIGTERM)\n        finally:\n            time.sleep(60)"
+HANGS = """
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            time.sleep(60)
+"""
+IMPORTS = """
+        sys.path.insert(0, sys.argv[1])
+        import hanging_module
+"""
+
+
+@pytest.mark.parametrize("block", [HANGS, IMPORTS], ids=["hangs", "imports"])
+def test_a_process_that_cannot_tidy_up_ends_as_it_is(tmp_path, block):
+    (tmp_path / "hanging_module.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(60)\n"
     )
-    process = started(["-c", ENDED.format(block=hangs)])
+    process = started(["-c", ENDED.format(block=block), tmp_path])
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert SAYS_SO in err
