@@ -1,10 +1,7 @@
 """A figure as bytes, with nothing of the drawing left behind."""
 
-import gc
 import io
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from matplotlib import font_manager, mathtext
@@ -12,10 +9,10 @@ from matplotlib.figure import Figure
 
 
 def render(figure: Figure, form: str, **options: Any) -> bytes:
-    """Draw a figure, and let go of what matplotlib keeps of it.
+    """Draw a figure in a thread of its own, and let go of what matplotlib keeps of it.
 
-    Matplotlib keeps its fonts' files open for each thread that ever drew, and a sink has a thread of its own in each
-    run. Its parser of formulas leaves cycles that hold the frames of all callers, with all points of a report for one.
+    Matplotlib's parser of formulas leaves cycles that hold the frames of all callers, which would be ours, with all
+    points of a report. It keeps its fonts' files open for each thread that ever drew.
 
     Args:
         figure: what to draw.
@@ -29,28 +26,26 @@ def render(figure: Figure, form: str, **options: Any) -> bytes:
     b'PNG'
     """
     file = io.BytesIO()
-    with cycles_collected():
-        figure.savefig(file, format=form, **options)
-        if threading.current_thread() is not threading.main_thread():
+    failures: list[BaseException] = []
+
+    def draw() -> None:
+        try:
+            figure.savefig(file, format=form, **options)
+        except BaseException as error:
+            failures.append(error)
+        finally:
             _let_go_of_fonts()
-    return file.getvalue()
 
-
-@contextmanager
-def cycles_collected() -> Iterator[None]:
-    """Collect the cycles that the block makes, in a time that doesn't grow with what was there before.
-
-    Nothing is collected where the process has frozen objects of its own.
-    """
-    freezes = not gc.get_freeze_count()
-    if freezes:
-        gc.freeze()
+    thread = threading.Thread(target=draw, name="phasewatch-draw", daemon=True)
     try:
-        yield
-    finally:
-        if freezes:
-            gc.collect()
-            gc.unfreeze()
+        thread.start()
+    except RuntimeError:  # from Python 3.12 on, a process that ends starts no thread
+        draw()
+    else:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return file.getvalue()
 
 
 def _let_go_of_fonts() -> None:
