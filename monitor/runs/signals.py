@@ -12,6 +12,7 @@ from functools import partial
 from types import FrameType
 
 from phasewatch.monitor.errors import say
+from phasewatch.monitor.runs.imports import imports
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -67,7 +68,7 @@ def _interrupt(imports_until: float, number: int, frame: FrameType | None) -> No
     """Raise `KeyboardInterrupt`, unless it is on its way, or an import would end in an abort by it, as torch's does."""
     if _is_ending():
         return
-    if not _imports(frame):
+    if not imports(frame):
         raise KeyboardInterrupt
     if time.monotonic() > imports_until:
         os._exit(STATUS)
@@ -91,11 +92,3 @@ def _is_ending() -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
-
-
-def _imports(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_name == "_find_and_load" and frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
-        frame = frame.f_back
-    return False

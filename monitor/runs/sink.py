@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from phasewatch.monitor.errors import warn
+from phasewatch.monitor.runs.imports import is_importing
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition
 
@@ -16,6 +17,10 @@ SLOW_SECONDS = 30.0
 CLOSE_SECONDS = 7.0
 """Seconds that the end of a run waits for a sink, unless the sink has a `close_seconds` of its own: W&B takes 3 to 6 to
 finish a run, and a process has to end within 15 of its training's end."""
+
+IMPORT_SECONDS = 8.0
+"""Seconds more that it waits for a sink that imports packages: a process that ends meanwhile may abort, since threads
+end with it within code in C++ or Rust that can't take it."""
 
 
 class Sink(Protocol):
@@ -89,8 +94,12 @@ class Outlet:
     def wait(self) -> None:
         """Wait until the sink is closed, or has had its time since `finish`."""
         self._thread.join(max(self._ends - time.monotonic(), 0))
-        if self._thread.is_alive():
-            self._complain("late", f"has not finished {self._close_seconds:g} seconds after the end and is left behind")
+        if not self._thread.is_alive():
+            return
+        self._complain("late", f"has not finished {self._close_seconds:g} seconds after the end and is left behind")
+        ends = time.monotonic() + IMPORT_SECONDS
+        while is_importing(self._thread) and time.monotonic() < ends:
+            self._thread.join(0.1)
 
     @property
     def is_content(self) -> bool:

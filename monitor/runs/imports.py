@@ -1,0 +1,28 @@
+"""Whether code runs within an import, where packages in C++ and Rust can take neither an exception nor the end."""
+
+import sys
+import threading
+from types import FrameType
+
+
+def imports(frame: FrameType | None) -> bool:
+    """Whether a frame belongs to the import of a module.
+
+    Args:
+        frame: where a thread is; None where it isn't.
+
+    Example:
+        >>> import sys
+        >>> imports(sys._getframe())
+        False
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "_find_and_load" and frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def is_importing(thread: threading.Thread) -> bool:
+    """Whether a thread imports a module just now."""
+    return imports(sys._current_frames().get(thread.ident or 0))
