@@ -7,14 +7,6 @@ import numpy as np
 
 from phasewatch.monitor.estimates.uncertainty import standard_error
 
-LARGEST_PRODUCT = 1e100
-"""Products of displacement and gradient above this are left out of `Checks.held`, since their squares overflow."""
-
-QUADRATIC = 0.7, 1.4
-"""`Checks.held` is only given where half of the mean product of displacement and gradient, which is λ̂ on a quadratic,
-is between these multiples of λ̂: elsewhere its formula doesn't hold. How they were chosen is not recorded."""
-
-
 @dataclass(frozen=True)
 class Checks:
     """Numbers that say whether an estimate means what it says; NaN where one couldn't be had.
@@ -32,14 +24,14 @@ class Checks:
         drop_error: its standard error.
         overshoot: what the length of the steps adds to λ̂ by `SGLD`, to first order:
             ε·nβ/8 · (E[∇L·(nβ·∇L + γ·(w − w*))] − nβ·tr Cov(∇L_m)); NaN for samplers without that error.
-        noise: what the minibatches' gradient noise adds to λ̂, by its size at the snapshot: ε·nβ²/8 · tr Cov(∇L_m),
-            times (1 + a)/(1 − a) with momentum a. Noise that grows away from the snapshot adds more.
-        held: −d log λ̂/d log γ, the share of λ̂ that the localization holds back: 0 where every direction that counts is
-            much stiffer than γ, ½ where all are as stiff. Directions that the chains have gone only a part of the way
-            in add to it.
-        held_error: its standard error; NaN, as `held`, where the loss is too far from quadratic to tell, or the chains
-            don't all run together.
-        held_at_most: γ·E‖w − w*‖²/(nβ·E[∇L·(w − w*)]), the most that `held` can be of chains that have settled.
+        overshoot_error: its standard error.
+        noise: what the minibatches' gradient noise adds to λ̂: ε·nβ²/8 · tr Cov(∇L_m), times (1 + a)/(1 − a) with
+            momentum a. Its size is taken along the chains, or at the snapshot where the model is large.
+        noise_error: its standard error along the chains; 0 where its size is taken at the snapshot.
+        held: −d log λ̂/d log γ, by how much of itself λ̂ falls with the localization: 0 where every direction that
+            counts is much stiffer than γ, ½ where all are as stiff. λ̂ is too small by about held/(1 − held) of itself;
+            see `localization_bias`. Directions that chains hadn't the time to reach are not in it. NaN for large models.
+        held_error: its standard error.
         below: share of the draws with a loss more than 1/nβ below the snapshot's own, where minibatches don't blur it.
         curvature: h, the largest absolute curvature met at the snapshot and along the chains.
     """
@@ -52,12 +44,21 @@ class Checks:
     drop: float = math.nan
     drop_error: float = math.nan
     overshoot: float = math.nan
+    overshoot_error: float = math.nan
     noise: float = math.nan
+    noise_error: float = math.nan
     held: float = math.nan
     held_error: float = math.nan
-    held_at_most: float = math.nan
     below: float = math.nan
     curvature: float = math.nan
+
+    @property
+    def localization_bias(self) -> float:
+        """By how much of itself λ̂ is too small for the localization, held/(1 − held).
+
+        Exact where all directions that count are equally stiff; too small where many are softer than γ.
+        """
+        return self.held / (1 - self.held) if self.held < 1 else math.inf if self.held >= 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class ChainRecord:
         displacement_squares: mean of ‖δ‖², shape (chain,).
         own_products: mean of δ·∇L, shape (chain,).
         along_slope: mean of ∇L(w*)·δ, shape (chain,); NaN where it isn't known.
-        products: δ_c·∇L_d of all pairs of chains at each draw, shape (draw, chain, chain); None where chains didn't run
-            together.
+        past_products: mean of ∇L·Σ ε·δ, the sum over the chain's steps so far, shape (chain,); NaN where it isn't known.
+        noise: tr Cov(∇L_m) along the chain, shape (chain,); NaN where it isn't known.
     """
 
     losses: np.ndarray
@@ -85,14 +86,13 @@ class ChainRecord:
     displacement_squares: np.ndarray
     own_products: np.ndarray
     along_slope: np.ndarray
-    products: np.ndarray | None = None
+    past_products: np.ndarray
+    noise: np.ndarray
 
     @classmethod
     def together(cls, records: "list[ChainRecord]") -> "ChainRecord":
         """The records of chains that ran apart as one."""
-        if len(records) == 1:
-            return records[0]
-        names = [name for name in cls.__dataclass_fields__ if name != "products"]
+        names = cls.__dataclass_fields__
         return cls(**{name: np.concatenate([getattr(record, name) for record in records]) for name in names})
 
 
@@ -109,6 +109,7 @@ def checks_of(
     slope_error: float,
     noise: float,
     alone: bool,
+    stride: int,
 ) -> Checks:
     """The checks of all chains around a snapshot.
 
@@ -124,16 +125,17 @@ def checks_of(
         slope_error: its standard error.
         noise: tr Cov(∇L_m) at the snapshot.
         alone: whether all steps are of one minibatch.
+        stride: every how many steps the displacements in `ChainRecord.past_products` were summed up.
 
     Returns:
         The checks.
     """
     eps, own = record.step_size, float(record.own_products.mean())
     excess = nbeta * (record.losses - record.reference)
-    held, held_error = math.nan, math.nan
-    if record.products is not None and np.abs(record.products).max() < LARGEST_PRODUCT:
-        held, held_error = _held(nbeta * record.products, float(excess.mean()), alone=alone)
     gain = (1 + kept) / (1 - kept)
+    along = float(record.noise.mean())
+    heated = eps * nbeta**2 / 8 * gain * (record.noise if math.isfinite(along) else noise)
+    held = _held(record, gamma, gain, stride)
     curvature = float(record.curvature.max())
     kappa = float((eps * (nbeta * record.curvature + gamma)).max())
     steepness = 2 * max(curvature, gamma / nbeta)
@@ -149,10 +151,11 @@ def checks_of(
         drop=-nbeta * float(record.along_slope.mean()) / 2 if alone else math.nan,
         drop_error=nbeta * standard_error(record.along_slope) / 2 if alone else math.nan,
         overshoot=nbeta / 8 * float(longer.mean()) if step_bias else math.nan,
-        noise=float(eps.mean()) * nbeta**2 * noise / 8 * gain,
-        held=held,
-        held_error=held_error,
-        held_at_most=gamma * float(record.displacement_squares.mean()) / (nbeta * own) if own > 0 else math.nan,
+        overshoot_error=nbeta / 8 * standard_error(longer) if step_bias else math.nan,
+        noise=float(heated.mean()),
+        noise_error=standard_error(heated) if math.isfinite(along) else 0.0,
+        held=float(held.mean()),
+        held_error=standard_error(held),
         below=float((excess < -1).mean()) if alone else math.nan,
     )
 
@@ -169,35 +172,25 @@ def _unsettled(rate: float, burn_in: int, draws: int) -> float:
     return math.exp(-rate * burn_in) * (-math.expm1(-during) / during if during else 1.0)
 
 
-def _held(products: np.ndarray, value: float, *, alone: bool) -> tuple[float, float]:
-    """The share of λ̂ that the localization holds back, and its standard error by leaving out a chain at a time.
+def _held(record: ChainRecord, gamma: float, gain: float, stride: int) -> np.ndarray:
+    """By how much of itself λ̂ falls with log γ, from how long the chains remember where they were.
 
-    On a quadratic with a = nβ·h, independent chains c and d have E[δ_c·∇_c] = Σ a/(a + γ) = 2λ̂ and
-    E[(δ_c·∇_d)·(δ_d·∇_c)] = ½ Var(δ_c·∇_c) = Σ a²/(a + γ)², and −dλ̂/d log γ is half of the difference of the two.
+    On a quadratic with a = nβ·h, displacements δ relax at the rate ε·(a + γ)/2·gain, so that nβ·E[∇L·δ'] summed over
+    all earlier δ' and multiplied with ε·γ/2·gain is Σ a/(a + γ) · γ/(a + γ) = −2 dλ̂/d log γ: only soft directions
+    remember for long enough to count. Independent directions average out, so its error falls with their number.
 
     Args:
-        products: δ_c·∇_d of the chains' displacements with nβ times their gradients, shape (draw, chain, chain).
-        value: λ̂; a loss for which it isn't nearly half the first of these isn't nearly quadratic.
-        alone: whether all steps are of one minibatch; the noise of others is in that variance.
+        record: of the chains.
+        gamma: γ.
+        gain: how many times as fast momentum makes soft directions.
+        stride: every how many steps the displacements were summed up.
 
     Returns:
-        The share and its error, NaN where they can't be had.
+        Shape (chain,).
     """
-    chains = products.shape[1]
-    own = np.trace(products.mean(0))
-    if chains < 3 or own <= 0 or value <= 0 or not QUADRATIC[0] < own / chains / (2 * value) < QUADRATIC[1]:
-        return math.nan, math.nan
-
-    diagonal = np.einsum("tcc->tc", products)
-    between = np.einsum("tcd,tdc->cd", products, products)
-    np.fill_diagonal(between, 0)
-    of_all = between.sum() / 2
-
-    def share(kept: np.ndarray, squares: float) -> float:
-        count = kept.shape[1] * (kept.shape[1] - 1) / 2
-        if alone:
-            squares, count = squares + kept.var(ddof=1) * kept.size / 2, count + kept.shape[1]
-        return float(1 - squares / len(kept) / count / kept.mean())
-
-    left_out = [share(np.delete(diagonal, out, axis=1), of_all - between[out].sum()) for out in range(chains)]
-    return share(diagonal, of_all), float(np.std(left_out) * math.sqrt(chains - 1))
+    own = float(record.own_products.mean())
+    if not own > 0:
+        return np.full(len(record.own_products), math.nan)
+    # The sum over steps exceeds the integral over time by a part of the step that is multiplied with itself.
+    itself = record.step_size * record.own_products * ((gain - 1) / (2 * gain) + (stride - 1) / 2)
+    return gamma * gain / 2 * (record.past_products - itself) / own

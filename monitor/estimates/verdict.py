@@ -39,20 +39,14 @@ TOLERATED_DESCENT = 0.1
 UNSTABLE = 2.5
 """κ beyond which the chains overshoot so far that little keeps them from diverging, which they do at 4."""
 
-TOLERATED_OVERSHOOT = 0.1
-"""Share of the estimate that the length of the steps may add."""
-
-TOLERATED_NOISE = 0.1
-"""Share of the estimate that the minibatches' noise may add."""
+TOLERATED_BIAS = 0.05
+"""Share of the estimate that the length of the steps or the minibatches' noise may add, or the localization take."""
 
 TOO_SMALL = 0.02
 """κ below which chains that have not settled or disagree are called too slow rather than too short."""
 
 TOLERATED_LACK = 0.05
 """Share of its λ̂ that even the steepest direction may lack for want of steps, others lacking more."""
-
-TOLERATED_HOLD = 0.1
-"""Share by which λ̂ falls with the localization's logarithm that is no reason for doubt."""
 
 
 def estimate_from_losses(
@@ -150,18 +144,16 @@ def verdict(
         return Health.OFF_MINIMUM
     if checks.drop - 2 * checks.drop_error > tolerated:
         return Health.OFF_MINIMUM
-    if checks.kappa > UNSTABLE or checks.overshoot > TOLERATED_OVERSHOOT * abs(value):
+    biased = TOLERATED_BIAS * abs(value)
+    if checks.kappa > UNSTABLE or checks.overshoot - checks.overshoot_error > biased:
         return Health.OVERSTEPPING
-    if checks.noise > TOLERATED_NOISE * abs(value):
+    if checks.noise - checks.noise_error > biased:
         return Health.NOISY
     short = Health.CREEPING if checks.kappa < TOO_SMALL else None
     if checks.unsettled > TOLERATED_LACK or moved or rising:
         return short or Health.DRIFTING
     if rhat > DISAGREEMENT:
         return short or Health.UNMIXED
-    # What holds λ̂ back is the localization, or else want of steps.
-    if checks.held_at_most >= TOLERATED_HOLD and checks.held - 2 * checks.held_error > TOLERATED_HOLD:
+    if checks.localization_bias - checks.held_error > TOLERATED_BIAS:
         return Health.LOCALIZED
-    if checks.held_at_most < TOLERATED_HOLD and checks.held - by_chance(checks.held_error, 0.95) > TOLERATED_HOLD:
-        return Health.UNMIXED
     return Health.OK

@@ -1,13 +1,14 @@
 """Choosing one setting of the sampler for a whole series, by trial at a few of its snapshots."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from phasewatch.monitor.errors import PhasewatchError, real_number, whole_number
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.probing.calibration import Calibration, Trial
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.probing.search import Search
+from phasewatch.monitor.probing.search import ALL_OF_THE_DATA, Search
 from phasewatch.monitor.probing.trials import setting
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshot
@@ -70,7 +71,7 @@ def calibrate(
     if not isinstance(probe, Probe):
         raise PhasewatchError(f"calibrate(snapshots, probe) takes a Probe; a {type(probe).__name__} came.")
     error = real_number("calibrate(error=...)", error, above=0, below=1, hint="a share of λ̂")
-    search = Search(ordered, probe, whole_number("calibrate(budget=...)", budget, least=1))
+    search = Search(ordered, _with_all_of_the_data(probe), whole_number("calibrate(budget=...)", budget, least=1))
     chosen = search.choose(error)
     sampler = None if chosen is None else chosen.sampler
     curvatures = {snapshot.step: h for snapshot, h in zip(ordered, search.curvatures, strict=True)}
@@ -81,6 +82,16 @@ def calibrate(
     if sampler is None:
         raise PhasewatchError(_in_vain(search.trials, budget - search.left, budget))
     return sampler
+
+
+def _with_all_of_the_data(probe: Probe) -> Probe:
+    """A probe without minibatches, where the model and its data are so small that they save next to nothing."""
+    sampler, subject = probe.sampler, probe.subject
+    if sampler.batch_size is None or subject.samples is None or subject.loss.vector.ranks > 1:
+        return probe
+    if subject.samples * subject.model.size > ALL_OF_THE_DATA:
+        return probe
+    return probe.with_sampler(replace(sampler, batch_size=None))
 
 
 def _in_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:

@@ -8,7 +8,9 @@ import numpy as np
 from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.estimates.difference import difference
 from phasewatch.monitor.estimates.estimate import Health
+from phasewatch.monitor.estimates.uncertainty import standard_error
 from phasewatch.monitor.formatting import integer, number
 from phasewatch.monitor.probing.calibration import Trial
 from phasewatch.monitor.probing.probe import Probe, measure_whole
@@ -20,20 +22,46 @@ from phasewatch.monitor.snapshots.snapshot import Snapshot
 KAPPA = 1.0
 """Start from κ = ε·(nβ·h + γ) = 1, h the largest curvature at any snapshot: a quarter of what is unstable."""
 
+KAPPA_WITH_MOMENTUM = 0.5
+"""The same for chains that keep momentum, which run on to where the curvature is larger."""
+
 LEAST_KAPPA = 0.4
 """Shorten steps against noise down to this κ; below it, lower nβ instead, which takes no more steps."""
 
-NBETA = 100.0
-"""nβ to start from, or n/log n where the data has so few samples n that this is less (Watanabe 2013)."""
+NBETA = 1e4
+"""nβ to start from: at a minimum, the larger it is, the less the localization and the minimum's surroundings count. Noise
+and slope ask for less."""
 
-WIDEST = 10
-"""If the last snapshot is not at a minimum, nβ may drop to NBETA / 10."""
+LEAST_NBETA = 10.0
+"""Where the last snapshot is not at a minimum, nβ may drop to this."""
+
+DESCENT = 0.5
+"""nβ to start from is such that the steepest direction falls at most so many nats at the last snapshot."""
+
+ALL_OF_THE_DATA = 2**24
+"""Take all of the data at each step, in place of minibatches, where samples × parameters are no more than this: there
+a step costs little more, and without their noise chains keep momentum, and reach softer directions."""
 
 SETTLING = 2.0
 """The burn-in in units of the relaxation time of the softest directions, 1/(ε·γ) steps without momentum. The draws are
 twice as many."""
 
-FLAT = 0.1
+WEAKER = 10.0
+"""By how much the localization is lowered to see whether λ̂ rises by what it holds back, or for softer directions too."""
+
+WANDERED = 1.5
+"""A weaker localization is not taken if the curvature that chains meet becomes so many times as large."""
+
+WIDER = 4.0
+"""By how much nβ and γ are lowered together to see whether λ̂ stays the same."""
+
+LOWERED = 3
+"""How often they are, at most."""
+
+LONGEST = 2
+"""A setting with a weaker localization may take so many times the steps of the first trial."""
+
+FLAT = 0.05
 """Take smaller steps if twice the step size changes λ̂ by more than this share of the largest λ̂."""
 
 BIAS = 0.05
@@ -44,6 +72,9 @@ SHARE = 1 / 7
 
 CHAINS = 4, 6, 8, 10, 12, 16
 """Numbers of chains to choose from; trials have the fewest."""
+
+PILOTS = 3
+"""Chains of `LEAST_BURN_IN` steps at the last snapshot that nβ is lowered by, where their noise is too large."""
 
 LEAST_BURN_IN = 10
 """Steps of burn-in below which a trial is too short to judge."""
@@ -66,28 +97,29 @@ class Search:
         self._doubted: set[Sampler] = set()
         kept = probe.sampler.velocity_kept or 0.0
         self._gain = probe.sampler.noise_gain
+        self._kappa = KAPPA_WITH_MOMENTUM if kept else KAPPA
         self._kind = probe.sampler if probe.sampler.target_kappa is None else replace(probe.sampler, kappa=None)  # pyright: ignore[reportCallIssue]
         self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(kept)) if kept else 0)
         self._too_short = 0.0
-        samples = probe.subject.samples or math.inf
-        nbeta = rounded(min(NBETA, samples / math.log(samples))) if 3 <= samples < math.inf else NBETA
-        self.curvatures = self._survey(nbeta, budget)
+        self.curvatures, descent = self._survey(budget)
         self._longest = self._longest_burn_in(budget)
-        self._nbeta = nbeta
+        self._nbeta = max(min(NBETA, NBETA * DESCENT / max(descent, 1e-9)), LEAST_NBETA)
+        self._lower_nbeta_for_noise()
 
     def choose(self, error: float) -> Trial | None:
         """The best setting within the budget, None if none is usable at the last snapshot."""
         best = self._follow_verdicts()
         if best is None:
             return None
-        self._vary_nbeta(best)
+        best = self._weaken(best)
+        best = self._vary_nbeta(best)
         chosen = self._with_chains(best, error)
         self._explain(chosen, error)
         return chosen
 
-    def _survey(self, nbeta: float, budget: int) -> list[float]:
-        """The curvature at each snapshot, by chains too short to move."""
-        still = replace(self._with(1e-12, 0.0, nbeta, 0), draws=4)
+    def _survey(self, budget: int) -> tuple[list[float], float]:
+        """The curvature at each snapshot, and the descent at the last one, by chains too short to move."""
+        still = replace(self._with(1e-12, 0.0, NBETA, 0), draws=4)
         cost = len(self.snapshots) * gradients_of_a_point(still, self._minibatches(still))
         least = cost + len(self.snapshots) * self._most(self._least)
         if budget < least:
@@ -95,7 +127,7 @@ class Search:
                 f"calibrate(budget={budget}) is too small: a look around {len(self.snapshots)} snapshots and one short "
                 f"trial take {integer(least)} gradient evaluations."
             )
-        found = []
+        found, descent = [], 0.0
         for snapshot in self.snapshots:
             point = measure_whole(self.probe, snapshot, still)
             curvature = point.llc.checks.curvature
@@ -105,13 +137,29 @@ class Search:
                     f"{integer(point.step)}. Give snapshots from before training diverged."
                 )
             found.append(curvature)
+            descent = point.llc.checks.descent - point.llc.checks.descent_error
         if max(found) == 0:
             raise PhasewatchError(
                 "calibrate(...): the loss is flat around all of the snapshots, so nothing sets the length of a step. "
                 "Check that it depends on the weights that are sampled."
             )
         self.left -= cost
-        return found
+        return found, descent
+
+    def _lower_nbeta_for_noise(self) -> None:
+        """Lower nβ where short chains at the last snapshot say that noise would add too much to λ̂."""
+        for _ in range(PILOTS):
+            eps = self._kappa / (self._nbeta * max(self.curvatures))
+            sampler = self._with(eps, 0.0, self._nbeta, self._least)
+            cost = gradients_of_a_point(sampler, self._minibatches(sampler))
+            if cost > SHARE / 2 * self.left:
+                return
+            self.left -= cost
+            llc = measure_whole(self.probe, self.snapshots[-1], sampler).llc
+            bias = llc.checks.noise / max(llc.value - llc.checks.noise, llc.checks.noise)
+            if not bias > BIAS or self._nbeta == LEAST_NBETA:
+                return
+            self._nbeta = max(self._nbeta * max(BIAS / 2 / bias, 1 / 16), LEAST_NBETA)
 
     def _minibatches(self, sampler: Sampler) -> int:
         """How many are kept for a setting."""
@@ -151,7 +199,7 @@ class Search:
 
     def _at_kappa(self) -> Sampler:
         """The first trial's: κ as it should be at the sharpest snapshot, and γ such that chains settle."""
-        eps = (KAPPA - self._gamma(1.0, self._longest)) / (self._nbeta * max(self.curvatures))
+        eps = (self._kappa - self._gamma(1.0, self._longest)) / (self._nbeta * max(self.curvatures))
         return self._sampler(eps, self._gamma(eps, self._longest), self._nbeta)
 
     def _try(self, name: str, sampler: Sampler, snapshots: Sequence[Snapshot]) -> Trial | None:
@@ -215,7 +263,7 @@ class Search:
                 f"{setting(sampler)}: the minibatches' noise and the length of the steps add {percent(bias)} to λ̂."
             )
             return self._less_noise(sampler, kappa, max(0.75 * BIAS / bias, 1 / 16))
-        if last.llc.health in _AT_NO_MINIMUM and nbeta > self._nbeta / WIDEST:
+        if last.llc.health in _AT_NO_MINIMUM and nbeta > LEAST_NBETA:
             self.reasons.append(f"{setting(sampler)}: {verdicts(trial, {last.llc.health})}, so nβ was lowered.")
             return "nβ / 4", self._sampler(eps * 4, gamma / 4, nbeta / 4)
         if last.llc.health is Health.NEGATIVE:
@@ -256,28 +304,80 @@ class Search:
             sampler.step_size * shorter / lower, sampler.localization * lower, sampler.nbeta * lower
         )
 
-    def _vary_nbeta(self, trial: Trial) -> None:
-        """Try nβ and γ of twice and half the size at the last snapshot, on the same paths drawn closer and wider."""
-        sampler, changes = trial.sampler, []
-        assert sampler.step_size is not None
-        for name, factor in (("twice nβ and γ", 2.0), ("half nβ and γ", 0.5)):
-            other = self._try(
-                name,
+    def _weaken(self, trial: Trial) -> Trial:
+        """Lower the localization alone where it holds λ̂ back, if λ̂ then rises by what was held and no more.
+
+        A weaker one that lets λ̂ rise by more has softer and softer directions to show, for which no chain is long enough.
+        """
+        doubt = 2.0  # of a first trial, a held share that isn't surely small is lowered too
+        while True:
+            sampler, last = trial.sampler, trial.points[-1].llc
+            held = last.checks.localization_bias
+            if not abs(held) + doubt * last.checks.held_error > BIAS / 2 or last.health not in _USABLE:
+                return trial
+            most = self._longest if self._gain > 1 else LONGEST * self._longest
+            weaker = self._try(
+                "weaker γ",
                 replace(
                     sampler,
-                    step_size=rounded(sampler.step_size / factor),
-                    localization=rounded(sampler.localization * factor),
-                    nbeta=rounded(sampler.nbeta * factor),
+                    localization=rounded(sampler.localization / WEAKER),
+                    burn_in=max(most, sampler.burn_in),
+                    draws=max(2 * most, sampler.draws),
                 ),
                 self.snapshots[-1:],
             )
-            if other is not None:
-                before, after = trial.points[-1].llc.value, other.points[-1].llc.value
-                changes.append(f"{percent(after - before, abs(before))} with {name}")
-        if changes:
+            if weaker is None:
+                self.reasons.append(f"γ holds about {percent(held)} of λ̂ back; the budget had no room for a weaker one.")
+                return trial
+            now = weaker.points[-1].llc
+            rise = difference(now, last)
             self.reasons.append(
-                f"λ̂ at step {integer(trial.points[-1].step)} changes by {' and by '.join(changes)}; 1/ε goes with them."
+                f"γ holds about {percent(held)} of λ̂ back at step {integer(trial.points[-1].step)}; with "
+                f"{setting(weaker.sampler)} it is {now.health.name}, and λ̂ changes by "
+                f"{percent(rise.value, abs(last.value))}."
             )
+            if now.health not in _USABLE:
+                return trial
+            if now.checks.kappa > WANDERED * last.checks.kappa:
+                self.reasons[-1] += " The chains go to where the curvature is much larger, so γ stays."
+                return trial
+            if rise.value - 2 * rise.error > (max(held, 0) + BIAS) * abs(last.value):
+                self.reasons[-1] += " That is more than was held back, so γ stays: it decides which directions count."
+                return trial
+            trial, doubt = weaker, -2.0
+
+    def _vary_nbeta(self, trial: Trial) -> Trial:
+        """Lower nβ and γ together at the last snapshot, on the same paths drawn wider, as long as λ̂ rises by it.
+
+        Where the loss is flat to second order, chains at a large nβ take too long to find out how far they can go.
+        """
+        for _ in range(LOWERED):
+            sampler, last = trial.sampler, trial.points[-1].llc
+            assert sampler.step_size is not None
+            wider = self._try(
+                "wider",
+                replace(
+                    sampler,
+                    step_size=rounded(sampler.step_size * WIDER),
+                    localization=rounded(sampler.localization / WIDER),
+                    nbeta=rounded(sampler.nbeta / WIDER),
+                ),
+                self.snapshots[-1:],
+            )
+            if wider is None:
+                break
+            now = wider.points[-1].llc
+            rise, error = now.value - last.value, standard_error(np.subtract(now.per_chain, last.per_chain))
+            self.reasons.append(
+                f"With nβ and γ {WIDER:g} times smaller, λ̂ at step {integer(trial.points[-1].step)} changes by "
+                f"{percent(rise, abs(last.value))}."
+            )
+            flat = not rise - 2 * error > BIAS / 2 * abs(last.value)
+            if flat or now.health is not Health.OK or last.health is not Health.OK:
+                break
+            self.reasons[-1] += " So nβ was lowered."
+            trial = wider
+        return trial
 
     def _with_chains(self, trial: Trial, error: float) -> Trial:
         """As many chains as bring the error at the last snapshot to the one asked for, if the budget has room."""
@@ -292,7 +392,7 @@ class Search:
             wanted = sampler
             if spread / math.sqrt(chains) * float(stdtrit(chains - 1, 0.975)) / 2 <= error * abs(last.value):
                 break
-        if wanted == trial.sampler:
+        if wanted == trial.sampler and len(trial.points) == len(self.snapshots):
             return trial
         final = self._try(f"{wanted.chains} chains", wanted, self.snapshots)
         if final is None or self._flaws(final) > self._flaws(trial):

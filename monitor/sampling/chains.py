@@ -246,5 +246,6 @@ class _Run:
             slope_error=start.around.slope_error,
             noise=start.around.noise,
             alone=self._target.minibatches == 1,
+            stride=self._schedule.stride,
         )
         return Chains(record.losses, record.reference, checks)

@@ -70,6 +70,8 @@ class _Chain:
         self._groups = groups_of(self._vector.sizes)
         kept = sampler.velocity_kept
         self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
+        self._past = [torch.zeros_like(weight) for weight in self._weights] if schedule.stride else None
+        self._scatter: list[float] = []
         self._fused = None
         if FusedStep.fits(self._position, self._vector):
             self._fused = FusedStep(sampler, self._position, self._vector, self._velocity, start.masks, seed, chain)
@@ -86,6 +88,8 @@ class _Chain:
                 return None
             if step in schedule.compared:
                 losses.append(loss.double())
+            if schedule.sums(step):
+                self._add_up()
             if step in schedule.products:
                 products.append(self._products())
             self._advance()
@@ -93,8 +97,11 @@ class _Chain:
         reference = self._start.reference[[self._order[step] for step in schedule.compared]]
         if not (np.isfinite(drawn).all() and np.isfinite(reference).all()):
             return None
-        squares, away, work = torch.stack(products).mean(0).cpu().numpy()
-        one = [np.array([value]) for value in (self._eps, self._curvature, squares, away, work, math.nan)]
+        squares, away, work, past = torch.stack(products).mean(0).cpu().numpy()
+        noise = float(np.mean(self._scatter)) if self._scatter else math.nan
+        one = [
+            np.array([value]) for value in (self._eps, self._curvature, squares, away, work, math.nan, past, noise)
+        ]
         return ChainRecord(drawn[None], reference[None], *one)
 
     @torch.no_grad()
@@ -189,6 +196,7 @@ class _Chain:
         number, whole = self._order[step], self._target.share == 1
         loss = self._target.add_gradient(number, part=not whole)
         self._turn(number)
+        self._measure_noise(step)
         if whole:
             return loss
         clear_gradients(self._target.parameters)
@@ -216,6 +224,21 @@ class _Chain:
         if math.isfinite(curvature):
             self._curvature = max(self._curvature, curvature)
 
+    def _measure_noise(self, step: int) -> None:
+        """tr Cov of a minibatch's gradient where the chain is, by the gradient on its next minibatch."""
+        last = len(self._order) - 1
+        if self._past is None or self._target.minibatches == 1 or not self._sampler.burn_in <= step < last:
+            return
+        parameters, masks = self._target.parameters, self._start.masks
+        before = [grad.clone() for grad in gradients(parameters, masks)]
+        clear_gradients(parameters)
+        self._target.add_gradient(self._order[step + 1])
+        apart = [grad - other for grad, other in zip(gradients(parameters, masks), before, strict=True)]
+        total = torch.stack([square(each) for each in self._vector.counted(apart)]).sum()
+        self._scatter.append(float(self._vector.total(total)) / 2)
+        for parameter, grad in zip(parameters, before, strict=True):
+            parameter.grad = grad
+
     def _length(self) -> float:
         return self._vector.norm(list(gradients(self._target.parameters, self._start.masks)))
 
@@ -229,14 +252,23 @@ class _Chain:
             self._position.put(group, torch._foreach_add(weights, along, alpha=distance))  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
+    def _add_up(self) -> None:
+        """Add the displacement, times ε, to the sum of the earlier ones."""
+        assert self._past is not None
+        for k, (past, weight) in enumerate(zip(self._past, self._weights, strict=True)):
+            past.add_(weight - self._position.origin(k), alpha=self._schedule.stride * self._eps)
+
+    @torch.no_grad()
     def _products(self) -> Tensor:
-        """‖∇L‖², ‖w − w*‖² and ∇L·(w − w*), shape (3,)."""
-        total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
+        """‖∇L‖², ‖δ‖², ∇L·δ and ∇L·Σδ, with δ the displacement, shape (4,)."""
+        total = torch.zeros(4, dtype=torch.float64, device=self._weights[0].device)
         grads = list(gradients(self._target.parameters, self._start.masks))
+        missing = torch.full((), math.nan, dtype=torch.float64, device=total.device)
         for k in self._vector.counted(range(len(grads))):
             weight, grad = self._weights[k], grads[k]
             away, slope = (weight - self._position.origin(k)).flatten(), grad.flatten().to(weight.dtype)
-            total += torch.stack([square(slope), square(away), torch.dot(away, slope).double()])
+            past = missing if self._past is None else torch.dot(self._past[k].flatten(), slope).double()
+            total += torch.stack([square(slope), square(away), torch.dot(away, slope).double(), past])
         return self._vector.total(total)
 
     def _stream(self) -> ChainNoise:

@@ -52,6 +52,8 @@ class StackedChains:
         slopes = [start.gradient for start in starts]
         self._slopes = None if None in slopes else _stacked([slope for slope in slopes if slope is not None])
         self._products: list[Tensor] = []
+        self._past: Weights = []
+        self._noise: list[Tensor] = []
         self._w: Weights = []
         self._velocity: list[Tensor | None] = []
 
@@ -73,6 +75,8 @@ class StackedChains:
         losses, grads = self._evaluate(self._w, step)
         if step in self._schedule.looks:
             losses, grads = self._look(losses, grads, step)
+        if self._schedule.sums(step):
+            self._add_up()
         if step in self._schedule.products:
             self._multiply(grads)
         noise = self._draw()
@@ -86,6 +90,8 @@ class StackedChains:
         """What is left of each anchor's chains, with these losses of shape (anchor, chain, draw)."""
         drawn = self._orders[:, list(self._schedule.compared)].numpy()
         products = torch.stack(self._products, 1).cpu().numpy()
+        nothing = torch.full_like(self._eps, math.nan)
+        noise = torch.stack(self._noise or [nothing]).mean(0).double().cpu().numpy()
         eps, curvature = (each.double().cpu().numpy() for each in (self._eps, self._curvature))
         found: list[ChainRecord | None] = []
         for i, start in enumerate(self._starts):
@@ -93,10 +99,11 @@ class StackedChains:
             if not (np.isfinite(losses[i]).all() and np.isfinite(reference).all()):
                 found.append(None)
                 continue
-            pairs, own = products[i, ..., :-3], products[i, ..., -3:].mean(0)
-            work = np.diagonal(pairs, axis1=1, axis2=2).mean(0)
+            squares, away, work, past, along = products[i].mean(0).T
             found.append(
-                ChainRecord(losses[i], reference, eps[i], curvature[i], own[:, 0], own[:, 1], work, own[:, 2], pairs)
+                ChainRecord(
+                    losses[i], reference, eps[i], curvature[i], squares, away, work, along, past, noise[i]
+                )
             )
         return found
 
@@ -138,6 +145,7 @@ class StackedChains:
         The first step is then taken anew, until ε holds κ where it leads.
         """
         self._measure_curvature(grads, step)
+        self._measure_noise(grads, step)
         for _ in range(ROUNDS_TO_KAPPA if step == 0 and self._hold_kappa() else 0):
             self._begin(self._first_noise)
             losses, grads = self._evaluate(self._w, step)
@@ -166,16 +174,30 @@ class StackedChains:
         curvature = _lengths(turned) / reach
         self._curvature = torch.maximum(self._curvature, torch.where(curvature.isfinite(), curvature, 0.0))
 
+    def _measure_noise(self, grads: Weights, step: int) -> None:
+        """tr Cov of a minibatch's gradient where each chain is, by the gradient on its next minibatch."""
+        if self._target.minibatches > 1 and self._sampler.burn_in <= step < self._orders.shape[1] - 1:
+            other = self._evaluate(self._w, step + 1)[1]
+            apart = [after - before for after, before in zip(other, grads, strict=True)]
+            self._noise.append(_lengths(apart).square() / 2)
+
+    def _add_up(self) -> None:
+        """Add the chains' displacements, each times ε, to the sum of the earlier ones."""
+        if not self._past:
+            self._past = [torch.zeros_like(w) for w in self._w]
+        for past, w, anchor in zip(self._past, self._w, self._anchors, strict=True):
+            past.add_((w - anchor) * _like(self._schedule.stride * self._eps, w))
+
     def _multiply(self, grads: Weights) -> None:
-        """Products of the chains' displacements with each other's gradients, and squares of both."""
+        """‖∇L‖², ‖δ‖², ∇L·δ, ∇L·Σδ and ∇L(w*)·δ of each chain, with δ its displacement."""
         total: Tensor | float = 0.0
         for k, grad in enumerate(grads):
             away, grad = _vectors(self._w[k] - self._anchors[k]), _vectors(grad)
-            slope = torch.full_like(away[..., 0], math.nan)
-            if self._slopes is not None:
-                slope = (away * _vectors(self._slopes[k])).sum(-1)
-            own = torch.stack([grad.square().sum(-1), away.square().sum(-1), slope], -1)
-            total = total + torch.cat([away @ grad.mT, own], -1).double()
+            missing = torch.full_like(away[..., 0], math.nan)
+            past = (grad * _vectors(self._past[k])).sum(-1) if self._past else missing
+            along = missing if self._slopes is None else (away * _vectors(self._slopes[k])).sum(-1)
+            squares, work = (grad.square().sum(-1), away.square().sum(-1)), (grad * away).sum(-1)
+            total = total + torch.stack([*squares, work, past, along], -1).double()
         assert isinstance(total, Tensor)
         self._products.append(total)
 
