@@ -257,12 +257,14 @@ def main() -> None:
         time.sleep(0.2)
         if rounds == WARM_UP:
             first, first_bytes = held(), resident()
+        if rounds % 20 == 0:
+            print(f"{rounds} rounds are bit-identical; {resident() // 2**20} MiB", flush=True)
     last, last_bytes = held(), resident()
     print(f"{rounds} rounds of {4 * STEPS} steps in {time.monotonic() - began:.0f} s, all bit-identical")
     print("trouble:", ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()) if kind != "nothing"))
     for kind in first:
         print(f"{kind} held after {WARM_UP} rounds: {first[kind].total()}, at the end: {last[kind].total()}")
-    print(f"bytes held after {WARM_UP} rounds: {first_bytes}, at the end: {last_bytes}")
+    print(f"MiB held after {WARM_UP} rounds: {first_bytes // 2**20}, at the end: {last_bytes // 2**20}")
     assert last_bytes - first_bytes < MOST_GROWTH, "memory leaks"
     for kind in first:
         assert last[kind].total() <= first[kind].total(), f"{kind} leak: {dict(last[kind] - first[kind])}"
