@@ -18,7 +18,7 @@ CLOSE_SECONDS = 7.0
 """Seconds that the end of a run waits for a sink, unless the sink has a `close_seconds` of its own: W&B takes 3 to 6 to
 finish a run, and a process has to end within 15 of its training's end."""
 
-IMPORT_SECONDS = 8.0
+IMPORT_SECONDS = 3.0
 """Seconds more that it waits for a sink that imports packages: a process that ends meanwhile may abort, since threads
 end with it within code in C++ or Rust that can't take it."""
 
