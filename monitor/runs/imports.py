@@ -23,6 +23,7 @@ def imports(frame: FrameType | None) -> bool:
     return False
 
 
-def is_importing(thread: threading.Thread) -> bool:
-    """Whether a thread imports a module just now."""
-    return imports(sys._current_frames().get(thread.ident or 0))
+def standing(thread: threading.Thread) -> tuple[int, int] | None:
+    """Where a thread is, to be compared with where it is later; None while it imports, or when it has ended."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return None if frame is None or imports(frame) else (id(frame), frame.f_lasti)

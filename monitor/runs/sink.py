@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from phasewatch.monitor.errors import warn
-from phasewatch.monitor.runs.imports import is_importing
+from phasewatch.monitor.runs.imports import standing
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition
 
@@ -18,9 +18,12 @@ CLOSE_SECONDS = 7.0
 """Seconds that the end of a run waits for a sink, unless the sink has a `close_seconds` of its own: W&B takes 3 to 6 to
 finish a run, and a process has to end within 15 of its training's end."""
 
-IMPORT_SECONDS = 3.0
-"""Seconds more that it waits for a sink that imports packages: a process that ends meanwhile may abort, since threads
-end with it within code in C++ or Rust that can't take it."""
+SETTLE_SECONDS = 3.0
+"""Seconds more that it waits until a sink's thread stands still: a process that ends while the thread imports packages,
+or is in code in C++ or Rust, may abort."""
+
+STILL_SECONDS = 0.3
+"""A thread that is at one place for so long stands still; it waits for a server, say."""
 
 
 class Sink(Protocol):
@@ -97,9 +100,13 @@ class Outlet:
         if not self._thread.is_alive():
             return
         self._complain("late", f"has not finished {self._close_seconds:g} seconds after the end and is left behind")
-        ends = time.monotonic() + IMPORT_SECONDS
-        while is_importing(self._thread) and time.monotonic() < ends:
-            self._thread.join(0.1)
+        ends, before = time.monotonic() + SETTLE_SECONDS, None
+        while time.monotonic() < ends and self._thread.is_alive():
+            now = standing(self._thread)
+            if now is not None and now == before:
+                return
+            before = now
+            self._thread.join(STILL_SECONDS)
 
     @property
     def is_content(self) -> bool:

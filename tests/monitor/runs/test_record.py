@@ -253,7 +253,7 @@ class Importing(Told):
         time.sleep(100)
 
 
-def test_the_end_waits_for_the_imports_of_a_sink(tmp_path, monkeypatch):
+def test_the_end_waits_until_a_sink_stands_still(tmp_path, monkeypatch):
     (tmp_path / "module_that_takes_its_time.py").write_text("import time\ntime.sleep(1)\n")
     monkeypatch.syspath_prepend(tmp_path)
     sink, began = Importing(), time.monotonic()
