@@ -23,7 +23,16 @@ def imports(frame: FrameType | None) -> bool:
     return False
 
 
-def standing(thread: threading.Thread) -> tuple[int, int] | None:
-    """Where a thread is, to be compared with where it is later; None while it imports, or when it has ended."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    return None if frame is None or imports(frame) else (id(frame), frame.f_lasti)
+def place(thread: threading.Thread) -> tuple[int, int] | None:
+    """Where a thread is, to be compared with where it is later; None while it must not end.
+
+    That is while it imports a module, or while pydantic, which W&B uses, calls it from code in Rust.
+    """
+    top = frame = sys._current_frames().get(thread.ident or 0)
+    if top is None or imports(top):
+        return None
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("pydantic."):
+            return None
+        frame = frame.f_back
+    return id(top), top.f_lasti
