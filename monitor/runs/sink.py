@@ -23,7 +23,7 @@ SETTLE_SECONDS = 3.0
 or Rust may abort."""
 
 IMPORT_SECONDS = 20.0
-"""Seconds more that it waits while the thread surely is in such code: while it imports packages, as from a slow disk."""
+"""Seconds more that it waits while the thread surely is in such code, or imports packages, as from a slow disk."""
 
 STILL_SECONDS = 0.3
 """A thread that is at one place for so long stands still; it waits for a server, say."""
