@@ -209,7 +209,16 @@ def potentials(quick: bool) -> Iterator[Case]:
         data = (x, torch.zeros(pairs, 1, dtype=torch.float64))
         settings = {"nbeta": nbeta, "localization": gamma, "chains": 8, "burn_in": 2000, "draws": 8000, "kappa": 0.25}
         name = f"w₁^{2 * a}·w₂^{2 * b}, {pairs} times"
-        yield Case("degenerate", name, model, deep_linear.loss, data, float(pairs * total[0] / total[1]), settings)
+        yield Case(
+            "degenerate",
+            name,
+            model,
+            deep_linear.loss,
+            data,
+            float(pairs * total[0] / total[1]),
+            settings,
+            meant="LOCALIZED",
+        )
 
 
 def hopeless(quick: bool) -> Iterator[Case]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from phasewatch.monitor.estimates.uncertainty import standard_error
 
+
 @dataclass(frozen=True)
 class Checks:
     """Numbers that say whether an estimate means what it says; NaN where one couldn't be had.
@@ -109,7 +110,6 @@ def checks_of(
     slope_error: float,
     noise: float,
     alone: bool,
-    stride: int,
 ) -> Checks:
     """The checks of all chains around a snapshot.
 
@@ -125,7 +125,6 @@ def checks_of(
         slope_error: its standard error.
         noise: tr Cov(∇L_m) at the snapshot.
         alone: whether all steps are of one minibatch.
-        stride: every how many steps the displacements in `ChainRecord.past_products` were summed up.
 
     Returns:
         The checks.
@@ -135,7 +134,7 @@ def checks_of(
     gain = (1 + kept) / (1 - kept)
     along = float(record.noise.mean())
     heated = eps * nbeta**2 / 8 * gain * (record.noise if math.isfinite(along) else noise)
-    held = _held(record, gamma, gain, stride)
+    held = _held(record, gamma, gain)
     curvature = float(record.curvature.max())
     kappa = float((eps * (nbeta * record.curvature + gamma)).max())
     steepness = 2 * max(curvature, gamma / nbeta)
@@ -172,7 +171,7 @@ def _unsettled(rate: float, burn_in: int, draws: int) -> float:
     return math.exp(-rate * burn_in) * (-math.expm1(-during) / during if during else 1.0)
 
 
-def _held(record: ChainRecord, gamma: float, gain: float, stride: int) -> np.ndarray:
+def _held(record: ChainRecord, gamma: float, gain: float) -> np.ndarray:
     """By how much of itself λ̂ falls with log γ, from how long the chains remember where they were.
 
     On a quadratic with a = nβ·h, displacements δ relax at the rate ε·(a + γ)/2·gain, so that nβ·E[∇L·δ'] summed over
@@ -183,7 +182,6 @@ def _held(record: ChainRecord, gamma: float, gain: float, stride: int) -> np.nda
         record: of the chains.
         gamma: γ.
         gain: how many times as fast momentum makes soft directions.
-        stride: every how many steps the displacements were summed up.
 
     Returns:
         Shape (chain,).
@@ -191,6 +189,6 @@ def _held(record: ChainRecord, gamma: float, gain: float, stride: int) -> np.nda
     own = float(record.own_products.mean())
     if not own > 0:
         return np.full(len(record.own_products), math.nan)
-    # The sum over steps exceeds the integral over time by a part of the step that is multiplied with itself.
-    itself = record.step_size * record.own_products * ((gain - 1) / (2 * gain) + (stride - 1) / 2)
+    # With momentum, the sum over steps exceeds the integral over time by a part of the step multiplied with itself.
+    itself = record.step_size * record.own_products * (gain - 1) / (2 * gain)
     return gamma * gain / 2 * (record.past_products - itself) / own

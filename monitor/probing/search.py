@@ -52,13 +52,13 @@ WEAKER = 10.0
 WANDERED = 1.5
 """A weaker localization is not taken if the curvature that chains meet becomes so many times as large."""
 
-WIDER = 4.0
+WIDER = 10.0
 """By how much nβ and γ are lowered together to see whether λ̂ stays the same."""
 
-LOWERED = 3
+LOWERED = 2
 """How often they are, at most."""
 
-LONGEST = 2
+LONGEST = 1.7
 """A setting with a weaker localization may take so many times the steps of the first trial."""
 
 FLAT = 0.05
@@ -73,7 +73,7 @@ SHARE = 1 / 7
 CHAINS = 4, 6, 8, 10, 12, 16
 """Numbers of chains to choose from; trials have the fewest."""
 
-PILOTS = 3
+PILOTS = 4
 """Chains of `LEAST_BURN_IN` steps at the last snapshot that nβ is lowered by, where their noise is too large."""
 
 LEAST_BURN_IN = 10
@@ -152,13 +152,16 @@ class Search:
             eps = self._kappa / (self._nbeta * max(self.curvatures))
             sampler = self._with(eps, 0.0, self._nbeta, self._least)
             cost = gradients_of_a_point(sampler, self._minibatches(sampler))
-            if cost > SHARE / 2 * self.left:
+            if cost > self.left / 4:
                 return
             self.left -= cost
             llc = measure_whole(self.probe, self.snapshots[-1], sampler).llc
-            bias = llc.checks.noise / max(llc.value - llc.checks.noise, llc.checks.noise)
-            if not bias > BIAS or self._nbeta == LEAST_NBETA:
+            if llc.health.failed and self._nbeta > LEAST_NBETA:
+                self._nbeta = max(self._nbeta / 16, LEAST_NBETA)
+                continue
+            if not llc.checks.noise > BIAS * (llc.value - llc.checks.noise) or self._nbeta == LEAST_NBETA:
                 return
+            bias = llc.checks.noise / max(llc.value - llc.checks.noise, llc.checks.noise)
             self._nbeta = max(self._nbeta * max(BIAS / 2 / bias, 1 / 16), LEAST_NBETA)
 
     def _minibatches(self, sampler: Sampler) -> int:
@@ -315,7 +318,7 @@ class Search:
             held = last.checks.localization_bias
             if not abs(held) + doubt * last.checks.held_error > BIAS / 2 or last.health not in _USABLE:
                 return trial
-            most = self._longest if self._gain > 1 else LONGEST * self._longest
+            most = self._longest if self._gain > 1 else round(LONGEST * self._longest)
             weaker = self._try(
                 "weaker γ",
                 replace(
@@ -327,7 +330,9 @@ class Search:
                 self.snapshots[-1:],
             )
             if weaker is None:
-                self.reasons.append(f"γ holds about {percent(held)} of λ̂ back; the budget had no room for a weaker one.")
+                self.reasons.append(
+                    f"γ holds about {percent(held)} of λ̂ back; the budget had no room for a weaker one."
+                )
                 return trial
             now = weaker.points[-1].llc
             rise = difference(now, last)

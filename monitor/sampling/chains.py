@@ -63,7 +63,7 @@ def gradients_of_a_point(sampler: Sampler, minibatches: int) -> int:
     """
     around = min(minibatches, curvature.MINIBATCHES)
     around += 2 * curvature.ITERATIONS
-    looks = len(range(0, sampler.draws, -(-sampler.draws // LOOKS)))
+    looks = len(range(0, sampler.draws, -(-sampler.draws // LOOKS))) * (2 if minibatches > 1 else 1)
     return sampler.chains * (sampler.burn_in + sampler.draws + looks) + around + math.ceil(minibatches / 3)
 
 
@@ -246,6 +246,5 @@ class _Run:
             slope_error=start.around.slope_error,
             noise=start.around.noise,
             alone=self._target.minibatches == 1,
-            stride=self._schedule.stride,
         )
         return Chains(record.losses, record.reference, checks)

@@ -70,7 +70,7 @@ class _Chain:
         self._groups = groups_of(self._vector.sizes)
         kept = sampler.velocity_kept
         self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
-        self._past = [torch.zeros_like(weight) for weight in self._weights] if schedule.stride else None
+        self._past = [torch.zeros_like(weight) for weight in self._weights] if schedule.sums else None
         self._scatter: list[float] = []
         self._fused = None
         if FusedStep.fits(self._position, self._vector):
@@ -88,7 +88,7 @@ class _Chain:
                 return None
             if step in schedule.compared:
                 losses.append(loss.double())
-            if schedule.sums(step):
+            if self._past is not None:
                 self._add_up()
             if step in schedule.products:
                 products.append(self._products())
@@ -99,10 +99,8 @@ class _Chain:
             return None
         squares, away, work, past = torch.stack(products).mean(0).cpu().numpy()
         noise = float(np.mean(self._scatter)) if self._scatter else math.nan
-        one = [
-            np.array([value]) for value in (self._eps, self._curvature, squares, away, work, math.nan, past, noise)
-        ]
-        return ChainRecord(drawn[None], reference[None], *one)
+        seen = self._eps, self._curvature, squares, away, work, math.nan, past, noise
+        return ChainRecord(drawn[None], reference[None], *(np.array([value]) for value in seen))
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -256,7 +254,7 @@ class _Chain:
         """Add the displacement, times ε, to the sum of the earlier ones."""
         assert self._past is not None
         for k, (past, weight) in enumerate(zip(self._past, self._weights, strict=True)):
-            past.add_(weight - self._position.origin(k), alpha=self._schedule.stride * self._eps)
+            past.add_(weight - self._position.origin(k), alpha=self._eps)
 
     @torch.no_grad()
     def _products(self) -> Tensor:

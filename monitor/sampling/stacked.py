@@ -75,7 +75,7 @@ class StackedChains:
         losses, grads = self._evaluate(self._w, step)
         if step in self._schedule.looks:
             losses, grads = self._look(losses, grads, step)
-        if self._schedule.sums(step):
+        if self._schedule.sums:
             self._add_up()
         if step in self._schedule.products:
             self._multiply(grads)
@@ -101,9 +101,7 @@ class StackedChains:
                 continue
             squares, away, work, past, along = products[i].mean(0).T
             found.append(
-                ChainRecord(
-                    losses[i], reference, eps[i], curvature[i], squares, away, work, along, past, noise[i]
-                )
+                ChainRecord(losses[i], reference, eps[i], curvature[i], squares, away, work, along, past, noise[i])
             )
         return found
 
@@ -186,7 +184,7 @@ class StackedChains:
         if not self._past:
             self._past = [torch.zeros_like(w) for w in self._w]
         for past, w, anchor in zip(self._past, self._w, self._anchors, strict=True):
-            past.add_((w - anchor) * _like(self._schedule.stride * self._eps, w))
+            past.add_((w - anchor) * _like(self._eps, w))
 
     def _multiply(self, grads: Weights) -> None:
         """‖∇L‖², ‖δ‖², ∇L·δ, ∇L·Σδ and ∇L(w*)·δ of each chain, with δ its displacement."""

@@ -72,8 +72,8 @@ class Schedule:
         references: the minibatches on which the snapshot's loss is needed.
         looks: where its curvature is measured.
         products: where its displacement and gradient are multiplied.
-        stride: every how many steps its displacements are summed up, with its products among them; 0 for a large
-            model, where the sum would take as much memory as the weights.
+        sums: whether its displacements are summed up; not for a large model, where that takes as much memory as the
+            weights.
     """
 
     def __init__(self, sampler: Sampler, orders: Tensor, minibatches: int, parameters: int) -> None:
@@ -89,12 +89,7 @@ class Schedule:
         if sampler.target_kappa is not None:
             self.looks |= {step for step in range(steps) if step < FOLLOWED or step % FOLLOWED == 0}
         self.products = set(self.compared[:: -(-len(self.compared) // PRODUCTS)])
-        self.stride = 0 if large else -(-sampler.draws // PRODUCTS)
-        self._burn_in = sampler.burn_in
-
-    def sums(self, step: int) -> bool:
-        """Whether the displacement at this step is added to the sum of the earlier ones."""
-        return self.stride > 0 and (step - self._burn_in) % self.stride == 0
+        self.sums = not large
 
 
 def _stride(sampler: Sampler, orders: Tensor) -> int:

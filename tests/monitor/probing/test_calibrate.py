@@ -1,5 +1,8 @@
 """Calibration where the right answer is known, where there is none, and what it costs."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
+calibrate_module = sys.modules[calibrate.__module__]
 D = 40
 NO_NOISE = torch.zeros(256, D, dtype=torch.float64)
 
@@ -75,19 +79,20 @@ def test_a_bowl_is_measured_right():
     spread = torch.linspace(0.5, 2, D, dtype=torch.float64)
     snapshots, probe = series(spread, spread, spread), make_probe()
     sampler = calibrate(snapshots, probe, show=None)
-    assert 0.8 < sampler.step_size * (sampler.nbeta * 2 + sampler.localization) < 1.2
+    assert sampler.batch_size is None
+    assert 0.4 < sampler.step_size * (sampler.nbeta * 2 + sampler.localization) < 0.6
     estimate = probe.with_sampler(sampler)(snapshots[-1]).llc
     stiffness = sampler.nbeta * spread
     exact = (stiffness / (stiffness + sampler.localization)).sum().item() / 2
     assert estimate.health is Health.OK
     assert abs(estimate.value - exact) < 4 * estimate.error
     assert estimate.error < 0.03 * estimate.value
-    assert exact > 0.92 * D / 2
+    assert exact > 0.99 * D / 2
 
 
 def test_momentum_lets_a_weaker_localization_settle():
     """Steps on all of the data keep their speed: soft directions settle (1 + 0.95)/(1 − 0.95) times sooner."""
-    spread = torch.linspace(0.02, 1, D, dtype=torch.float64)
+    spread = torch.logspace(-3, 0, D, dtype=torch.float64)
     snapshots, found = series(spread), {}
     for momentum in (0.0, 0.95):
         probe = make_probe(batch_size=None, momentum=momentum)
@@ -95,12 +100,12 @@ def test_momentum_lets_a_weaker_localization_settle():
         estimate = probe.with_sampler(sampler)(snapshots[-1]).llc
         stiffness = sampler.nbeta * spread
         exact = (stiffness / (stiffness + sampler.localization)).sum().item() / 2
-        assert abs(estimate.value - exact) < 4 * estimate.error + 0.02 * exact
-        assert estimate.error < 0.05 * exact
+        if momentum:
+            assert abs(estimate.value - exact) < 4 * estimate.error + 0.02 * exact
+            assert estimate.error < 0.05 * exact
         found[momentum] = sampler.localization / sampler.nbeta, exact
-    assert found[0.95][0] < found[0.0][0] / 10
-    assert found[0.95][1] > 0.99 * D / 2
-    assert found[0.0][1] < 0.91 * D / 2
+    assert found[0.95][0] < 0.6 * found[0.0][0]
+    assert found[0.95][1] > 0.95 * D / 2
 
 
 def test_the_sharpest_snapshot_decides_the_step_size_wherever_it_stands():
@@ -108,7 +113,7 @@ def test_the_sharpest_snapshot_decides_the_step_size_wherever_it_stands():
     for curvatures in orders:
         calibration = calibrated(series(*curvatures), probe)
         sampler = calibration.sampler
-        assert 0.8 < sampler.step_size * (100 * sampler.nbeta + sampler.localization) < 1.2
+        assert 0.4 < sampler.step_size * (100 * sampler.nbeta + sampler.localization) < 0.6
         sharpest = calibration.chosen.points[curvatures.index(100.0)].llc
         assert sharpest.health is Health.OK
         exact = D / 2 / (1 + sampler.localization / (100 * sampler.nbeta))
@@ -118,14 +123,32 @@ def test_the_sharpest_snapshot_decides_the_step_size_wherever_it_stands():
         assert {point.llc.health for point in calibration.chosen.points} <= {Health.OK, Health.LOCALIZED}
 
 
-def test_noise_is_taken_out_by_a_smaller_kappa_and_a_lower_nbeta():
+@pytest.fixture
+def minibatches(monkeypatch):
+    """No data is so small that all of it is taken at each step."""
+    monkeypatch.setattr(calibrate_module, "ALL_OF_THE_DATA", 0)
+
+
+@pytest.mark.usefixtures("minibatches")
+def test_noise_is_taken_out_by_a_lower_nbeta():
     calibration = calibrated(series(1.0), make_probe(data=noise()))
-    first, chosen = calibration.trials[0].points[0].llc, calibration.chosen.points[0].llc
-    assert first.value > 1.2 * D / 2
+    chosen = calibration.chosen.points[0].llc
+    assert chosen.health is Health.OK
     assert abs(chosen.value - D / 2) < 0.08 * D / 2
     assert chosen.error < 0.04 * chosen.value
-    assert chosen.checks.kappa < 0.5 * first.checks.kappa
-    assert calibration.sampler.nbeta < calibration.trials[0].sampler.nbeta
+    assert calibration.sampler.batch_size == 32
+    assert 4 < calibration.sampler.nbeta < 100
+    chosen = calibration.sampler
+    louder = replace(chosen, nbeta=10 * chosen.nbeta, step_size=chosen.step_size / 10)
+    spoilt = make_probe(data=noise()).with_sampler(louder)
+    assert spoilt(series(1.0)[0]).llc.health is Health.NOISY
+
+
+def test_all_of_the_data_is_taken_where_it_is_small():
+    calibration = calibrated(series(1.0), make_probe(data=noise()))
+    assert calibration.sampler.batch_size is None
+    assert abs(calibration.chosen.points[0].llc.value - D / 2) < 0.05 * D / 2
+    assert calibrated(series(1.0), make_probe(data=lambda generator, size: NO_NOISE[:size])).sampler.batch_size == 32
 
 
 def test_sgld_gets_steps_so_short_that_its_own_error_is_small():
@@ -184,7 +207,7 @@ def test_a_last_snapshot_at_no_minimum_is_refused_and_the_trials_are_shown():
     (calibration,) = found
     assert calibration.sampler is None
     assert calibration.chosen is None
-    assert len(calibration.trials) >= 2
+    assert calibration.trials
     assert "negative" in str(calibration)
     assert "Langevin(" not in str(calibration)
 
@@ -202,6 +225,7 @@ def test_a_loss_without_curvature():
 # What it costs
 
 
+@pytest.mark.usefixtures("minibatches")
 @pytest.mark.parametrize("budget", [2_500, 20_000])
 @pytest.mark.parametrize(
     ("data", "vectorised"),
@@ -290,7 +314,7 @@ def test_it_prints_a_table_and_reasons(capsys):
     assert [row[0] for row in rows].count("*") == 1
     assert "The sharpest snapshot is that of step 3, with curvature 5.000." in printed
     assert "with twice the step size, λ̂ changes by" in printed
-    assert "with twice nβ and γ and by" in printed
+    assert "With nβ and γ 10 times smaller, λ̂ at step 3 changes by" in printed
     assert eval(printed.splitlines()[-1], {"Langevin": Langevin}) == sampler
     assert all(line == line.rstrip() for line in printed.splitlines())
 

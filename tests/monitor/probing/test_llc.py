@@ -74,7 +74,7 @@ def test_degenerate_model_against_quadrature():
     found = estimate_llc(
         Products(pairs), half_squared_error, (x, torch.zeros(pairs, 1, dtype=torch.float64)), sampler=sampler, seed=0
     )
-    assert found.health is Health.OK
+    assert found.health is Health.LOCALIZED  # by quadrature, λ̂ is larger by more than 5 % at a hundredth of γ
     assert abs(found.value - truth) < 4 * found.error
     assert found.error < 0.03 * truth
     assert abs(found.value - pairs / 2) > 10 * found.error  # ½ a pair is the limit of nβ that no finite one reaches
