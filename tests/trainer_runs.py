@@ -1,5 +1,6 @@
 """Trainings by the trainers of other libraries, of models so small that a test can have many of them."""
 
+import hashlib
 import random
 from typing import Any
 
@@ -94,6 +95,14 @@ def left_by(trainer: Any) -> dict[str, Any]:
     if isinstance(collator, MaskingCollator):
         state["collator"] = collator.generator.get_state().tolist()
     return state | streams()
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Of tensors and of torch's random stream, bit for bit."""
+    found = hashlib.sha256()
+    for tensor in [*tensors.values(), torch.get_rng_state()]:
+        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

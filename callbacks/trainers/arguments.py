@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from phasewatch.callbacks.trainers.schedule import Budget
@@ -104,7 +105,18 @@ def check_probe(model: nn.Module, probe: Any, average: float | None) -> None:
         elif (shapes := described(model)) is not None:
             probe.subject.model.fitting(shapes)
     except PhasewatchError as error:
-        raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}") from error
+        hint = _hint_of_a_split_model()
+        raise PhasewatchError(f"PhaseMonitor(model=...) is not the model of its probe: {error}{hint}") from error
+
+
+def _hint_of_a_split_model() -> str:
+    """What else may be wrong where several processes train."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2:
+        return ""
+    return (
+        " If this process holds a part of the model (a stage of a pipeline, some experts, or tensor parallelism of "
+        "Megatron or DeepSpeed), it can't be gathered: replay the training's checkpoints."
+    )
 
 
 def checked_sinks(sinks: Any, name: str = "PhaseMonitor") -> Sequence[Sink]:

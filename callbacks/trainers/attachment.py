@@ -2,20 +2,21 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from phasewatch.callbacks.trainers.arguments import check_call, checked_sinks
 from phasewatch.callbacks.trainers.loop import PhaseMonitor
+from phasewatch.callbacks.trainers.ranks import Ranks
 from phasewatch.callbacks.trainers.schedule import Schedule
 from phasewatch.monitor.errors import PhasewatchError, warn
-from phasewatch.monitor.model.copying import own_copy
+from phasewatch.monitor.model.copying import own_copy, whole_copy
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import Loss
 from phasewatch.monitor.model.random_state import own_copy_of
@@ -37,10 +38,11 @@ class CopyOf:
 
     Args:
         model: the one in training, left as it is.
+        parameters: its parameters where ZeRO 3 has spread them, as `whole_parameters` gives them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = own_copy(model).to("cpu")
+    def __init__(self, model: nn.Module, parameters: Mapping[int, nn.Parameter] | None = None) -> None:
+        self._model = (own_copy(model) if parameters is None else whole_copy(model, parameters)).to("cpu")
 
     def __call__(self) -> nn.Module:
         """A model of its own."""
@@ -179,8 +181,13 @@ class Attachment:
             join = getattr(sink, "join_trainer", None)
             if callable(join):
                 join()
-        first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
-        self.probe = (self._own_probe or self.make_probe(find())) if first else None
+        ranks = Ranks.of_training(self.run or run, together=False)
+        self.probe = None
+        if ranks and not ranks.is_first:
+            ranks.wait_for_preparation()
+        else:
+            with ranks.preparing() if ranks else nullcontext():
+                self.probe = self._own_probe or self.make_probe(find())
         calibrate = self._sampler == WORD or (self._sampler is None and self._own_probe is None)
         self.monitor = PhaseMonitor(
             model,

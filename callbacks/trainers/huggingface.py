@@ -20,7 +20,7 @@ from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.probing.subject import Metric, Parts
 from phasewatch.monitor.runs.sink import Sink
 from phasewatch.monitor.sampling.settings import Sampler
-from phasewatch.monitor.snapshots.sharded import is_sharded
+from phasewatch.monitor.snapshots.sharded import is_in_zero_3, is_sharded, whole_parameters
 from phasewatch.monitor.snapshots.snapshot import unwrap
 
 
@@ -113,11 +113,13 @@ class HuggingFaceCallback(TrainerCallback):
         return self._attachment.make_probe(self._found(trainer, None))
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep a whole model while there is one, for a training that will shard it."""
-        trainer = _trainer_with(self)
-        shards = trainer is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-        if shards and args.process_index == 0 and not is_sharded(kwargs["model"]):
-            self._unsharded = CopyOf(kwargs["model"])
+        """Keep a whole model for a training that will shard it, or that has loaded it in shards (ZeRO 3)."""
+        trainer, model = _trainer_with(self), kwargs["model"]
+        if trainer is None or not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            return
+        parameters = whole_parameters(model) if is_in_zero_3(model) else None
+        if args.process_index == 0 and (parameters or not is_sharded(model)):
+            self._unsharded = CopyOf(model, parameters)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -229,22 +229,26 @@ class PhaseMonitor:
             self._average.update(self._model, step)
         if not self._is_due(step):
             return False
-        if self._ranks is None:
-            return self._take(step, None)
         if step in self._handled:
             return False
         self._handled.add(step)
-        snapshot = None
-        if self._sharded:
-            try:
-                snapshot = gathered(self._model, step)
-            except PhasewatchError as error:
-                raise RankError(str(error)) from error
+        snapshot = self._gathered(step) if self._sharded else None
+        if self._ranks is None:
+            return self._take(step, snapshot)
         if self._session is None:
             self._ranks.wait(step)
             return True
         with self._ranks.at_work(step):
             return self._take(step, snapshot)
+
+    def _gathered(self, step: int) -> Snapshot | None:
+        """The weights of all ranks, on rank 0; a group of one process shards them too."""
+        try:
+            return gathered(self._model, step)
+        except PhasewatchError as error:
+            if self._ranks is None:
+                raise
+            raise RankError(str(error)) from error
 
     def _take(self, step: int, snapshot: Snapshot | None) -> bool:
         """Have a snapshot of this step measured, unless there is one; it is taken here if it wasn't gathered."""

@@ -35,6 +35,7 @@ POLL_SECONDS = 0.02
 LEAVE_SECONDS = 5.0
 """Seconds that rank 0, which often keeps the store, stays at the end for the others to have heard that it is done."""
 
+_PREPARED = "prepared"
 _CLOSED = "closed"
 _NUMBERS = itertools.count()
 
@@ -141,13 +142,17 @@ class Ranks:
 
         thread = threading.Thread(target=beat, name="phasewatch-beat", daemon=True)
         thread.start()
+        failure = ""
         try:
             yield
+        except Exception as error:
+            failure = in_words(error)
+            raise
         finally:
             ended.set()
             thread.join()
             with suppress(Exception):  # the others are gone, and what is written stays
-                self._store.set(f"done {step}", "")
+                self._store.set(f"done {step}", failure)
 
     def wait(self, step: int | str) -> None:
         """Wait until rank 0 is done.
@@ -173,16 +178,35 @@ class Ranks:
             time.sleep(POLL_SECONDS)
 
     @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """What rank 0 makes its monitor of inside, the others wait for; where it fails, they hear why."""
+        try:
+            with self.at_work(_PREPARED):
+                yield
+        except Exception:
+            with suppress(Exception):  # the others are gone
+                self._stay(self.size - 1)
+            raise
+
+    def wait_for_preparation(self) -> None:
+        """Wait until rank 0 has what it makes its monitor of.
+
+        Raises:
+            RankError: if it can't have it, or has ended, or hangs.
+        """
+        self.wait(_PREPARED)
+        failure = self._store.get(f"done {_PREPARED}").decode()
+        self.leave()
+        if failure:
+            raise RankError(f"Rank 0 has no monitor: {failure}")
+
+    @contextmanager
     def closing(self) -> Iterator[None]:
         """What rank 0 does inside, the others wait for; then it waits for them to have heard of it."""
         with self.at_work(_CLOSED):
             yield
-        try:
-            end = time.monotonic() + LEAVE_SECONDS
-            while self._store.add("left", 0) < len(self._there()) - 1 and time.monotonic() < end:
-                time.sleep(POLL_SECONDS)
-        except Exception:  # the others are gone
-            return
+        with suppress(Exception):  # the others are gone
+            self._stay(len(self._there()) - 1)
 
     def wait_for_closing(self) -> None:
         """Wait until rank 0 has closed the run.
@@ -197,7 +221,18 @@ class Ranks:
         with suppress(Exception):  # rank 0 is gone
             self._store.add("left", 1)
 
+    def _stay(self, others: int) -> None:
+        """Stay until so many ranks have left, or for long enough."""
+        end = time.monotonic() + LEAVE_SECONDS
+        while self._store.add("left", 0) < others and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+
     def _lost(self, step: int | str, why: str) -> RankError:
+        if step == _PREPARED:
+            return RankError(
+                f"Rank {self.rank} waited while rank 0 makes its monitor, and rank 0 has ended, hangs, or makes none "
+                f"({why}). Give the callback on every rank."
+            )
         what = "closes the run" if step == _CLOSED else f"measures step {step}"
         return RankError(
             f"Rank {self.rank} waited while rank 0 {what}, and rank 0 has ended, hangs, or isn't at that step ({why}). "

@@ -31,7 +31,8 @@ class Checks:
         noise_error: its standard error along the chains; 0 where its size is taken at the snapshot.
         held: −d log λ̂/d log γ, by how much of itself λ̂ falls with the localization: 0 where every direction that
             counts is much stiffer than γ, ½ where all are as stiff. λ̂ is too small by about held/(1 − held) of itself;
-            see `localization_bias`. Directions that chains hadn't the time to reach are not in it. NaN for large models.
+            see `localization_bias`. Directions that chains hadn't the time to reach are not in it. NaN for large
+            models.
         held_error: its standard error.
         below: share of the draws with a loss more than 1/nβ below the snapshot's own, where minibatches don't blur it.
         curvature: h, the largest absolute curvature met at the snapshot and along the chains.
@@ -75,7 +76,8 @@ class ChainRecord:
         displacement_squares: mean of ‖δ‖², shape (chain,).
         own_products: mean of δ·∇L, shape (chain,).
         along_slope: mean of ∇L(w*)·δ, shape (chain,); NaN where it isn't known.
-        past_products: mean of ∇L·Σ ε·δ, the sum over the chain's steps so far, shape (chain,); NaN where it isn't known.
+        past_products: mean of ∇L·Σ ε·δ, the sum over the chain's steps so far, shape (chain,); NaN where it isn't
+            known.
         noise: tr Cov(∇L_m) along the chain, shape (chain,); NaN where it isn't known.
     """
 
@@ -129,7 +131,7 @@ def checks_of(
     Returns:
         The checks.
     """
-    eps, own = record.step_size, float(record.own_products.mean())
+    eps = record.step_size
     excess = nbeta * (record.losses - record.reference)
     gain = (1 + kept) / (1 - kept)
     along = float(record.noise.mean())

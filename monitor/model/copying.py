@@ -5,7 +5,7 @@ import gc
 import io
 import threading
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -141,8 +141,26 @@ def is_lazy(model: nn.Module) -> bool:
     return any(isinstance(tensor, UninitializedTensorMixin) for tensor in [*model.parameters(), *model.buffers()])
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {
+def whole_copy(model: nn.Module, parameters: Mapping[int, nn.Parameter]) -> nn.Module:
+    """As `own_copy`, of a module that ZeRO 3 has spread over processes.
+
+    Args:
+        model: the module, left as it is.
+        parameters: the whole of each parameter, by the `id` of the one in the module.
+
+    Returns:
+        The copy.
+
+    Raises:
+        PhasewatchError: if the module can't be copied.
+    """
+    return _prepared(_copied(unwrap(model), parameters)).module
+
+
+def _copied(model: nn.Module, parameters: Mapping[int, nn.Parameter] | None = None) -> nn.Module:
+    """A copy that holds the parameters given in place of copies of the model's."""
+    memo: dict[int, Any] = dict(parameters or {})
+    memo |= {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in tree_leaves(list(vars(module).values()))

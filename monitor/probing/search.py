@@ -29,8 +29,8 @@ LEAST_KAPPA = 0.4
 """Shorten steps against noise down to this κ; below it, lower nβ instead, which takes no more steps."""
 
 NBETA = 1e4
-"""nβ to start from: at a minimum, the larger it is, the less the localization and the minimum's surroundings count. Noise
-and slope ask for less."""
+"""nβ to start from: at a minimum, the larger it is, the less the localization and the minimum's surroundings count.
+Noise and slope ask for less."""
 
 LEAST_NBETA = 10.0
 """Where the last snapshot is not at a minimum, nβ may drop to this."""
@@ -47,7 +47,7 @@ SETTLING = 2.0
 twice as many."""
 
 WEAKER = 10.0
-"""By how much the localization is lowered to see whether λ̂ rises by what it holds back, or for softer directions too."""
+"""By how much the localization is lowered, to see whether λ̂ rises by what it held back and no more."""
 
 WANDERED = 1.5
 """A weaker localization is not taken if the curvature that chains meet becomes so many times as large."""
@@ -310,7 +310,8 @@ class Search:
     def _weaken(self, trial: Trial) -> Trial:
         """Lower the localization alone where it holds λ̂ back, if λ̂ then rises by what was held and no more.
 
-        A weaker one that lets λ̂ rise by more has softer and softer directions to show, for which no chain is long enough.
+        A weaker one that lets λ̂ rise by more has softer and softer directions to show, for which no chain is long
+        enough.
         """
         doubt = 2.0  # of a first trial, a held share that isn't surely small is lowered too
         while True:

@@ -223,7 +223,7 @@ class _Chain:
             self._curvature = max(self._curvature, curvature)
 
     def _measure_noise(self, step: int) -> None:
-        """tr Cov of a minibatch's gradient where the chain is, by the gradient on its next minibatch."""
+        """The variance tr Cov of a minibatch's gradient where the chain is, by the gradient on its next minibatch."""
         last = len(self._order) - 1
         if self._past is None or self._target.minibatches == 1 or not self._sampler.burn_in <= step < last:
             return

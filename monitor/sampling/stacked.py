@@ -173,7 +173,7 @@ class StackedChains:
         self._curvature = torch.maximum(self._curvature, torch.where(curvature.isfinite(), curvature, 0.0))
 
     def _measure_noise(self, grads: Weights, step: int) -> None:
-        """tr Cov of a minibatch's gradient where each chain is, by the gradient on its next minibatch."""
+        """The variance tr Cov of a minibatch's gradient where each chain is, by the gradient on its next minibatch."""
         if self._target.minibatches > 1 and self._sampler.burn_in <= step < self._orders.shape[1] - 1:
             other = self._evaluate(self._w, step + 1)[1]
             apart = [after - before for after, before in zip(other, grads, strict=True)]

@@ -69,7 +69,7 @@ def match_names(
         if len(whole) > 1:
             raise PhasewatchError(
                 f"The snapshot of step {step} holds the probe's model {len(whole)} times, under {_some(whole)}. "
-                "Save the one to measure by itself."
+                f"Choose one, as by open_series(..., key={whole[0].rstrip('.')!r}), or save it by itself."
             )
         if whole:
             return _matched(bare, known, whole[0], step)
@@ -128,6 +128,15 @@ def constants_of(model: nn.Module) -> set[str]:
     return frozen | {name for name, b in buffers if id(b) not in running and "parametrizations" not in name}
 
 
+def without_inserted(name: str) -> str:
+    """A tensor's name without the modules that `torch.compile`, FSDP, activation checkpointing and PEFT put around one.
+
+    Args:
+        name: such as `blocks.0._orig_mod.weight`.
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
 def strip_wrappers(name: str) -> str:
     """A tensor's name without the parts that wrappers of modules insert, wherever they stand.
 
@@ -137,7 +146,7 @@ def strip_wrappers(name: str) -> str:
     Args:
         name: such as `blocks.0._orig_mod.weight`.
     """
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    parts = without_inserted(name).split(".")
     kept = [part for i, part in enumerate(parts) if not (i and (part == _ADAPTER or _is_adapter(parts, i)))]
     if (last := _RENAMED_BY_PEFT.get(kept[-1] if kept else "")) is not None:
         kept[-1:] = last.split(".")

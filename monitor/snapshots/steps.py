@@ -4,7 +4,9 @@ import re
 
 from phasewatch.monitor.errors import LARGEST_STEP
 
-_NUMBER = r"(?:\d{1,3}(?:_\d{3})+|\d+)"
+_NUMBER = r"(?:\d{1,3}(?:_\d{3})+|\d{1,3}(?:,\d{3})+|\d+)"
+_MILLIONS = r"\d{1,3}(?:_\d{3}){2,}|\d{1,3}(?:,\d{3})+"
+"""Digits in groups, by themselves: fairseq's `checkpoint_1_500` is update 500 of epoch 1, and no 1 500."""
 _STEP_WORDS = {
     r"global[-_]?step": "steps",
     r"(?:time)?steps?": "steps",
@@ -16,7 +18,7 @@ _WEAK_WORDS = {r"batch(?:es)?": "batches"}
 """Words at which a number may be a size as well; asked where no other number can be the step."""
 
 _OTHER_WORDS = (
-    "rank|local_rank|seed|fold|split|v|ver|version|e|ep|epoch|epochs|loss|acc|accuracy|ppl|perplexity|score|bleu|wer|"
+    "rank|local_rank|seed|fold|split|v|ver|version|rev|revision|attempt|retry|restart|copy|shard|chunk|expert|e|ep|epoch|epochs|loss|acc|accuracy|ppl|perplexity|score|bleu|wer|"
     "cer|f1|auc|miou|map|val|eval|metric|lr|wd|bs|batch_size|batchsize|run|trial|try|exp|job|id|pid|stage|phase|"
     "ingredient|part|layers?|dim|heads?|gpu|cuda|device|node|worker|proc|process|replica|mp|tp|pp|dp|ep_rank|tokens?|"
     "samples?|size|width|top|of"
@@ -28,7 +30,7 @@ _SHARD = re.compile(r"-\d+-of-\d+$")
 _LETTER_BEFORE = r"(?<![a-z])"
 _TIME = re.compile(
     r"(?<!\d)(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
-    r"(?:[-_T ]+\d\d[-_:.h]?\d\d(?:[-_:.m]?\d\d)?)?(?!\d)"
+    r"(?:[-_T+ ]+\d\d[-_:.h]?\d\d(?:[-_:.m]?\d\d)?(?:[+]\d\d(?::?\d\d)?)?)?(?!\d)"
     r"|(?<!\d)1[5-9]\d{8}(?!\d)"  # seconds since 1970
 )
 _UUID = r"[a-f\d]{8}-[a-f\d]{4}-[a-f\d]{4}-[a-f\d]{4}-[a-f\d]{12}"
@@ -37,8 +39,10 @@ _HASH = re.compile(
     re.I,
 )
 _NOT_A_STEP = re.compile(
-    rf"{_LETTER_BEFORE}(?:{_OTHER_WORDS})[-_=. ]?\d+(?:\.\d+)*(?:e[-+]?\d+)?(?![a-z\d])"
+    rf"(?<![a-z\d])(?:{_OTHER_WORDS})[-_=. ]?\d+(?:\.\d+)*(?:e[-+]?\d+)?(?![a-z\d])"
     rf"|(?<![a-z\d.])\d+[-_ ](?:{_COUNTED})(?![a-z]|[-_=. ]?\d)"
+    r"|(?<![a-z\d])\d+(?:\.\d+)?e[-+]\d+(?![a-z\d])"
+    r"|\(\d+\)$"  # the second download of a file
     r"|\w+=[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?",
     re.I,
 )
@@ -130,20 +134,26 @@ def _step_at_a_word(stem: str, words: dict[str, str]) -> Step | None:
             rf"{_LETTER_BEFORE}(?:{word})[-_=. ]*({_NUMBER})(?:e(\d)|([km]))?(?![a-z\d]|\.\d)", stem, re.I
         )
         if after:
-            return _bounded(int(after[1]) * 10 ** int(after[2] or 0) * _FACTOR[(after[3] or "").lower()], unit)
+            return _bounded(_whole(after[1]) * 10 ** int(after[2] or 0) * _FACTOR[(after[3] or "").lower()], unit)
         before = re.search(rf"(?<![a-z\d.])({_NUMBER})[-_ ]?(?:{word})(?![a-z])", stem, re.I)
         if before:
-            return _bounded(int(before[1]), unit)
+            return _bounded(_whole(before[1]), unit)
     return None
 
 
 def _step_by_itself(rest: str) -> Step | None:
     rest = rest.rstrip("-_=. ")
+    if grouped := re.search(rf"(?<![a-z\d.])(?:{_MILLIONS})$", rest, re.I):
+        return _bounded(_whole(grouped[0]), "")
     last = re.search(rf"(?:(?<![a-z\d.])|(?<=[a-z]\.)|(?<=[-_]\.)|{_GLUED})(\d+)$", rest, re.I)
     if last:
         return _bounded(int(last[1]), "")
     alone = re.findall(r"(?<![a-z\d.])\d+(?![a-z\d]|\.\d)", rest, re.I)
     return _bounded(int(alone[0]), "") if len(alone) == 1 else None
+
+
+def _whole(number: str) -> int:
+    return int(number.replace("_", "").replace(",", ""))
 
 
 def _bounded(step: int, unit: str) -> Step | None:

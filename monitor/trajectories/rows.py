@@ -26,6 +26,12 @@ _OTHER_STEPS = {
     *("step", "steps", "train_step", "training_step", "optimizer_step", "num_steps", "num_updates"),
     *("iteration", "iterations", "iter", "iters", "iter_num"),
 }
+_EMPTY = {
+    *("", "-", "na", "n/a", "#n/a", "#na", "<na>", "null", "none", "nil"),
+    *("∞", "+∞", "-∞", "1.#inf", "-1.#inf", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+}
+"""Cells in lower case that hold no number in what spreadsheets, pandas and Windows write, and no mistake either."""
+
 _NOT_TRAINING = {"eval", "evaluation", "val", "valid", "validation", "test"}
 
 
@@ -152,7 +158,11 @@ def _check_columns(columns: Sequence[str], name: str, signal: str, steps: Sequen
         if columns.count(needed) != 1:
             found = "no column" if needed not in columns else f"{columns.count(needed)} columns"
             advice = "" if needed in {"step", *steps} or needed in columns else "; ask for another signal"
-            advice = "; say which one is (step)" if needed == "step" and needed not in columns else advice
+            advice = (
+                "; name the one that counts it (--step, or read(..., step=...))"
+                if needed == "step" and needed not in columns
+                else advice
+            )
             raise PhasewatchError(
                 f"{name} has {found} '{printable(needed, 60)}', and needs one; its columns are "
                 f"{_listed(list(columns))}{advice}."
@@ -197,7 +207,11 @@ def _numbers(row: Mapping[str, Any], where: str, needed: set[str], steps: Sequen
 
 
 def _is_empty(cell: Any) -> bool:
-    return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
+    return (
+        cell is None
+        or (isinstance(cell, str) and cell.lower() in _EMPTY)
+        or (isinstance(cell, float) and math.isnan(cell))
+    )
 
 
 def _number(cell: Any, where: str, column: str, *, needed: bool) -> float:

@@ -5,7 +5,7 @@ import gc
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -48,12 +48,12 @@ def read_points(path: Path, signal: str, step: str | None = None) -> list[Point]
             return points_of_records(read_history(path, folder), name, signal, step)
         if suffix == ".json":
             return points_of_records(read_log_history(path, folder), name, signal, step, last_counts=True)
-        readers = {".jsonl": _points_of_jsonl, ".csv": _points_of_csv}
+        readers = {".jsonl": _points_of_jsonl, ".csv": _points_of_csv, ".tsv": _points_of_csv}
         if reader := readers.get(suffix):
             return reader(read_bytes(path, within=folder), name, signal, step)
     raise PhasewatchError(
-        f"{path} can't be read: a trajectory is a .jsonl or a .csv, a trainer_state.json, a TensorBoard event file "
-        f"or a .wandb, not {path.suffix!r}."
+        f"{path} can't be read: a trajectory is a .jsonl, a .csv or .tsv, a trainer_state.json, a TensorBoard event "
+        f"file or a .wandb, not {path.suffix!r}."
     )
 
 
@@ -153,14 +153,24 @@ def _points_of_jsonl(content: bytes, name: str, signal: str, step: str | None) -
     for where, row in rows:
         if not isinstance(row, dict):
             raise PhasewatchError(f"{where} is not an object of named values; correct it or delete it.")
-    return points_of_records(rows, name, signal, step)
+    return points_of_records([(where, dict(_flat(row))) for where, row in rows], name, signal, step)
+
+
+def _flat(row: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """An object's values, those of objects in it by names such as `train/loss`; parse_json bounds how deep it is."""
+    for name, value in row.items():
+        if isinstance(value, dict) and "_type" not in value:  # a table or a picture of W&B
+            yield from _flat(value, f"{above}{name}/")
+        else:
+            yield above + name, value
 
 
 def _points_of_csv(content: bytes, name: str, signal: str, step: str | None) -> list[Point]:
     try:
         if b"\0" in content:
             raise csv.Error("it holds a zero byte")
-        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        text = content.decode("utf-8-sig")
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text))
         table = [(rows.line_num, [cell.strip() for cell in row]) for row in rows if any(map(str.strip, row))]
     except (UnicodeDecodeError, csv.Error) as error:
         raise PhasewatchError(f"{name} can't be read as comma-separated text in UTF-8: {error}.") from error
@@ -174,6 +184,12 @@ def _points_of_csv(content: bytes, name: str, signal: str, step: str | None) -> 
             raise PhasewatchError(f"{where} has {len(row)} values for {len(columns)} columns.")
     named = [(where, dict(zip(columns, row, strict=True))) for where, row in rows]
     return points_of_rows(named, columns, name, signal, step)
+
+
+def _separator(text: str) -> str:
+    """What stands between the columns: a comma, or a tab or semicolon where the first line has no comma."""
+    first = text.lstrip().partition("\n")[0]
+    return "," if "," in first else next((mark for mark in "\t;" if mark in first), ",")
 
 
 def _to_jsonl(points: Iterable[Point]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
-from phasewatch.monitor.formatting import printable
+from phasewatch.monitor.formatting import integer, printable
 from phasewatch.monitor.rim import rim
 from phasewatch.monitor.trajectories.points import Point, estimate_without_diagnostics
 from phasewatch.monitor.trajectories.rows import points_of_records
@@ -82,7 +82,7 @@ class Trajectory(Sequence[Point]):
         return made
 
     def __repr__(self) -> str:
-        span = f", steps {self.points[0].step} to {self.points[-1].step}" if self.points else ""
+        span = f", steps {integer(self.points[0].step)} to {integer(self.points[-1].step)}" if self.points else ""
         return f"<Trajectory of {len(self)} points{span}>"
 
     def _repr_html_(self) -> str:

@@ -9,10 +9,16 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 
 import phasewatch as pw
@@ -29,7 +35,7 @@ class Noisy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second = nn.Linear(6, 9), nn.Linear(9, 3)
+        self.first, self.second = nn.Linear(6, 10), nn.Linear(10, 3)
         self.register_buffer("scale", torch.tensor(0.5), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -56,30 +62,68 @@ def digest(tensors: list[torch.Tensor]) -> str:
 def wrapped(model: Noisy, kind: str) -> nn.Module:
     if kind == "ddp":
         return nn.parallel.DistributedDataParallel(model)
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
     mesh = init_device_mesh("cpu", (SIZE,))
+    if kind.startswith("fsdp1"):
+        return FSDP1(model, device_id=torch.device("cpu"), use_orig_params=kind == "fsdp1 with original parameters")
+    if kind == "tp":
+        return parallelize_module(model, mesh, {"first": ColwiseParallel(), "second": RowwiseParallel()})
     fully_shard(model.first, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
-def train(kind: str, run: str | None, measure: str) -> dict[str, str]:
-    torch.manual_seed(10 + RANK)
-    model = wrapped(Noisy(), kind)
+def in_deepspeed(kind: str) -> tuple[nn.Module, Any]:
+    """An engine of DeepSpeed and its optimizer; "zero3 loaded" is built in shards."""
+    os.environ |= {"RANK": str(RANK), "LOCAL_RANK": str(RANK), "WORLD_SIZE": str(SIZE)}
+    import deepspeed
+
+    config = {"train_micro_batch_size_per_gpu": 16, "zero_allow_untested_optimizer": True, "steps_per_print": 10**9}
+    config["zero_optimization"] = {"stage": int(kind[4])}
+    deepspeed.init_distributed("gloo", dist_init_required=False)
+    with deepspeed.zero.Init(config_dict_or_path=config, enabled=kind == "zero3 loaded"):
+        model = Noisy()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine, optimizer
+
+
+def whole(model: nn.Module, kind: str) -> dict[str, torch.Tensor]:
+    """The weights as the library itself gathers them."""
+    if kind.startswith("zero"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=kind.startswith("zero3")):
+            return {name: tensor.detach().clone() for name, tensor in model.module.named_parameters()}
+    if kind.startswith("fsdp1"):
+        with FSDP1.summon_full_params(model):
+            return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    bare = model.module if kind == "ddp" else model
+    return {name: getattr(t, "full_tensor", lambda t=t: t)().detach() for name, t in bare.named_parameters()}
+
+
+def train(kind: str, run: str | None, measure: str) -> dict[str, Any]:
+    torch.manual_seed(10 + RANK)
+    if kind.startswith("zero"):
+        model, optimizer = in_deepspeed(kind)
+    else:
+        model = wrapped(Noisy(), kind)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     sampler = pw.SGLD(step_size=1e-5, nbeta=10.0, chains=2, draws=4, burn_in=1, batch_size=16)
     monitor = None
     if run and (RANK == 0 or ORDER["who"] == "all"):
         probe = pw.Probe(Noisy, loss, data(), sampler=sampler) if RANK == 0 else None
         monitor = pw.PhaseMonitor(model, probe, run=run, at=pw.every(2), measure=measure)
     x, y = data()
-    torch.manual_seed(20 + RANK)
+    torch.manual_seed(20 + (0 if kind == "tp" else RANK))
     for step in range(1, STEPS + 1):
         rows = torch.randperm(64)[:16]
-        optimizer.zero_grad()
-        loss(model, (x[rows], y[rows])).backward()
-        optimizer.step()
+        value = loss(model, (x[rows], y[rows]))
+        if kind.startswith("zero"):
+            model.backward(value)
+            model.step()
+        else:
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
         if ORDER.get("dies") == [RANK, step]:
             os.kill(os.getpid(), signal.SIGKILL)
         if monitor:
@@ -87,6 +131,11 @@ def train(kind: str, run: str | None, measure: str) -> dict[str, str]:
     if monitor:
         monitor.close()
     held = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    gathered = whole(model, kind)
+    if monitor and RANK == 0:
+        kept = load_file(Path(run, "snapshots", f"step-{STEPS:08d}.safetensors"))
+        assert kept.keys() == {*gathered, "scale"}, kept.keys()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in gathered.items())
     return {
         "parameters": digest(list(model.parameters())),
         "gradients": digest([p.grad for p in model.parameters() if p.grad is not None]),

@@ -12,7 +12,7 @@ from phasewatch.monitor.errors import PhasewatchError
 
 _TRAINING_STATE = re.compile(
     r"(?<![a-z])(optim(izer)?s?|(lr_)?sched(uler)?s?|(grad_)?scaler|rng|random_states?|training_args|dataloaders?|"
-    r"sampler|custom_checkpoint)(?![a-z])|^(train(er)?([-_]?state)?|opt\d*)$",
+    r"recipe_state|sampler|custom_checkpoint)(?![a-z])|^(train(er)?([-_]?state)?|opt\d*)$",
     re.I,
 )
 

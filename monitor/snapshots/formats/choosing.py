@@ -1,7 +1,7 @@
 """Which of the state dicts in a file is the model's: the one under a usual key, or the one that the user names."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def state_dict(content: Any, file: Path, key: str | None, leaf: type = StoredTen
         content: of the file.
         file: for messages.
         key: what the user calls the state dict: its dotted key, the last part of it, a word of that, or a prefix of
-            the names in it. None for the model's own.
+            the names in it, or a word of their first part. None for the model's own.
         leaf: what stands for a tensor in the content.
 
     Raises:
@@ -66,16 +66,23 @@ def under_prefix(tensors: Mapping[str, Tensor], file: Path, key: str) -> dict[st
     Args:
         tensors: of the file.
         file: for messages.
-        key: the prefix, up to a dot.
+        key: the prefix, up to a dot, or a word of its first part.
 
     Raises:
         PhasewatchError: if there are none.
     """
-    found = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
+    prefix = _called_prefix(tensors, key)
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
     if not found:
         there = sorted({name.partition(".")[0] for name in tensors})
         raise PhasewatchError(f"{file} holds nothing under key={key!r}; its names begin with {_some(there)}.")
     return found
+
+
+def _called_prefix(names: Iterable[str], key: str) -> str:
+    """The one first part of names that a key is a word of, as `ema` is of `model_ema.weight`; else the key itself."""
+    called = {name.partition(".")[0] for name in names if "." in name and has_word(name.partition(".")[0], key)}
+    return key if key in called or len(called) != 1 else called.pop()
 
 
 def _called(content: _StateDict, file: Path, key: str, leaf: type) -> dict[str, dict[str, Any]]:
@@ -97,9 +104,9 @@ def _called(content: _StateDict, file: Path, key: str, leaf: type) -> dict[str, 
         if found:
             return {path: _copy_called(tensors, key) for path, tensors in found.items()}
     for path, node in nodes.items():
-        prefix = key.removeprefix(f"{path}.") if path else key
-        tensors = {name: tensor for name, tensor in _tensors(node, leaf).items() if name.startswith(f"{prefix}.")}
-        if tensors:
+        tensors = _tensors(node, leaf)
+        prefix = _called_prefix(tensors, key.removeprefix(f"{path}.") if path else key)
+        if tensors := {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}:
             return {path: tensors}
     there = [path for path, node in nodes.items() if path and _tensors(node, leaf)]
     raise PhasewatchError(f"{file} holds no state dict under key={key!r}; it holds {_some(there)}.")

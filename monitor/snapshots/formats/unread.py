@@ -51,7 +51,10 @@ def _reason_of_folder(path: Path) -> str:
     if (path / "keras_metadata.pb").is_file() or (path / "saved_model.pb").is_file():
         return "is a checkpoint of TensorFlow, which isn't read; save the weights of a torch model"
     if next(path.glob("*/.zarray"), None):
-        return "is a checkpoint of Megatron in zarr, which isn't read; save with --dist-ckpt-format torch_dist"
+        return (
+            "is a checkpoint in zarr, which isn't read; save it in safetensors, or by Megatron with "
+            "--dist-ckpt-format torch_dist"
+        )
     if next(path.glob("*.distcp"), None) or next(path.glob("*/*.distcp"), None):
         return "holds parts of a torch.distributed.checkpoint and no .metadata, so saving it was cut off; delete it"
     if ranks := sorted(path.glob("model/rank*.pt")):

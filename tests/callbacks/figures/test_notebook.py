@@ -20,7 +20,7 @@ ESTIMATE = Estimate(142.5, 0.84, (141.0, 144.0), 20.0, 1.01, 412.3, Health.OK)
 
 def test_a_trajectory_shows_its_picture_and_its_transitions():
     html = PUBLISHED._repr_html_()
-    assert "Trajectory of 190 points, steps 0 to 499999" in html
+    assert "Trajectory of 190 points, steps 0 to 499 999" in html
     assert html.count('<img src="data:image/svg+xml;base64,') == 1
     for transition in find_transitions(PUBLISHED):
         assert transition._repr_html_() in html

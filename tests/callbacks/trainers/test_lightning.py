@@ -1,8 +1,15 @@
 """A training by Lightning's trainer: bit-identical with the callback, measured as it trains, and resumed."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from law_models import labelled
+from processes import environment
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -11,6 +18,7 @@ from trainer_runs import SAMPLER, bits, differences, streams
 import phasewatch as pw
 
 lightning = pytest.importorskip("lightning")
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
 pytestmark = [
@@ -147,3 +155,57 @@ def test_what_cannot_be_drawn_from_is_named(tmp_path):
     loaders = [DataLoader(TensorDataset(*labelled()), batch_size=8)] * 2
     with pytest.raises(pw.PhasewatchError, match=r"the training data is a list, not one DataLoader.*data=\.\.\."):
         trainer.fit(Automatic(), loaders)
+
+
+class Repeatable(Automatic):
+    """It draws nothing: Lightning's checkpoints hold no random state."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[2] = nn.Identity()
+
+
+class Killer(lightning.Callback):
+    """Kills its process where a batch has ended, before or after the callbacks that come first."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_with_checkpoints(folder, callback, kill_at=0, first=False, resume=None):
+    """All steps see the same batch: Lightning doesn't go on within an epoch where it was."""
+    lightning.seed_everything(3, verbose=False)
+    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=3)
+    callbacks = [callback, Killer(kill_at)]
+    trainer = lightning.Trainer(
+        max_steps=9, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, logger=CSVLogger(folder / "logs"),
+        callbacks=[*(callbacks[::-1] if first else callbacks), checkpoints],
+    )  # fmt: skip
+    data = TensorDataset(*(tensor[:24] for tensor in labelled()))
+    trainer.fit(Repeatable(), DataLoader(data, batch_size=24), ckpt_path=resume)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("measure", "first"), [("inline", False), ("inline", True), ("background", False)])
+def test_after_kill_9_a_resumed_training_ends_with_the_same_points(measure, first, tmp_path):
+    train_with_checkpoints(tmp_path / "whole", whole := watching())
+    for step, resume in ((5, None), (8, "last"), (0, "last")):
+        order = f"Path({str(tmp_path / 'killed')!r}), watching(measure={measure!r}), {step}, {first}, {resume!r}"
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", f"from test_lightning import *; train_with_checkpoints({order})"],
+            env=environment(PYTHONPATH=f"{Path(__file__).parent}:{environment()['PYTHONPATH']}"),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == (-signal.SIGKILL if step else 0), done.stderr
+    (run,) = (tmp_path / "killed").glob("logs/**/phasewatch")
+    left = list(pw.Trajectory.read(run / "points.jsonl"))
+    assert [point.step for point in left] == [2, 4, 6, 8]
+    assert left == list(whole.monitor.trajectory)
+    assert list(pw.replay(run, whole.probe)) == left

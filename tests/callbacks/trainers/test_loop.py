@@ -13,6 +13,7 @@ from tiny_run import Told, lines, loss, make_data, make_model, make_probe, no_ro
 from torch import nn
 
 from phasewatch.callbacks.trainers import session
+from phasewatch.callbacks.trainers.arguments import check_probe
 from phasewatch.callbacks.trainers.loop import PhaseMonitor
 from phasewatch.callbacks.trainers.schedule import Budget, every, log_spaced
 from phasewatch.monitor.errors import PhasewatchError
@@ -592,3 +593,13 @@ def test_a_run_that_goes_on_takes_none_of_its_own_steps_for_jumped_over(path, pr
     with one_warning(r"jumped over \(8\)"):
         monitor = train(path, steps=9, first=9, probe=probe)
     assert monitor.trajectory.steps.tolist() == [2, 4, 6, 9]
+
+
+def test_a_model_that_is_split_over_processes_by_hand_is_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    half = nn.Linear(2, 1)  # of the probe's nn.Linear(3, 1)
+    with pytest.raises(
+        PhasewatchError, match=r"weight has shape .*a stage of a pipeline, .*: replay the training's che"
+    ):
+        check_probe(half, make_probe(), None)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from checkpoint_layouts import save, timm, weights
+from safetensors.torch import save_file
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.snapshots.series import open_series
@@ -169,6 +170,17 @@ def test_a_key_that_is_not_there_or_not_clear(tmp_path):
         open_series(tmp_path, key="x").load(1)
     with pytest.raises(PhasewatchError, match=r"holds 2 state dicts, 'other\.ema_2\.a' and 'other\.ema_2\.b'; .* key="):
         open_series(tmp_path, key="ema_2").load(1)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_key_is_a_word_of_the_prefix_of_an_average(tmp_path, suffix):
+    prefixes = {"model": 1, "model_ema": 2}
+    both = {f"{name}.{part}": tensor for name, i in prefixes.items() for part, tensor in weights(i).items()}
+    path = tmp_path / f"step1.{suffix}"
+    save(path, {"state_dict": both}) if suffix == "pt" else save_file(both, path)
+    found = open_series(tmp_path, key="ema").load(1).tensors
+    assert found.keys() == {f"model_ema.{name}" for name in weights(2)}
+    assert torch.equal(found["model_ema.head.bias"], weights(2)["head.bias"])
 
 
 def test_a_key_is_a_prefix_where_there_are_names_alone(tmp_path):

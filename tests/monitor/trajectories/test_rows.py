@@ -73,7 +73,9 @@ def test_a_column_named_by_the_user(tmp_path, kind):
 
 def test_no_column_of_steps(tmp_path):
     path = table(tmp_path, "csv", [{"epoch": 1, "loss": 2}])
-    with pytest.raises(PhasewatchError, match=r"no column 'step', and needs one; .* epoch, loss; say which one is"):
+    with pytest.raises(
+        PhasewatchError, match=r"no column 'step', and needs one; .* epoch, loss; name the one that counts it \(--step"
+    ):
         Trajectory.read(path, signal="loss")
 
 
@@ -132,3 +134,22 @@ def test_the_user_s_loss_beside_ours(tmp_path, kind):
     by_loss = Trajectory.read(path, signal="loss").usable("loss")
     assert (by_loss.steps.tolist(), by_loss.loss.tolist()) == ([0, 10, 20, 30], [9, 8, 7, 6])
     assert Trajectory.read(path, signal="phase/loss").usable("phase/loss").signal("phase/loss").tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [("tsv", "\t"), ("csv", "\t"), ("csv", ";")])
+def test_tabs_and_semicolons_stand_between_columns_where_no_comma_does(tmp_path, suffix, mark):
+    path = tmp_path / f"table.{suffix}"
+    path.write_text("\n".join(["step;acc", *(f"{100 * i};{i / 4}" for i in range(5))]).replace(";", mark))
+    np.testing.assert_array_equal(Trajectory.read(path, signal="acc").signal("acc"), np.arange(5) / 4)
+
+
+@pytest.mark.parametrize("word", ["NA", "n/a", "null", "None", "1.#INF", "-1.#IND", "∞", "-Infinity", "nan"])
+def test_what_other_programs_write_in_place_of_a_number_counts_as_empty(tmp_path, word):
+    path = table(tmp_path, "csv", [{"step": 100 * i, "acc": word if i == 2 else i} for i in range(5)])
+    assert Trajectory.read(path, signal="acc").usable("acc").steps.tolist() == [0, 100, 300, 400]
+
+
+def test_objects_in_a_jsonl_are_columns(tmp_path):
+    rows = [{"train": {"step": 100 * i, "loss": {"all": i}}, "table": {"_type": "table-file"}} for i in range(5)]
+    trajectory = Trajectory.read(table(tmp_path, "jsonl", rows), signal="train/loss/all")
+    assert trajectory.steps.tolist() == [0, 100, 200, 300, 400]
