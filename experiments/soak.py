@@ -3,12 +3,13 @@
 Each round trains a small model twice, alone and watched, with sinks that raise and hang, a disk that fills and gets
 room again, a slow one, a folder that is deleted, a clock that jumps, and measuring processes that are killed. The
 weights must agree bit for bit, every run must go on where it ended, and after the first rounds no memory, process,
-file or thread may be left over.
+file or thread may be left over; what is, is named.
 
     python experiments/soak.py --minutes 60
 """
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -19,7 +20,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import phasewatch as pw
+from phasewatch.callbacks.sinks.wandb_rows import find_and_draw
 from phasewatch.monitor.runs import folder as run_folder
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 
@@ -91,6 +94,21 @@ class Hanging:
     def close(self) -> None:
         """Hang."""
         self.over.wait()
+
+
+class Drawing:
+    """A sink that draws in its thread, as those of W&B and of notebooks do."""
+
+    def attach(self, trajectory: Callable[[], pw.Trajectory]) -> None:
+        """Take what returns the points."""
+        self._trajectory = trajectory
+
+    def write(self, item: Any) -> None:
+        """Wait for the end."""
+
+    def close(self) -> None:
+        """Draw."""
+        find_and_draw(self._trajectory())
 
 
 class Trouble:
@@ -160,16 +178,25 @@ def children() -> list[int]:
     return found
 
 
-def held() -> dict[str, int]:
-    """What this process holds: bytes, files, threads and processes."""
+def held() -> dict[str, Counter[str]]:
+    """What this process holds, by name: files, threads and processes."""
     gc.collect()
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "bytes": resident,
-        "files": len(os.listdir("/proc/self/fd")),
-        "threads": len(os.listdir("/proc/self/task")),
-        "processes": len(children()),
-    }
+    files, processes = Counter[str](), Counter[str]()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that lists them is closed by now
+            files[os.readlink(f"/proc/self/fd/{descriptor}").partition(":[")[0]] += 1
+    for child in children():
+        with contextlib.suppress(OSError):
+            processes[Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")[:200]] += 1
+    threads = Counter(Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
+    return {"files": files, "threads": threads, "processes": processes}
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds, without those that its allocator keeps for later."""
+    with contextlib.suppress(AttributeError, OSError):  # not every C library can
+        ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def train(
@@ -197,7 +224,7 @@ def play(seed: int, data: tuple[Tensor, Tensor], folder: Path) -> dict[str, int]
     alone = train(make_model(), data)
     trouble, hanging = Trouble(chance), Hanging()
     with trouble.around():
-        for sinks in ([Failing(), hanging], []):
+        for sinks in ([Failing(), hanging, Drawing()], []):
             model = make_model()
             monitor = pw.PhaseMonitor(model, make_probe(data), run=folder, at=pw.every(5), sinks=sinks, measure=measure)
             watched = train(model, data, monitor, trouble)
@@ -221,23 +248,26 @@ def main() -> None:
     warnings.simplefilter("ignore", pw.PhasewatchWarning)
     generator = torch.Generator().manual_seed(1)
     data = torch.randn(64, 4, generator=generator), torch.randn(64, 1, generator=generator)
-    began, rounds, first = time.monotonic(), 0, held()
-    counts: dict[str, int] = {}
+    began, rounds, first, first_bytes = time.monotonic(), 0, held(), resident()
+    counts = Counter[str]()
     while time.monotonic() - began < seconds or rounds <= WARM_UP:
         with tempfile.TemporaryDirectory() as parent:
-            for kind, count in play(rounds, data, Path(parent, "run")).items():
-                counts[kind] = counts.get(kind, 0) + count
+            counts.update(play(rounds, data, Path(parent, "run")))
         rounds += 1
         time.sleep(0.2)
         if rounds == WARM_UP:
-            first = held()
-    last = held()
+            first, first_bytes = held(), resident()
+        if rounds % 20 == 0:
+            print(f"{rounds} rounds are bit-identical; {resident() // 2**20} MiB", flush=True)
+    last, last_bytes = held(), resident()
     print(f"{rounds} rounds of {4 * STEPS} steps in {time.monotonic() - began:.0f} s, all bit-identical")
     print("trouble:", ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()) if kind != "nothing"))
-    print(f"held after {WARM_UP} rounds: {first}, at the end: {last}")
-    assert last["bytes"] - first["bytes"] < MOST_GROWTH, "memory leaks"
-    for kind in ("files", "threads", "processes"):
-        assert last[kind] <= first[kind], f"{kind} leak"
+    for kind in first:
+        print(f"{kind} held after {WARM_UP} rounds: {first[kind].total()}, at the end: {last[kind].total()}")
+    print(f"MiB held after {WARM_UP} rounds: {first_bytes // 2**20}, at the end: {last_bytes // 2**20}")
+    assert last_bytes - first_bytes < MOST_GROWTH, "memory leaks"
+    for kind in first:
+        assert last[kind].total() <= first[kind].total(), f"{kind} leak: {dict(last[kind] - first[kind])}"
 
 
 if __name__ == "__main__":

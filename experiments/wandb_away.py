@@ -3,8 +3,9 @@
 Each row trains a small model in a process of its own against a local server: one that answers, one that never does, one
 that takes 5 seconds for each request, one that answers 500, one that resets connections, one that hangs for 15 seconds
 from the first request on, and one that hangs after them. `sink` is a run of the sink's own, `user` the user's run with
-the sink in it, `alone` the user's run without. `of training` is the processor time of the sink's thread, all of which
-may hold up training, as a share of the training's time; all but a millisecond a point is spent once, on importing W&B.
+the sink in it, `alone` the user's run without; where the server never answers, W&B itself refuses to begin these two.
+`of training` is the processor time of the sink's thread, all of which may hold up training, as a share of the
+training's time; all but a millisecond a point is spent once, on importing W&B.
 
     python experiments/wandb_away.py [--quick]
 """

@@ -1,10 +1,11 @@
 """A figure as an SVG image that is part of a page."""
 
 import base64
-import io
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
+
+from phasewatch.callbacks.figures.rendering import render
 
 
 class NotebookFigure(Figure):
@@ -28,6 +29,5 @@ def svg_address(figure: Figure) -> Markup:
     >>> svg_address(Figure())[:26]
     Markup('data:image/svg+xml;base64,')
     """
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return Markup("data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
+    image = render(figure, "svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return Markup("data:image/svg+xml;base64," + base64.b64encode(image).decode("ascii"))

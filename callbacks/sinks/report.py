@@ -48,7 +48,6 @@ _TRACE_WIDTH, _TRACE_HEIGHT = 240.0, 84.0
 """The size of such a drawing, in units of its own; the page scales it."""
 
 
-@without_collector()
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write a run's report: the figure, the transitions in words, every point with its verdict, and the settings.
 
@@ -82,6 +81,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     return report_and_points(run, out)[0]
 
 
+@without_collector()
 def report_and_points(
     run: str | Path, out: str | Path | None = None
 ) -> tuple[Path, Trajectory | None, Sequence[Transition]]:
@@ -155,7 +155,7 @@ def _render(
     environment.globals.update(unknown=UNKNOWN_CHANGE)
     return environment.get_template("report.html.j2").render(
         name=name,
-        summary=_summary(points, transitions),
+        summary=_summary(points, transitions, doubtful),
         picture=None if trajectory is None else _picture(points, transitions, metrics[:MAX_METRICS]),
         chart=chart_data(_spread(points, MOST_ROWS), transitions, metrics[:MAX_METRICS]),
         script=Markup(SCRIPT),
@@ -197,8 +197,8 @@ def _steps(doubtful: Sequence[Point], health: Health) -> list[int]:
     return [point.step for point in doubtful if point.llc.health is health]
 
 
-def _summary(points: Sequence[Point], transitions: Sequence[Transition]) -> str:
-    """The run in one sentence."""
+def _summary(points: Sequence[Point], transitions: Sequence[Transition], doubtful: Sequence[Point]) -> str:
+    """The run in one sentence; `doubtful` are those of the points whose estimate isn't right, or failed."""
     if not points:
         return "Nothing has been measured yet."
     first, last = (integer(point.step) for point in (points[0], points[-1]))
@@ -211,11 +211,10 @@ def _summary(points: Sequence[Point], transitions: Sequence[Transition]) -> str:
     text += f": {found}"
     if kinds:
         text += f" ({', '.join(kinds)})"
-    failed = sum(point.llc.health.failed for point in points)
-    doubtful = sum(point.llc.health is not Health.OK for point in points) - failed
+    failed = sum(point.llc.health.failed for point in doubtful)
     doubts = [
         f"{integer(count)} estimate{'s' if count > 1 else ''} {verb}"
-        for count, verb in ((doubtful, "doubtful"), (failed, "failed"))
+        for count, verb in ((len(doubtful) - failed, "doubtful"), (failed, "failed"))
         if count
     ]
     return _typeset(str)(text + "".join(f", {doubt}" for doubt in doubts) + ".")

@@ -44,12 +44,11 @@ def point_row(point: Point) -> dict[str, Any]:
 
 def find_and_draw(trajectory: Trajectory) -> tuple[list[Transition], bytes]:
     """The transitions that a trajectory shows as a whole, and the picture of them as a PNG file."""
+    from phasewatch.callbacks.figures.rendering import render
     from phasewatch.callbacks.figures.trajectory import draw_trajectory
 
     transitions = list(find_transitions(trajectory))
-    png = io.BytesIO()
-    draw_trajectory(trajectory, transitions).savefig(png, format="png", dpi=150)
-    return transitions, png.getvalue()
+    return transitions, render(draw_trajectory(trajectory, transitions), "png", dpi=150)
 
 
 def drawing_row(trajectory: Trajectory) -> dict[str, Any]:

@@ -339,10 +339,12 @@ def report(
     _import_matplotlib()
     from phasewatch.callbacks.sinks.report import report_and_points
     from phasewatch.callbacks.sinks.terminal import print_transitions
+    from phasewatch.monitor.trajectories.tables import without_collector
 
-    written, trajectory, found = report_and_points(run, out)
-    if trajectory is not None:
-        print_transitions(trajectory, found)
+    with without_collector():
+        written, trajectory, found = report_and_points(run, out)
+        if trajectory is not None:
+            print_transitions(trajectory, found)
     print(f"The report: {printable(written)}")
 
 

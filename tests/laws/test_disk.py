@@ -3,7 +3,10 @@
 import errno
 import os
 import sys
+import tempfile
 import warnings
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,3 +150,37 @@ def test_one_refusal_at_each_of_the_changes_costs_one_warning_and_no_point(tmp_p
     assert refused
     assert max(refused) < 12 < last
     assert all("can't be" in text for text in refused.values())
+
+
+def fill(path):
+    """Write to a file until its disk takes no more."""
+    with path.open("wb", buffering=0) as file:
+        for size in (2**16, 2**12, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+                    os.fsync(file.fileno())
+
+
+@pytest.mark.skipif("SMALL_DISK" not in os.environ, reason="SMALL_DISK names a folder of which a few MB are free")
+@pytest.mark.parametrize("measure", ["inline", "background"])
+@pytest.mark.parametrize("last", [9, 99], ids=["mended before the end", "mended after the end"])
+def test_a_disk_that_is_full_costs_one_warning_and_no_point(undisturbed, alone, measure, last):
+    """A tmpfs of a few MB refuses with ENOSPC, a subvolume of btrfs with `btrfs qgroup limit` with EDQUOT."""
+    with tempfile.TemporaryDirectory(dir=os.environ["SMALL_DISK"]) as parent:
+        folder, filler = Path(parent, "run"), Path(parent, "filler")
+
+        def at(step):
+            if step == 5:
+                fill(filler)
+            if step == last:
+                filler.unlink()
+            return step % 2 == 0
+
+        said = trained(folder, alone, at=at, measure=measure)
+        assert sum("can't be written to" in text for text in said) == 1, said
+        assert lines(undisturbed).startswith(lines(folder)) != b""
+        if last > 12:
+            filler.unlink()
+            assert trained(folder, alone) == []
+        assert lines(folder) == lines(undisturbed)

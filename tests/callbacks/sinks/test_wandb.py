@@ -377,6 +377,25 @@ def test_what_fails_between_rows_comes_out_of_the_next_write(
     assert sorted(values(written, "phase/llc")) == [11.0, 12.0, 13.0]
 
 
+def test_the_end_of_the_users_run_waits_seconds_for_what_wandb_does_not_take(
+    offline: Path, drawn: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_feed, "CLOSE_SECONDS", 0.2)
+    run, sink, over = open_run(), AttachedSink(), threading.Event()
+    send(sink, a_point(1), a_point(2))
+    warned = r"left its last results out of the W&B run \S+, since .* within 0\.2 seconds .* in points\.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "log", lambda *row, **options: over.wait(100))
+        with pytest.warns(PhasewatchWarning, match=warned) as caught:
+            run.finish()
+        assert not over.is_set()
+        assert len(caught) == 1
+        over.set()
+        wait_for(lambda: all(thread.name != "phasewatch-wandb-end" for thread in threading.enumerate()))
+    (written,) = read_back(run)
+    assert values(written, "phase/llc") == [11.0]
+
+
 def test_a_picture_that_cannot_be_drawn_costs_itself_alone(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_rows, "find_and_draw", _refuse)
     run = open_run()

@@ -96,6 +96,15 @@ def test_a_record_that_lacks_something_is_no_estimate(missing):
         Estimate.from_json(record)
 
 
+def test_checks_that_an_older_version_did_not_know_are_nan_and_cost_nothing():
+    record = replace(estimate(), checks=Checks()).as_json()
+    whole, older = Estimate.from_json(record), Estimate.from_json(record | {"checks": {"kappa": "nan"}})
+    assert whole.checks is older.checks  # of 200,000 points from a table
+    known = Estimate.from_json(record | {"checks": {"kappa": 2.5}}).checks
+    assert known.kappa == 2.5
+    assert math.isnan(known.curvature)
+
+
 def test_a_verdict_of_another_version_is_no_estimate():
     with pytest.raises(KeyError, match="SPLENDID"):
         Estimate.from_json(estimate().as_json() | {"health": "SPLENDID"})

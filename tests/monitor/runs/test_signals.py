@@ -125,6 +125,89 @@ def test_a_training_ends_whole_and_leaves_no_process(tmp_path, measure, name):
     assert content == lines(tmp_path / "run") != b""
 
 
+SAYS_SO = "phasewatch: ended by SIGTERM. What is measured is kept"
+
+BLOCKS = {
+    "an import is not interrupted": (
+        """
+        sys.path.insert(0, sys.argv[1])
+        import interrupted_module
+        time.sleep(60)
+        """,
+        "whole\n",
+    ),
+    "what is swallowed comes again": (
+        """
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("swallowed", flush=True)
+        time.sleep(60)
+        """,
+        "swallowed\n",
+    ),
+    "tidying up is not interrupted": (
+        """
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            time.sleep(0.5)
+            print("tidy", flush=True)
+        """,
+        "tidy\n",
+    ),
+}
+
+ENDED = """
+import os, signal, sys, time
+from phasewatch.monitor.runs.signals import ended_by_signals
+try:
+    with ended_by_signals():
+{block}
+except KeyboardInterrupt:
+    print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_interrupt_comes_once_and_where_it_can_be_taken(tmp_path, name):
+    block, said = BLOCKS[name]
+    (tmp_path / "interrupted_module.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.2)\nprint('whole', flush=True)\n"
+    )
+    block = textwrap.indent(textwrap.dedent(block), " " * 8)
+    process = started(["-c", ENDED.format(block=block), tmp_path])
+    out, err = process.communicate(timeout=60)
+    assert (out, process.returncode) == (f"{said}ended\n", 0)
+    assert SAYS_SO in err
+    assert "Traceback" not in err
+
+
+HANGS = """
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            time.sleep(60)
+"""
+IMPORTS = """
+        sys.path.insert(0, sys.argv[1])
+        import hanging_module
+"""
+
+
+@pytest.mark.parametrize("block", [HANGS, IMPORTS], ids=["hangs", "imports"])
+def test_a_process_that_cannot_tidy_up_ends_as_it_is(tmp_path, block):
+    (tmp_path / "hanging_module.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(60)\n"
+    )
+    process = started(["-c", ENDED.format(block=block), tmp_path])
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert SAYS_SO in err
+
+
 COMMANDS = {
     "replay": ["replay", "series", "--probe", "a_probe.py:probe", "--run", "run", "--workers", "2"],
     "calibrate": ["calibrate", "series", "--probe", "a_probe.py:probe", "--budget", "1000000"],
