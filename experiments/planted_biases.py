@@ -14,6 +14,7 @@ what the loss still rises by is hidden in its own fluctuation. Costs about four 
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from command_line import command_line
@@ -55,17 +56,17 @@ def settings(share: float) -> dict[str, tuple[str, pw.Langevin | pw.SGLD, float]
     eps = KAPPA / NBETA
 
     def solved(bias: Callable[[float], float], low: float, high: float) -> float:
-        return low if share <= bias(low) else brentq(lambda x: bias(x) - share, low, high)
+        return low if share <= bias(low) else cast(float, brentq(lambda x: bias(x) - share, low, high))
 
     overstep = solved(lambda e: float((1 / (1 - e * a / 4)).mean()) - 1, 1e-5 / NBETA, 3 / NBETA)
     gamma = solved(lambda g: float((g / (a + g)).mean()), GAMMA, 1e4)
-    slow = eps if share <= lacking(eps) else brentq(lambda e: lacking(e) - share, 1e-7, eps)
+    slow = eps if share <= lacking(eps) else cast(float, brentq(lambda e: lacking(e) - share, 1e-7, eps))
     _, (x, y) = quadratic(1.0)
     size = float((y - x @ torch.linalg.lstsq(x, y).solution).square().mean())
     # λ̂'s excess is ε·nβ²·tr Cov/8, and tr Cov of a minibatch's gradient is tr H · size / batch.
     each = eps * NBETA**2 * float(CURVATURES.sum()) * size / BATCH / 8 / (DIRECTIONS / 2)
     return {
-        "steps": ("OVERSTEPPING", pw.SGLD(step_size=max(overstep, 0.05 / NBETA), localization=GAMMA, **full), 0.0),
+        "steps": ("OVERSTEPPING", pw.SGLD(step_size=max(overstep, 0.1 / NBETA), localization=GAMMA, **full), 0.0),
         "noise": (
             "NOISY",
             pw.Langevin(step_size=eps, localization=GAMMA, momentum=0.0, **(full | {"batch_size": BATCH})),

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from phasewatch.callbacks.figures.style import INK, MUTED
-from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.estimates.estimate import Estimate
 from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.probing.calibration import Calibration, Trial
 from phasewatch.monitor.sampling.settings import Sampler
@@ -102,7 +102,7 @@ def _draw(
         tried |= {across(trial.sampler) for trial in trials}
         for step, colour in colours.items():
             found = sorted(
-                (across(trial.sampler), *height(point.llc), point.llc.health is Health.OK)
+                (across(trial.sampler), *height(point.llc), not point.llc.health.doubtful)
                 for trial in trials
                 for point in trial.points
                 if point.step == step

@@ -7,7 +7,7 @@ import numpy as np
 
 from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.monitor.errors import PhasewatchError, requires
-from phasewatch.monitor.estimates.estimate import Estimate, Health
+from phasewatch.monitor.estimates.estimate import Estimate
 from phasewatch.monitor.formatting import MISSING, count, integer, number, printable, value_and_error
 from phasewatch.monitor.trajectories.changes import Transition
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -55,7 +55,7 @@ def transition_html(transition: Transition) -> str:
 def estimate_html(estimate: Estimate) -> str:
     """An estimate's value, error and verdict as HTML."""
     value = MISSING if estimate.health.failed else value_and_error(estimate.value, estimate.error)
-    colour = "#00745a" if estimate.health is Health.OK else "#b3261e" if estimate.health.failed else "#8a5a00"
+    colour = "#b3261e" if estimate.health.failed else "#8a5a00" if estimate.health.doubtful else "#00745a"
     details = [
         f"{len(estimate.per_chain)} chains" if estimate.per_chain else "",
         f"R-hat {number(estimate.rhat)}" if np.isfinite(estimate.rhat) else "",

@@ -141,7 +141,7 @@ def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: S
     """
     llc = np.asarray(trajectory.llc, dtype=float)
     there = np.isfinite(llc) & ~np.array([health.failed for health in healths], dtype=bool)
-    doubtful = there & np.array([health is not Health.OK for health in healths], dtype=bool)
+    doubtful = there & np.array([health.doubtful for health in healths], dtype=bool)
     llc = np.where(there, llc, math.nan)
     error = np.asarray(trajectory.llc_error, dtype=float)
     error = np.where(np.isfinite(error), error, 0.0)

@@ -137,7 +137,7 @@ def _render(
 ) -> str:
     points = tuple(trajectory) if trajectory is not None else ()
     metrics = sorted({metric for point in points for metric in point.metrics})
-    doubtful = [point for point in points if point.llc.health is not Health.OK]
+    doubtful = [point for point in points if point.llc.health.doubtful]
     traced = [point for point in doubtful if point.llc.trace]
     environment = Environment(
         loader=PackageLoader("phasewatch.callbacks.sinks", ""),

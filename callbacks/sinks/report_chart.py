@@ -52,7 +52,7 @@ def chart_data(points: Sequence[Point], transitions: Sequence[Transition], metri
         "llc": 0,
         "verdicts": [health.name.lower().replace("_", " ") for health in healths],
         "verdict": [healths.index(point.llc.health) for point in points],
-        "doubtful": [int(point.llc.health is not Health.OK) for point in points],
+        "doubtful": [int(point.llc.health.doubtful) for point in points],
         "failed": [int(bad) for bad in failed],
         "stages": [
             {

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phasewatch.monitor.errors import PhasewatchError, requires
-from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.trajectories.changes import Transition
 from phasewatch.monitor.trajectories.points import Point
@@ -93,7 +92,7 @@ def _scalars(point: Point) -> dict[str, float]:
         "phase/llc_error": llc.error,
         "phase/llc_low": llc.value - 2 * llc.error,
         "phase/llc_high": llc.value + 2 * llc.error,
-        "phase/doubtful": float(llc.health is not Health.OK),
+        "phase/doubtful": float(llc.health.doubtful),
     }
     for name, estimate in point.parts.items():
         scalars[f"phase/parts/{printable(name)}"] = estimate.value

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from phasewatch.callbacks.figures.style import KIND_STYLES
 from phasewatch.monitor.emergence.watching import NewRedFlags, RedFlag, red_flags
 from phasewatch.monitor.errors import MOST_CHARACTERS
-from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import MISSING, integer, measured, number, percent, printable, value_and_error
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Transition
 from phasewatch.monitor.trajectories.points import Point
@@ -121,7 +120,7 @@ def _count(trajectory: Trajectory, signal: str) -> str:
     if len(usable) < points:
         needed = "λ̂ or loss" if signal == "llc" else printable(signal, 40)
         text += f", {integer(points - len(usable))} left out without {needed}"
-    if signal == "llc" and (doubtful := sum(point.llc.health is not Health.OK for point in usable)):
+    if signal == "llc" and (doubtful := sum(point.llc.health.doubtful for point in usable)):
         text += f", {integer(doubtful)} doubtful"
     return text + "."
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition, find_transitions
@@ -33,7 +32,7 @@ def point_row(point: Point) -> dict[str, Any]:
         "phase/llc_low": llc.value - 2 * llc.error,
         "phase/llc_high": llc.value + 2 * llc.error,
         "phase/health": llc.health.name,
-        "phase/doubtful": int(llc.health is not Health.OK),
+        "phase/doubtful": int(llc.health.doubtful),
     }
     taken = {key.removeprefix("phase/") for key in row} | {"figure", "llc_band", "transitions"}
     for name, value in point.metrics.items():

@@ -65,6 +65,11 @@ class Health(enum.Enum):
         return self is Health.DIVERGED
 
     @property
+    def doubtful(self) -> bool:
+        """Whether the value isn't what its setting defines. What the localization takes is a part of the setting."""
+        return self not in {Health.OK, Health.LOCALIZED}
+
+    @property
     def has_level(self) -> bool:
         """Whether the value says how complex the model is, and isn't part descent."""
         return self not in {Health.DIVERGED, Health.NEGATIVE, Health.OFF_MINIMUM}

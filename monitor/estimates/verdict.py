@@ -86,7 +86,7 @@ def estimate_from_losses(
     error = standard_error(per_chain)
     health = verdict(paired, error, rhat, checks)
     thinned = paired[:, :: math.ceil(paired.shape[1] / TRACE_LENGTH)]
-    trace = () if health is Health.OK else tuple(tuple(chain) for chain in thinned.tolist())
+    trace = tuple(tuple(chain) for chain in thinned.tolist()) if health.doubtful else ()
     return Estimate(value, error, tuple(per_chain.tolist()), nbeta, rhat, ess, health, trace, checks)
 
 

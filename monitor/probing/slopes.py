@@ -26,7 +26,7 @@ BEYOND = 4.0
 """How many times over rounding and curvature may explain a deviation."""
 
 AT_A_MINIMUM = 1000.0
-"""Slopes are rounding where they change the loss by less than so many times the rounding of what curvature changes it."""
+"""Slopes are rounding where they change the loss by less than so many times the rounding of its curvature."""
 
 MOST_ROWS = 8
 """Rows without a gradient of their own that are looked for. Each takes about 2 log2 of the number of rows passes."""

@@ -78,7 +78,7 @@ class Transition:
         provisional: True while later points may still change the transition or remove it.
         changes: how much each signal changed: that of `signal`, and those of "loss" and "llc" where they are known.
         points: how many points between `start` and `end`, both included, have an estimate of λ̂.
-        doubtful: how many of these estimates are doubtful, which is to say that their health isn't OK.
+        doubtful: how many of these estimates are doubtful, by `Health.doubtful`.
 
     Example:
         >>> import phasewatch as pw

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.trajectories.changes import UNKNOWN_CHANGE, Change, Transition
 from phasewatch.monitor.trajectories.columns import Columns
 from phasewatch.monitor.trajectories.evidence import CONFIDENT, Evidence, error_of_change, unit_of
@@ -285,7 +284,7 @@ def _with_doubts(found: Sequence[Transition], usable: Trajectory) -> list[Transi
     healths = [point.llc.health for point in usable]
     failed = np.array([health.failed for health in healths])
     estimates = np.append(0, np.cumsum(~failed))
-    doubtful = np.append(0, np.cumsum(~failed & [health is not Health.OK for health in healths]))
+    doubtful = np.append(0, np.cumsum(~failed & [health.doubtful for health in healths]))
     counted = []
     for transition in found:
         first, last = np.searchsorted(steps, transition.start), np.searchsorted(steps, transition.end, side="right")
