@@ -727,7 +727,7 @@ def test_calibrate_prints_the_choice_and_why_and_draws_it(phasewatch, folder):
     assert "step 1 " in out.splitlines()[0]
     assert "step 50 000" in out.splitlines()[0]
     assert re.search(r"All of this took \d[ \d]* of 6 000 gradient evaluations\.", out)
-    assert re.fullmatch(r"SGLD\(step_size=.*batch_size=16\)", out.splitlines()[-1])
+    assert re.fullmatch(r"SGLD\(step_size=.*batch_size=None\)", out.splitlines()[-1])
     assert (folder / "why.png").read_bytes().startswith(b"\x89PNG")
     assert measured(folder) == 0
     assert phasewatch(*arguments)[1] == out

@@ -32,11 +32,15 @@ NBETA = 1e4
 """nβ to start from: at a minimum, the larger it is, the less the localization and the minimum's surroundings count.
 Noise and slope ask for less."""
 
+NBETA_OF_A_CURVE = 100.0
+"""Snapshots before the last one that aren't at a minimum lower nβ to this: the larger it is, the more of their λ̂ is
+descent, which would hide the stages."""
+
 LEAST_NBETA = 10.0
 """Where the last snapshot is not at a minimum, nβ may drop to this."""
 
 DESCENT = 0.5
-"""nβ to start from is such that the steepest direction falls at most so many nats at the last snapshot."""
+"""nβ to start from is such that the steepest direction falls at most so many nats at all snapshots but the first."""
 
 ALL_OF_THE_DATA = 2**24
 """Take all of the data at each step, in place of minibatches, where samples × parameters are no more than this: there
@@ -101,9 +105,11 @@ class Search:
         self._kind = probe.sampler if probe.sampler.target_kappa is None else replace(probe.sampler, kappa=None)  # pyright: ignore[reportCallIssue]
         self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(kept)) if kept else 0)
         self._too_short = 0.0
-        self.curvatures, descent = self._survey(budget)
+        self.curvatures, descents = self._survey(budget)
         self._longest = self._longest_burn_in(budget)
-        self._nbeta = max(min(NBETA, NBETA * DESCENT / max(descent, 1e-9)), LEAST_NBETA)
+        of_curve = min((NBETA * DESCENT / max(DESCENT, descent) for descent in descents[1:-1]), default=NBETA)
+        of_last = max(NBETA * DESCENT / max(DESCENT, descents[-1]), LEAST_NBETA)
+        self._nbeta = min(max(of_curve, NBETA_OF_A_CURVE), of_last)
         self._lower_nbeta_for_noise()
 
     def choose(self, error: float) -> Trial | None:
@@ -117,8 +123,8 @@ class Search:
         self._explain(chosen, error)
         return chosen
 
-    def _survey(self, budget: int) -> tuple[list[float], float]:
-        """The curvature at each snapshot, and the descent at the last one, by chains too short to move."""
+    def _survey(self, budget: int) -> tuple[list[float], list[float]]:
+        """The curvature at each snapshot, and its descent at `NBETA`, by chains too short to move."""
         still = replace(self._with(1e-12, 0.0, NBETA, 0), draws=4)
         cost = len(self.snapshots) * gradients_of_a_point(still, self._minibatches(still))
         least = cost + len(self.snapshots) * self._most(self._least)
@@ -127,7 +133,7 @@ class Search:
                 f"calibrate(budget={budget}) is too small: a look around {len(self.snapshots)} snapshots and one short "
                 f"trial take {integer(least)} gradient evaluations."
             )
-        found, descent = [], 0.0
+        found, descents = [], []
         for snapshot in self.snapshots:
             point = measure_whole(self.probe, snapshot, still)
             curvature = point.llc.checks.curvature
@@ -137,14 +143,14 @@ class Search:
                     f"{integer(point.step)}. Give snapshots from before training diverged."
                 )
             found.append(curvature)
-            descent = point.llc.checks.descent - point.llc.checks.descent_error
+            descents.append(point.llc.checks.descent - point.llc.checks.descent_error)
         if max(found) == 0:
             raise PhasewatchError(
                 "calibrate(...): the loss is flat around all of the snapshots, so nothing sets the length of a step. "
                 "Check that it depends on the weights that are sampled."
             )
         self.left -= cost
-        return found, descent
+        return found, descents
 
     def _lower_nbeta_for_noise(self) -> None:
         """Lower nβ where short chains at the last snapshot say that noise would add too much to λ̂."""

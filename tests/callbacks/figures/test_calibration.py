@@ -21,7 +21,7 @@ def a_trial(eps, nbeta, *points):
 
 TRIALS = (
     a_trial(1e-3, 100.0, a_point(10, -300.0, Health.NEGATIVE), a_point(20, 8.0), a_point(30, 12.0)),
-    a_trial(2e-3, 100.0, a_point(10, -310.0, Health.NEGATIVE), a_point(20, 8.5, Health.LOCALIZED), a_point(30, 13.0)),
+    a_trial(2e-3, 100.0, a_point(10, -310.0, Health.NEGATIVE), a_point(20, 8.5, Health.NOISY), a_point(30, 13.0)),
     a_trial(5e-4, 200.0, a_point(30, 12.5)),
 )
 

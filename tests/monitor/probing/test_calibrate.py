@@ -353,3 +353,12 @@ def test_the_least_budget_it_names_is_enough():
     with pytest.raises(PhasewatchError, match="too small"):
         calibrate(series(1.0, 2.0), make_probe(), budget=least - 1, show=None)
     assert calibrated(series(1.0, 2.0), make_probe(), budget=least).spent <= least
+
+
+def test_a_curve_that_comes_down_to_its_minimum_is_measured_at_a_lower_nbeta():
+    """Of a middle snapshot that still descends, a larger nβ would show nothing else."""
+    end = series(1.0)[0]
+    curve = [Snapshot.of(Bowl(1.0, centre=centre), step) for step, centre in ((-2, 3.0), (-1, 0.1))]
+    of_curve, of_end = (calibrate(given, make_probe(), show=None) for given in ([*curve, end], [end]))
+    assert of_end.nbeta == 1e4
+    assert of_curve.nbeta == 100
