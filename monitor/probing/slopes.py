@@ -237,8 +237,8 @@ class _Line:
         return self._difference(signs, REACH)[0]
 
     def moves(self, signs: Sequence[int]) -> bool:
-        """Whether the loss changes with a long step."""
-        return self._difference(signs, 100 * REACH)[0] != 0
+        """Whether the loss changes with a long step; at a minimum it may change by as much both ways."""
+        return self._at(signs, 100 * REACH) != self._at([0] * len(signs), 0.0)
 
     def worst(self, whole: float) -> str:
         """The parameter whose gradient is off, or one of them.

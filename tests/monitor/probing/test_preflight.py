@@ -127,6 +127,19 @@ def test_a_gradient_that_is_not_that_of_the_loss_is_said_with_its_parameter(make
         probe(make())
 
 
+def test_a_loss_that_changes_by_as_much_both_ways_does_change():
+    """As at an exact minimum, where the gradient is rounding."""
+
+    def bowl(model, x):
+        return model.weight.square().sum() + 1e-25 * model.weight.sum() + 0 * x.sum()
+
+    model = nn.Linear(4, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe(model, bowl)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_at_a_minimum_the_gradient_is_that_of_the_loss(layers, dtype):
