@@ -32,15 +32,18 @@ def calibrate(
 ) -> Sampler:
     """Choose step size, localization, nβ, burn-in, draws and chains for a whole series.
 
-    The largest curvature h at any snapshot sets the scale. The step size starts at κ = ε·(nβ·h + γ) = 1, and the
-    localization γ is the weakest that chains settle in, in as many steps as the budget allows. A setting is taken if
-    its verdicts are sound, the descent at an early snapshot aside, if its noise adds little to λ̂, and if λ̂ stays
-    stable and flat with steps twice as long; until then the verdicts say what to try next. λ̂ with twice and half of
-    nβ is reported. There are as many chains as the error asks for. All trials share their random streams.
+    The largest curvature h at any snapshot sets the scale. The step size starts at κ = ε·(nβ·h + γ) = 1, or ½ with
+    momentum, and the localization γ is the weakest that chains settle in, in as many steps as the budget allows. nβ
+    starts at 10,000, or at what noise and slopes allow: for the level of one model, give its last snapshot alone. A
+    setting is taken if its verdicts are sound, the descent at an early snapshot aside, if its noise adds little to λ̂,
+    and if λ̂ stays flat with steps twice as long; until then the verdicts say what to try next. Then γ is lowered at the
+    last snapshot where λ̂ rises by what it held back and no more, and nβ where λ̂ rises by it. There are as many chains
+    as the error asks for. All trials share their random streams.
 
     Args:
         snapshots: of the series, such as an early, a middle and a late one; the sharpest decides the step size.
-        probe: what to calibrate for. Of its sampler, its class, the batch size and the momentum are kept.
+        probe: what to calibrate for. Of its sampler, its class, the batch size and the momentum are kept;
+            but all of the data is taken at each step where samples × parameters are at most 2²⁴.
         budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
             gradient counts as a third. It also says how long chains may be: with three snapshots, a point comes to
             cost between a twenty-fifth and a tenth of it.
