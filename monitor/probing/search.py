@@ -165,9 +165,10 @@ class Search:
             if llc.health.failed and self._nbeta > LEAST_NBETA:
                 self._nbeta = max(self._nbeta / 16, LEAST_NBETA)
                 continue
-            if not llc.checks.noise > BIAS * (llc.value - llc.checks.noise) or self._nbeta == LEAST_NBETA:
+            noise = llc.checks.noise
+            bias = noise / max(llc.value - noise, noise) if noise > 0 else 0.0
+            if not bias > BIAS or self._nbeta == LEAST_NBETA:
                 return
-            bias = llc.checks.noise / max(llc.value - llc.checks.noise, llc.checks.noise)
             self._nbeta = max(self._nbeta * max(BIAS / 2 / bias, 1 / 16), LEAST_NBETA)
 
     def _minibatches(self, sampler: Sampler) -> int:
