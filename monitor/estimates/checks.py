@@ -73,7 +73,6 @@ class ChainRecord:
         step_size: ε, shape (chain,).
         curvature: the largest that each chain met, shape (chain,).
         gradient_squares: mean of ‖∇L‖², shape (chain,).
-        displacement_squares: mean of ‖δ‖², shape (chain,).
         own_products: mean of δ·∇L, shape (chain,).
         along_slope: mean of ∇L(w*)·δ, shape (chain,); NaN where it isn't known.
         past_products: mean of ∇L·Σ ε·δ, the sum over the chain's steps so far, shape (chain,); NaN where it isn't
@@ -86,7 +85,6 @@ class ChainRecord:
     step_size: np.ndarray
     curvature: np.ndarray
     gradient_squares: np.ndarray
-    displacement_squares: np.ndarray
     own_products: np.ndarray
     along_slope: np.ndarray
     past_products: np.ndarray

@@ -97,9 +97,9 @@ class _Chain:
         reference = self._start.reference[[self._order[step] for step in schedule.compared]]
         if not (np.isfinite(drawn).all() and np.isfinite(reference).all()):
             return None
-        squares, away, work, past = torch.stack(products).mean(0).cpu().numpy()
+        squares, work, past = torch.stack(products).mean(0).cpu().numpy()
         noise = float(np.mean(self._scatter)) if self._scatter else math.nan
-        seen = self._eps, self._curvature, squares, away, work, math.nan, past, noise
+        seen = self._eps, self._curvature, squares, work, math.nan, past, noise
         return ChainRecord(drawn[None], reference[None], *(np.array([value]) for value in seen))
 
     @torch.no_grad()
@@ -258,15 +258,15 @@ class _Chain:
 
     @torch.no_grad()
     def _products(self) -> Tensor:
-        """‖∇L‖², ‖δ‖², ∇L·δ and ∇L·Σδ, with δ the displacement, shape (4,)."""
-        total = torch.zeros(4, dtype=torch.float64, device=self._weights[0].device)
+        """‖∇L‖², ∇L·δ and ∇L·Σδ, with δ the displacement, shape (3,)."""
+        total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
         grads = list(gradients(self._target.parameters, self._start.masks))
         missing = torch.full((), math.nan, dtype=torch.float64, device=total.device)
         for k in self._vector.counted(range(len(grads))):
             weight, grad = self._weights[k], grads[k]
             away, slope = (weight - self._position.origin(k)).flatten(), grad.flatten().to(weight.dtype)
             past = missing if self._past is None else torch.dot(self._past[k].flatten(), slope).double()
-            total += torch.stack([square(slope), square(away), torch.dot(away, slope).double(), past])
+            total += torch.stack([square(slope), torch.dot(away, slope).double(), past])
         return self._vector.total(total)
 
     def _stream(self) -> ChainNoise:

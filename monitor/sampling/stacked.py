@@ -99,10 +99,8 @@ class StackedChains:
             if not (np.isfinite(losses[i]).all() and np.isfinite(reference).all()):
                 found.append(None)
                 continue
-            squares, away, work, past, along = products[i].mean(0).T
-            found.append(
-                ChainRecord(losses[i], reference, eps[i], curvature[i], squares, away, work, along, past, noise[i])
-            )
+            squares, work, past, along = products[i].mean(0).T
+            found.append(ChainRecord(losses[i], reference, eps[i], curvature[i], squares, work, along, past, noise[i]))
         return found
 
     def _begin(self, noise: Weights) -> None:
@@ -187,15 +185,15 @@ class StackedChains:
             past.add_((w - anchor) * _like(self._eps, w))
 
     def _multiply(self, grads: Weights) -> None:
-        """‖∇L‖², ‖δ‖², ∇L·δ, ∇L·Σδ and ∇L(w*)·δ of each chain, with δ its displacement."""
+        """‖∇L‖², ∇L·δ, ∇L·Σδ and ∇L(w*)·δ of each chain, with δ its displacement."""
         total: Tensor | float = 0.0
         for k, grad in enumerate(grads):
             away, grad = _vectors(self._w[k] - self._anchors[k]), _vectors(grad)
             missing = torch.full_like(away[..., 0], math.nan)
             past = (grad * _vectors(self._past[k])).sum(-1) if self._past else missing
             along = missing if self._slopes is None else (away * _vectors(self._slopes[k])).sum(-1)
-            squares, work = (grad.square().sum(-1), away.square().sum(-1)), (grad * away).sum(-1)
-            total = total + torch.stack([*squares, work, past, along], -1).double()
+            square, work = grad.square().sum(-1), (grad * away).sum(-1)
+            total = total + torch.stack([square, work, past, along], -1).double()
         assert isinstance(total, Tensor)
         self._products.append(total)
 
