@@ -97,7 +97,7 @@ def regressions(quick: bool) -> Iterator[Case]:
         yield regression(100 + d, d, settings)
 
 
-def regression(seed: int, d: int, settings: dict[str, Any], **more: int) -> Case:
+def regression(seed: int, d: int, settings: dict[str, Any], seed_of_chains: int = 0) -> Case:
     """A linear regression of d parameters at the minimiser of noisy data."""
     generator = Generator().manual_seed(seed)
     x = torch.randn(4 * d, d, generator=generator, dtype=torch.float64)
@@ -106,7 +106,9 @@ def regression(seed: int, d: int, settings: dict[str, Any], **more: int) -> Case
     model = nn.Linear(d, 1, bias=False, dtype=torch.float64)
     with torch.no_grad():
         model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
-    return Case("regular", f"regression, d = {d}", model, deep_linear.loss, (x, y), d / 2, settings, **more)
+    return Case(
+        "regular", f"regression, d = {d}", model, deep_linear.loss, (x, y), d / 2, settings, seed=seed_of_chains
+    )
 
 
 def quadratics(quick: bool) -> Iterator[Case]:
@@ -276,7 +278,7 @@ def fresh(quick: bool) -> Iterator[Case]:
         llc = deep_linear.most_singular_llc(widths, rank)
         yield Case("most singular", f"{widths} rank {rank}", model, deep_linear.loss, data, llc, {}, seed=5)
     for d in (100,) if quick else (100, 300, 1000):
-        yield regression(95_000 + d, d, {}, seed=5)
+        yield regression(95_000 + d, d, {}, seed_of_chains=5)
 
 
 def drawn(seed: int, widths: tuple[int, ...], rank: int) -> tuple[Tensor, deep_linear.DeepLinear, deep_linear.Batch]:
