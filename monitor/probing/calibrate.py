@@ -1,5 +1,6 @@
 """Choosing one setting of the sampler for a whole series, by trial at a few of its snapshots."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.probing.calibration import Calibration, Trial
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.probing.search import ALL_OF_THE_DATA, Search
+from phasewatch.monitor.probing.search import ALL_OF_THE_DATA, OF_A_MINIBATCH, TIMES, Search
 from phasewatch.monitor.probing.trials import setting
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshot
@@ -27,27 +28,32 @@ def calibrate(
     probe: Probe,
     *,
     budget: int = 20_000,
-    error: float = 0.03,
+    error: float | None = None,
     show: Callable[[Calibration], object] | None = print,
 ) -> Sampler:
     """Choose step size, localization, nβ, burn-in, draws and chains for a whole series.
 
-    The largest curvature h at any snapshot sets the scale. The step size starts at κ = ε·(nβ·h + γ) = 1, or ½ with
-    momentum, and the localization γ is the weakest that chains settle in, in as many steps as the budget allows. nβ
-    starts at 10,000, or at what noise and slopes allow: for the level of one model, give its last snapshot alone. A
-    setting is taken if its verdicts are sound, the descent at an early snapshot aside, if its noise adds little to λ̂,
-    and if λ̂ stays flat with steps twice as long; until then the verdicts say what to try next. Then γ is lowered at the
-    last snapshot where λ̂ rises by what it held back and no more, and nβ where λ̂ rises by it. There are as many chains
-    as the error asks for. All trials share their random streams.
+    The largest curvature h at any snapshot sets the scale. The step size starts at κ = ε·(nβ·h + γ) = ½, or 1 without
+    momentum, and the localization γ is the weakest that chains settle in, in as many steps as they have: some 500
+    gradients a point for a curve, or what the budget allows for one snapshot. nβ starts at 10,000, or at what noise and
+    slopes allow: for the level of one model, give its last snapshot alone. A setting is taken if its verdicts are
+    sound, the descent at an early snapshot aside, if its noise adds little to λ̂, and if λ̂ stays flat with steps twice
+    as long; until then the verdicts say what to try next. Then γ is lowered for one snapshot where λ̂ rises by what it
+    held back and no more, and nβ at the last one where λ̂ rises by it. Chains and draws are as many as the error asks
+    for. All trials share their random streams.
 
     Args:
         snapshots: of the series, such as an early, a middle and a late one; the sharpest decides the step size.
-        probe: what to calibrate for. Of its sampler, its class, the batch size and the momentum are kept;
-            but all of the data is taken at each step where samples × parameters are at most 2²⁴.
+        probe: what to calibrate for. Of its sampler, its class is kept, and the momentum where it is given. With
+            minibatches `Langevin` gets the momentum, 0.9 at most, that their noise allows. Where a step costs little
+            more for it, minibatches are made up to 8 times as large, until samples × parameters are 2²²; and all of
+            the data is taken at each step where they are at most 2²⁴.
         budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
-            gradient counts as a third. It also says how long chains may be: with three snapshots, a point comes to
-            cost between a twenty-fifth and a tenth of it.
-        error: standard error of λ̂ at the last snapshot to aim for, as a share of it.
+            gradient counts as a third. It also says how long chains may be around a snapshot that is given alone:
+            its estimate comes to cost between a tenth and a fifth of it.
+        error: standard error of λ̂ at the last snapshot to aim for, as a share of it; chains take no more draws than it
+            asks for. If not given, it is 2 % for a curve; and for one snapshot 3 %, or less where the chains that
+            settle give less.
         show: gets what was tried and why, also where nothing works: `print`, or what draws it. None for nobody.
 
     Returns:
@@ -73,8 +79,9 @@ def calibrate(
     ordered = _in_order(snapshots)
     if not isinstance(probe, Probe):
         raise PhasewatchError(f"calibrate(snapshots, probe) takes a Probe; a {type(probe).__name__} came.")
-    error = real_number("calibrate(error=...)", error, above=0, below=1, hint="a share of λ̂")
-    search = Search(ordered, _with_all_of_the_data(probe), whole_number("calibrate(budget=...)", budget, least=1))
+    if error is not None:
+        error = real_number("calibrate(error=...)", error, above=0, below=1, hint="a share of λ̂")
+    search = Search(ordered, _with_larger_batches(probe), whole_number("calibrate(budget=...)", budget, least=1))
     chosen = search.choose(error)
     sampler = None if chosen is None else chosen.sampler
     curvatures = {snapshot.step: h for snapshot, h in zip(ordered, search.curvatures, strict=True)}
@@ -87,14 +94,15 @@ def calibrate(
     return sampler
 
 
-def _with_all_of_the_data(probe: Probe) -> Probe:
-    """A probe without minibatches, where the model and its data are so small that they save next to nothing."""
+def _with_larger_batches(probe: Probe) -> Probe:
+    """A probe that takes as many samples at each step as cost next to nothing more, all of the data if it can."""
     sampler, subject = probe.sampler, probe.subject
-    if sampler.batch_size is None or subject.samples is None or subject.loss.vector.ranks > 1:
+    if sampler.batch_size is None or subject.loss.vector.ranks > 1:
         return probe
-    if subject.samples * subject.model.size > ALL_OF_THE_DATA:
-        return probe
-    return probe.with_sampler(replace(sampler, batch_size=None))
+    if subject.samples is not None and subject.samples * subject.model.size <= ALL_OF_THE_DATA:
+        return probe.with_sampler(replace(sampler, batch_size=None))
+    larger = min(TIMES * sampler.batch_size, OF_A_MINIBATCH // subject.model.size, subject.samples or sys.maxsize)
+    return probe.with_sampler(replace(sampler, batch_size=max(sampler.batch_size, larger)))
 
 
 def _in_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:

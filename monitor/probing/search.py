@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import stdtrit  # Student's t: degrees of freedom, then the probability of a smaller t
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.difference import difference
@@ -13,10 +12,11 @@ from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.estimates.uncertainty import standard_error
 from phasewatch.monitor.formatting import integer, number
 from phasewatch.monitor.probing.calibration import Trial
+from phasewatch.monitor.probing.lengths import FEWEST_DRAWS, cheapest, student
 from phasewatch.monitor.probing.probe import Probe, measure_whole
 from phasewatch.monitor.probing.trials import added_bias, largest_change, percent, rounded, setting, verdicts
 from phasewatch.monitor.sampling.chains import gradients_of_a_point
-from phasewatch.monitor.sampling.settings import Sampler
+from phasewatch.monitor.sampling.settings import Langevin, Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
 KAPPA = 1.0
@@ -24,6 +24,10 @@ KAPPA = 1.0
 
 KAPPA_WITH_MOMENTUM = 0.5
 """The same for chains that keep momentum, which run on to where the curvature is larger."""
+
+MINIBATCH_MOMENTUM = 0.9
+"""Share of the velocity that is kept with minibatches, unless the probe's sampler gives one. Soft directions settle 19
+times sooner by it, for 19 times the noise, of which `Search` takes back what is too much (experiments/samplers.py)."""
 
 LEAST_KAPPA = 0.4
 """Shorten steps against noise down to this κ; below it, lower nβ instead, which takes no more steps."""
@@ -45,6 +49,10 @@ DESCENT = 0.5
 ALL_OF_THE_DATA = 2**24
 """Take all of the data at each step, in place of minibatches, where samples × parameters are no more than this: there
 a step costs little more, and without their noise chains keep momentum, and reach softer directions."""
+
+OF_A_MINIBATCH, TIMES = 2**22, 8
+"""Minibatches are made so large that samples × parameters come to this, up to so many times the probe's own batch
+size: their noise is what momentum multiplies."""
 
 SETTLING = 2.0
 """The burn-in in units of the relaxation time of the softest directions, 1/(ε·γ) steps without momentum. The draws are
@@ -68,14 +76,26 @@ LONGEST = 1.7
 FLAT = 0.05
 """Take smaller steps if twice the step size changes λ̂ by more than this share of the largest λ̂."""
 
+ERROR, ERROR_OF_A_CURVE = 0.03, 0.02
+"""Standard error of λ̂ to aim for where none is asked for, as a share of it."""
+
 BIAS = 0.05
 """The most that the minibatches' noise and the length of the steps may add to λ̂, as a share of the largest λ̂."""
 
 SHARE = 1 / 7
 """The share of the budget that the first trial may take."""
 
+POINT = 500
+"""Gradient evaluations that a point of a curve takes in the first trial, if the budget allows it."""
+
 CHAINS = 4, 6, 8, 10, 12, 16
 """Numbers of chains to choose from; trials have the fewest."""
+
+CHAINS_OF_A_CURVE = 6
+"""Chains of the trials for a curve: so few draws are best had from this many (experiments/samplers.py)."""
+
+DRAWS, DRAWS_OF_A_CURVE = 2.0, 2.5
+"""Draws of a trial's chain over its burn-in."""
 
 PILOTS = 4
 """Chains of `LEAST_BURN_IN` steps at the last snapshot that nβ is lowered by, where their noise is too large."""
@@ -99,27 +119,49 @@ class Search:
         self.trials: list[Trial] = []
         self.reasons: list[str] = []
         self._doubted: set[Sampler] = set()
-        kept = probe.sampler.velocity_kept or 0.0
-        self._gain = probe.sampler.noise_gain
-        self._kappa = KAPPA_WITH_MOMENTUM if kept else KAPPA
-        self._kind = probe.sampler if probe.sampler.target_kappa is None else replace(probe.sampler, kappa=None)  # pyright: ignore[reportCallIssue]
-        self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(kept)) if kept else 0)
+        self._is_curve = len(snapshots) > 1
+        given = probe.sampler
+        self._chooses_momentum = isinstance(given, Langevin) and given.momentum is None and given.batch_size is not None
+        self._budget = budget
+        self._take(
+            probe.sampler if probe.sampler.target_kappa is None else replace(probe.sampler, kappa=None)  # pyright: ignore[reportCallIssue]
+        )
         self._too_short = 0.0
         self.curvatures, descents = self._survey(budget)
-        self._longest = self._longest_burn_in(budget)
         of_curve = min((NBETA * DESCENT / max(DESCENT, descent) for descent in descents[1:-1]), default=NBETA)
         of_last = max(NBETA * DESCENT / max(DESCENT, descents[-1]), LEAST_NBETA)
         self._nbeta = min(max(of_curve, NBETA_OF_A_CURVE), of_last)
         self._lower_nbeta_for_noise()
+        if self._chooses_momentum:
+            plain = self._kind
+            self._take(replace(self._kind, momentum=MINIBATCH_MOMENTUM))  # pyright: ignore[reportCallIssue]
+            if len(self.snapshots) * self._most(self._least) > self.left:
+                self._take(plain)
 
-    def choose(self, error: float) -> Trial | None:
-        """The best setting within the budget, None if none is usable at the last snapshot."""
+    def _take(self, kind: Sampler) -> None:
+        """Have trials differ from this sampler in step size, γ, nβ, and the chains' number and length alone."""
+        kept = kind.velocity_kept or 0.0
+        self._kind, self._gain = kind, kind.noise_gain
+        self._kappa = KAPPA_WITH_MOMENTUM if kept else KAPPA
+        self._least = max(LEAST_BURN_IN, math.ceil(SETTLING / -math.log(kept)) if kept else 0)
+        self._longest = self._longest_burn_in()
+
+    def choose(self, error: float | None) -> Trial | None:
+        """The best setting within the budget, None if none is usable at the last snapshot.
+
+        Args:
+            error: as `calibrate`'s.
+        """
         best = self._follow_verdicts()
         if best is None:
             return None
-        best = self._weaken(best)
+        if not self._is_curve:  # a weaker γ takes longer chains to settle, point for point
+            best = self._weaken(best)
         best = self._vary_nbeta(best)
-        chosen = self._with_chains(best, error)
+        shorter = error is not None or self._is_curve
+        if error is None:
+            error = ERROR_OF_A_CURVE if self._is_curve else ERROR
+        chosen = self._of_length(best, error, shorter=shorter)
         self._explain(chosen, error)
         return chosen
 
@@ -158,7 +200,7 @@ class Search:
             eps = self._kappa / (self._nbeta * max(self.curvatures))
             sampler = self._with(eps, 0.0, self._nbeta, self._least)
             cost = gradients_of_a_point(sampler, self._minibatches(sampler))
-            if cost > self.left / 4:
+            if cost > min(self.left / 4, self.left - len(self.snapshots) * self._most(self._least)):
                 return
             self.left -= cost
             llc = measure_whole(self.probe, self.snapshots[-1], sampler).llc
@@ -179,10 +221,12 @@ class Search:
     def _most(self, burn_in: int) -> int:
         """What a point with this burn-in takes, however many minibatches are kept."""
         sampler = self._with(1.0, 0.0, 1.0, burn_in)
-        return gradients_of_a_point(sampler, sampler.chains * 3 * burn_in)
+        return gradients_of_a_point(sampler, sampler.chains * (sampler.burn_in + sampler.draws))
 
-    def _longest_burn_in(self, budget: int) -> int:
-        allowed, burn_in = SHARE * budget / len(self.snapshots), self._least
+    def _longest_burn_in(self) -> int:
+        allowed, burn_in = SHARE * self._budget / len(self.snapshots), self._least
+        if self._is_curve:
+            allowed = min(allowed, POINT)
         while self._most(burn_in + 1) <= allowed:
             burn_in += 1
         return burn_in
@@ -193,9 +237,9 @@ class Search:
             step_size=rounded(eps),
             localization=rounded(gamma),
             nbeta=rounded(nbeta),
-            chains=CHAINS[0],
+            chains=CHAINS_OF_A_CURVE if self._is_curve else CHAINS[0],
             burn_in=burn_in,
-            draws=max(2 * burn_in, 4),
+            draws=max(math.ceil((DRAWS_OF_A_CURVE if self._is_curve else DRAWS) * burn_in), 4),
         )
 
     def _sampler(self, eps: float, gamma: float, nbeta: float) -> Sampler:
@@ -305,8 +349,17 @@ class Search:
         return None
 
     def _less_noise(self, sampler: Sampler, kappa: float, share: float) -> tuple[str, Sampler]:
-        """Shorter steps, and where they would take too many a lower nβ: the noise goes with κ·nβ."""
+        """Less momentum, then shorter steps, and where they would take too many a lower nβ.
+
+        The noise goes with κ·nβ·(1 + a)/(1 − a), a the momentum, with which soft directions settle as with κ.
+        """
         assert sampler.step_size is not None
+        if self._chooses_momentum and self._gain > 1:
+            gain = max(self._gain * share, 1.0)
+            share *= self._gain / gain
+            self._take(replace(self._kind, momentum=rounded((gain - 1) / (gain + 1))))  # pyright: ignore[reportCallIssue]
+            if share > 0.9:
+                return "less momentum", self._sampler(sampler.step_size, sampler.localization, sampler.nbeta)
         shorter = max(share, min(LEAST_KAPPA / kappa, 1.0))
         lower = share / shorter
         name = " and ".join(["shorter steps"] * (shorter < 1) + ["lower nβ"] * (lower < 1))
@@ -392,22 +445,40 @@ class Search:
             trial = wider
         return trial
 
-    def _with_chains(self, trial: Trial, error: float) -> Trial:
-        """As many chains as bring the error at the last snapshot to the one asked for, if the budget has room."""
-        last = trial.points[-1].llc
-        spread = float(np.std(last.per_chain, ddof=1))
+    def _of_length(self, trial: Trial, error: float, *, shorter: bool) -> Trial:
+        """As many chains and draws as bring the error at the last snapshot to this share of λ̂, within the budget.
+
+        Args:
+            trial: the setting.
+            error: a share of λ̂.
+            shorter: whether chains may take fewer draws than in the trial.
+        """
+        last, sampler = trial.points[-1].llc, trial.sampler
         room = self.left // len(self.snapshots)
-        wanted = trial.sampler
-        for chains in CHAINS:
-            sampler = replace(trial.sampler, chains=chains)
-            if gradients_of_a_point(sampler, chains * (sampler.burn_in + sampler.draws)) > room and chains > CHAINS[0]:
-                break
-            wanted = sampler
-            if spread / math.sqrt(chains) * float(stdtrit(chains - 1, 0.975)) / 2 <= error * abs(last.value):
-                break
+
+        def fits(chains: int, draws: int) -> bool:
+            steps = sampler.burn_in + draws
+            return gradients_of_a_point(replace(sampler, chains=chains, draws=draws), chains * steps) <= room
+
+        wanted = sampler
+        if shorter:
+            chains, draws = cheapest(last.per_chain, sampler.draws, sampler.burn_in, error * abs(last.value), CHAINS)
+            draws = min(draws, 4 * sampler.draws)
+            while not fits(chains, draws) and draws > FEWEST_DRAWS:
+                draws = max(draws * 3 // 4, FEWEST_DRAWS)
+            wanted = replace(sampler, chains=chains, draws=draws)
+        else:
+            spread = float(np.std(last.per_chain, ddof=1))
+            for chains in CHAINS:
+                if not fits(chains, sampler.draws) and chains > CHAINS[0]:
+                    break
+                wanted = replace(sampler, chains=chains)
+                if spread / math.sqrt(chains) * student(chains) <= error * abs(last.value):
+                    break
         if wanted == trial.sampler and len(trial.points) == len(self.snapshots):
             return trial
-        final = self._try(f"{wanted.chains} chains", wanted, self.snapshots)
+        name = f"{wanted.chains} chains of {wanted.burn_in + wanted.draws}" if shorter else f"{wanted.chains} chains"
+        final = self._try(name, wanted, self.snapshots)
         if final is None or self._flaws(final) > self._flaws(trial):
             self.reasons.append(
                 f"With {wanted.chains} chains there was more to doubt, so it stays at {trial.sampler.chains}."

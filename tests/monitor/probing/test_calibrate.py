@@ -126,8 +126,9 @@ def test_the_sharpest_snapshot_decides_the_step_size_wherever_it_stands():
 
 @pytest.fixture
 def minibatches(monkeypatch):
-    """No data is so small that all of it is taken at each step."""
+    """No data is so small that all of it, or more than is asked for, is taken at each step."""
     monkeypatch.setattr(calibrate_module, "ALL_OF_THE_DATA", 0)
+    monkeypatch.setattr(calibrate_module, "OF_A_MINIBATCH", 0)
 
 
 @pytest.mark.usefixtures("minibatches")
@@ -149,7 +150,8 @@ def test_all_of_the_data_is_taken_where_it_is_small():
     calibration = calibrated(series(1.0), make_probe(data=noise()))
     assert calibration.sampler.batch_size is None
     assert abs(calibration.chosen.points[0].llc.value - D / 2) < 0.05 * D / 2
-    assert calibrated(series(1.0), make_probe(data=lambda generator, size: NO_NOISE[:size])).sampler.batch_size == 32
+    drawn = calibrated(series(1.0), make_probe(data=lambda generator, size: NO_NOISE[:size]))
+    assert drawn.sampler.batch_size == 8 * 32
 
 
 def test_sgld_gets_steps_so_short_that_its_own_error_is_small():
@@ -267,11 +269,51 @@ def test_a_larger_budget_sees_softer_directions():
     assert large.draws > 4 * small.draws
 
 
-def test_chains_are_as_many_as_the_error_asks_for():
-    few, many = (calibrated(series(1.0), make_probe(), error=e, budget=10_000) for e in (0.2, 0.01))
-    assert few.sampler.chains == 4
-    assert many.sampler.chains > 4
-    assert many.chosen.points[0].llc.error < few.chosen.points[0].llc.error
+def test_a_point_costs_no_more_than_its_error_asks_for():
+    few, some, many = (calibrated(series(1.0), make_probe(), error=e, budget=10_000) for e in (0.2, 0.05, 0.02))
+    steps = [c.sampler.chains * (c.sampler.burn_in + c.sampler.draws) for c in (few, some, many)]
+    assert steps == sorted(set(steps))
+    assert steps[0] < 500
+    for calibration, error in ((few, 0.2), (some, 0.05), (many, 0.02)):
+        estimate = calibration.chosen.points[0].llc
+        assert estimate.error < 2 * error * estimate.value
+        assert abs(estimate.value - D / 2) < 4 * estimate.error
+
+
+def test_a_level_is_measured_as_well_as_the_budget_allows_where_no_error_is_asked_for():
+    whole, asked = (calibrated(series(1.0), make_probe(), **e).sampler for e in ({}, {"error": 0.06}))
+    assert whole.burn_in == asked.burn_in
+    assert whole.draws == 2 * whole.burn_in > 2 * asked.draws
+
+
+def test_a_point_of_a_curve_costs_a_tenth_of_what_the_level_of_a_model_costs():
+    spread = torch.logspace(-1, 0, D, dtype=torch.float64)
+    curve = calibrated(series(spread, spread, spread), make_probe())
+    sampler, estimate = curve.sampler, curve.chosen.points[-1].llc
+    stiffness = sampler.nbeta * spread
+    exact = (stiffness / (stiffness + sampler.localization)).sum().item() / 2
+    assert sampler.chains * (sampler.burn_in + sampler.draws) < 1200
+    assert abs(estimate.value - exact) < 4 * estimate.error
+    assert estimate.error < 0.03 * exact
+    assert exact > 0.97 * D / 2
+
+
+@pytest.mark.usefixtures("minibatches")
+def test_minibatches_keep_as_much_momentum_as_their_noise_allows():
+    spread = torch.logspace(-2, 0, D, dtype=torch.float64)
+    found = {}
+    for name, data, momentum in (("quiet", NO_NOISE, None), ("noisy", noise(), None), ("none", NO_NOISE, 0.0)):
+        calibration = calibrated(series(spread, spread), make_probe(data=data, momentum=momentum), budget=8_000)
+        sampler, estimate = calibration.sampler, calibration.chosen.points[0].llc
+        stiffness = sampler.nbeta * spread
+        exact = (stiffness / (stiffness + sampler.localization)).sum().item() / 2
+        assert estimate.checks.noise < 0.06 * estimate.value
+        assert abs(estimate.value - exact) < 4 * estimate.error + 0.06 * exact
+        found[name] = sampler.velocity_kept, exact
+    assert found["quiet"][0] == 0.9
+    assert found["noisy"][0] < 0.9
+    assert found["none"][0] == 0.0
+    assert found["quiet"][1] > found["none"][1]
 
 
 # What it leaves alone
