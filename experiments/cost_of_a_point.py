@@ -98,7 +98,7 @@ class Surface:
         return [(there - back)[0] / (2 * reach) for there, back in zip(*ends, strict=True)]
 
     def noise(self) -> float:
-        """tr Cov of a minibatch's gradient at w*."""
+        """The trace of the covariance of a minibatch's gradient at w*."""
         grads = [self.gradients([w[None] for w in self.anchor], torch.tensor([i]))[1] for i in range(8)]
         return sum(float(torch.stack(each).var(0).sum()) for each in zip(*grads, strict=True))
 
@@ -202,21 +202,19 @@ def lanczos(surface: Surface, probes: int, products: int) -> tuple[float, float]
 
     Ubaru, Chen & Saad (2017).
     """
-    found, size = [], sum(w.numel() for w in surface.anchor)
+    found, sizes = [], [w.numel() for w in surface.anchor]
+    size = sum(sizes)
     for probe in range(probes):
-        generator = Generator().manual_seed(100 + probe)
-        q = [torch.randint(2, w.shape, generator=generator).to(w) * 2 - 1 for w in surface.anchor]
-        basis = [torch.cat([x.flatten() for x in q]) / math.sqrt(size)]
-        alphas, betas = [], []
-        for k in range(products):
-            q = [p.view_as(w) for p, w in zip(basis[-1].split([w.numel() for w in surface.anchor]), surface.anchor)]
-            r = torch.cat([x.flatten() for x in surface.product(q, 0)])
+        signs = torch.randint(2, (size,), generator=Generator().manual_seed(100 + probe)).float() * 2 - 1
+        basis, alphas, betas = [signs / math.sqrt(size)], [], []
+        while len(alphas) < products:
+            parts = zip(basis[-1].split(sizes), surface.anchor, strict=True)
+            r = torch.cat([x.flatten() for x in surface.product([p.view_as(w) for p, w in parts], 0)])
             alphas.append(float(r @ basis[-1]))
-            for other in (*basis, *basis):  # twice is enough
+            for other in (*basis, *basis):  # once leaves what rounding brings back
                 r -= (r @ other) * other
             betas.append(float(r.norm()))
             basis.append(r / betas[-1])
-            del k
         off = betas[:-1]
         values, vectors = np.linalg.eigh(np.diag(alphas) + np.diag(off, 1) + np.diag(off, -1))
         stiff = NBETA * values.clip(min=0)

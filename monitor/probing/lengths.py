@@ -27,7 +27,7 @@ def cheapest(
         per_chain: the means of the chains that were seen, shape (chain,).
         draws: of each of them.
         burn_in: steps of a chain before its draws.
-        error: what `uncertainty.standard_error` shall give, in the unit of the means.
+        error: what `uncertainty.standard_error` shall give, in the unit of the means; 0 for as many draws as were seen.
         counts: numbers of chains to choose from.
 
     Returns:
@@ -35,12 +35,13 @@ def cheapest(
 
     Example:
         >>> cheapest((10.0, 11.0, 9.0, 10.0), draws=100, burn_in=20, error=0.8, counts=(4, 8))
-        (8, 16)
+        (8, 19)
     """
     variance = float(np.var(per_chain, ddof=1)) * draws
     found = []
     for chains in counts:
-        needed = max(math.ceil(variance * student(chains) ** 2 / (chains * error**2)), FEWEST_DRAWS)
+        enough = variance * student(chains) ** 2 / (chains * error**2) if error > 0 else draws
+        needed = max(math.ceil(enough), FEWEST_DRAWS)
         found.append((chains * (burn_in + needed), chains, needed))
     _, chains, needed = min(found)
     return chains, needed

@@ -85,8 +85,8 @@ BIAS = 0.05
 SHARE = 1 / 7
 """The share of the budget that the first trial may take."""
 
-POINT = 500
-"""Gradient evaluations that a point of a curve takes in the first trial, if the budget allows it."""
+POINT, MOST = 500, 1000
+"""Gradient evaluations that a point of a curve takes in the first trial, and at most unless an error is asked for."""
 
 CHAINS = 4, 6, 8, 10, 12, 16
 """Numbers of chains to choose from; trials have the fewest."""
@@ -158,10 +158,10 @@ class Search:
         if not self._is_curve:  # a weaker γ takes longer chains to settle, point for point
             best = self._weaken(best)
         best = self._vary_nbeta(best)
-        shorter = error is not None or self._is_curve
+        shorter, most = error is not None or self._is_curve, math.inf
         if error is None:
-            error = ERROR_OF_A_CURVE if self._is_curve else ERROR
-        chosen = self._of_length(best, error, shorter=shorter)
+            error, most = (ERROR_OF_A_CURVE, MOST) if self._is_curve else (ERROR, math.inf)
+        chosen = self._of_length(best, error, most, shorter=shorter)
         self._explain(chosen, error)
         return chosen
 
@@ -445,16 +445,17 @@ class Search:
             trial = wider
         return trial
 
-    def _of_length(self, trial: Trial, error: float, *, shorter: bool) -> Trial:
+    def _of_length(self, trial: Trial, error: float, most: float, *, shorter: bool) -> Trial:
         """As many chains and draws as bring the error at the last snapshot to this share of λ̂, within the budget.
 
         Args:
             trial: the setting.
             error: a share of λ̂.
+            most: gradient evaluations of a point.
             shorter: whether chains may take fewer draws than in the trial.
         """
         last, sampler = trial.points[-1].llc, trial.sampler
-        room = self.left // len(self.snapshots)
+        room = min(self.left // len(self.snapshots), most)
 
         def fits(chains: int, draws: int) -> bool:
             steps = sampler.burn_in + draws
