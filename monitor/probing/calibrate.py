@@ -45,9 +45,9 @@ def calibrate(
     Args:
         snapshots: of the series, such as an early, a middle and a late one; the sharpest decides the step size.
         probe: what to calibrate for. Of its sampler, its class is kept, and the momentum where it is given. With
-            minibatches `Langevin` gets the momentum, 0.9 at most, that their noise allows. Where a step costs little
-            more for it, minibatches are made up to 8 times as large, until samples × parameters are 2²²; and all of
-            the data is taken at each step where they are at most 2²⁴.
+            minibatches, `Langevin` gets the momentum that their noise allows, 0.9 at most, for models of less than
+            10⁷ parameters. Minibatches are made up to 8 times as large, until samples × parameters are 2²²; all of the
+            data is taken at each step where they are at most 2²⁴.
         budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
             gradient counts as a third. It also says how long chains may be around a snapshot that is given alone:
             its estimate comes to cost between a tenth and a fifth of it.

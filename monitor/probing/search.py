@@ -17,6 +17,7 @@ from phasewatch.monitor.probing.probe import Probe, measure_whole
 from phasewatch.monitor.probing.trials import added_bias, largest_change, percent, rounded, setting, verdicts
 from phasewatch.monitor.sampling.chains import gradients_of_a_point
 from phasewatch.monitor.sampling.settings import Langevin, Sampler
+from phasewatch.monitor.sampling.start import LARGE
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
 KAPPA = 1.0
@@ -122,6 +123,7 @@ class Search:
         self._is_curve = len(snapshots) > 1
         given = probe.sampler
         self._chooses_momentum = isinstance(given, Langevin) and given.momentum is None and given.batch_size is not None
+        self._chooses_momentum &= probe.subject.model.size < LARGE  # velocities take as much memory as the weights
         self._budget = budget
         self._take(
             probe.sampler if probe.sampler.target_kappa is None else replace(probe.sampler, kappa=None)  # pyright: ignore[reportCallIssue]
@@ -158,9 +160,9 @@ class Search:
         if not self._is_curve:  # a weaker γ takes longer chains to settle, point for point
             best = self._weaken(best)
         best = self._vary_nbeta(best)
-        shorter, most = error is not None or self._is_curve, math.inf
-        if error is None:
-            error, most = (ERROR_OF_A_CURVE, MOST) if self._is_curve else (ERROR, math.inf)
+        most = MOST if self._is_curve and error is None else math.inf
+        shorter = self._is_curve or error is not None
+        error = error or (ERROR_OF_A_CURVE if self._is_curve else ERROR)
         chosen = self._of_length(best, error, most, shorter=shorter)
         self._explain(chosen, error)
         return chosen
