@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from phasewatch import Kind
+from phasewatch import Kind, Trajectory
 
 
 @pytest.fixture
@@ -42,3 +42,14 @@ def test_how_far_boundaries_are_apart(cheap):
     assert cheap.factor_apart(expected, expected) == 1
     assert math.isnan(cheap.factor_apart([("B", 1, 100), ("A", 120, 200)], expected))
     assert math.isnan(cheap.factor_apart(expected[:1], expected))
+
+
+def test_fewer_chains_of_the_full_measurement_are_less_sure(cheap, script):
+    points = Trajectory.read(script("campaign").RESULTS / "points" / cheap.FULL / "seed-0.jsonl")
+    some = cheap.of_chains(points, 3)
+    assert [point.llc.per_chain for point in some] == [point.llc.per_chain[:3] for point in points]
+    last = some[-1].llc
+    assert last.value == pytest.approx(sum(last.per_chain) / 3)
+    rows = cheap.rows_of_fewer({"seed-0": points})
+    assert [row["seed-0"] for row in rows if row["chains"] == 5] == ["A A B B A"] * 3
+    assert all(row["seed-0"] != "A A B B A" for row in rows if row["chains"] == 2)
