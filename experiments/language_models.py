@@ -29,13 +29,13 @@ from phasewatch.toy_tasks.language_scores import EARLY, LATE, around
 
 CONTEXT, BATCH, RATE = 512, 64, 1e-3
 
-SAMPLER = Langevin(step_size=1e-3, localization=300, nbeta=30, chains=4, draws=30, burn_in=20, batch_size=16)
+SAMPLER = Langevin(step_size=1e-3, localization=300, nbeta=30, chains=4, draws=20, burn_in=10, batch_size=16)
 """The ε, γ and nβ that are published for Pythia's 14M (arXiv 2510.12077)."""
 
 
 def llama(vocabulary: int, *, small: bool) -> nn.Module:
     """Llama's architecture with 10.7 million parameters: 6 layers of width 320."""
-    size = (
+    size: dict[str, Any] = (
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         if small
         else {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 6, "num_attention_heads": 10}
@@ -45,7 +45,7 @@ def llama(vocabulary: int, *, small: bool) -> nn.Module:
 
 def pythia(vocabulary: int, *, small: bool) -> nn.Module:
     """The shape of Pythia 14M, 6 layers of width 128, with this text's vocabulary: 2.5 million parameters."""
-    size = (
+    size: dict[str, Any] = (
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         if small
         else {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4}
@@ -73,7 +73,9 @@ class Windows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         context = self._data.context
-        row = self._data.tokens[index * context : (index + 1) * context] if self._tokens is None else self._tokens[index]
+        row = (
+            self._data.tokens[index * context : (index + 1) * context] if self._tokens is None else self._tokens[index]
+        )
         return {"input_ids": row.long(), "labels": row.long()}
 
 
@@ -141,7 +143,7 @@ def train_model(
     items = ItemScores(text_questions(data), name="text", keep=runs / name)
     calls = Calls()
     callback = Timed(
-        at=log_spaced(1, steps, num=4 if size.quick else 24, linear=4 if size.quick else 20),
+        at=log_spaced(1, steps, num=4 if size.quick else 16, linear=4 if size.quick else 8),
         sinks=[calls],
         sampler=size.sampler(SAMPLER),
         metrics={"icl_score": icl_score, **items.metrics},
@@ -176,7 +178,8 @@ def train_model(
     trainer.train()
     seconds = time.monotonic() - begun
     monitor = callback.monitor
-    assert monitor is not None and callback.probe is not None
+    assert monitor is not None
+    assert callback.probe is not None
     keep_points(monitor.trajectory, results, EXPERIMENT, name)
     settings = callback.probe.settings
     left = Left(trainer.state.global_step, seconds - sum(callback.seconds))

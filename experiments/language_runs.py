@@ -1,4 +1,4 @@
-"""The runs of language_stages.py: each trained under a monitor, then measured again in other ways where that is asked."""
+"""The runs of language_stages.py: each trained under a monitor, then measured again in the ways that are asked for."""
 
 import json
 import os
@@ -41,7 +41,7 @@ from phasewatch.toy_tasks.language_scores import LanguageScores
 
 EXPERIMENT = "language_stages"
 
-SAMPLER = Langevin(step_size=3e-3, localization=300, nbeta=21.7, chains=4, draws=30, burn_in=10, batch_size=16)
+SAMPLER = Langevin(step_size=3e-3, localization=300, nbeta=21.7, chains=4, draws=20, burn_in=10, batch_size=16)
 """The published ε, γ and nβ, which are for a model of this size and these batches; chains as short as live use asks."""
 
 PUBLISHED = SGLD(step_size=3e-3, localization=300, nbeta=21.7, chains=4, draws=200, burn_in=0, batch_size=100)
@@ -58,7 +58,7 @@ EXTRAS: dict[str, tuple[Sampler, int]] = {
     "longer": (replace(SAMPLER, draws=100, burn_in=100), 8),
     "averaged": (SAMPLER, 24),
     "heads": (replace(SAMPLER, chains=2), 5),
-    "published": (PUBLISHED, 5),
+    "published": (PUBLISHED, 3),
 }
 """What else snapshots can be measured with, and at how many steps at most: around the bump, or late in the run."""
 
@@ -94,7 +94,7 @@ class Size:
 
 def published_size(corpus: Path, steps: int) -> Size:
     """The published size."""
-    at = log_spaced(1, steps, num=30, linear=40)
+    at = log_spaced(1, steps, num=26, linear=32)
     at = Steps(at.steps | {0})
     return Size(Shape(), EnglishData(corpus), steps, language.PUBLISHED_BATCH, at, held_out=128, scored=32)
 
@@ -172,7 +172,7 @@ def kit(layers: int, size: Size, device: str) -> Kit:
     return Kit(probe, scores, items, LanguageModel(shape).to(device))
 
 
-def text_questions(data: EnglishData, count: int = 64) -> list[Question]:
+def text_questions(data: EnglishData, count: int = 32) -> list[Question]:
     """How a held-out text goes on: four tokens after 48, or those of three other texts."""
     length = min(52, data.context)
     rows = data.held_out(4 * count, seed=1)[:, :length].tolist()
@@ -183,7 +183,7 @@ def text_questions(data: EnglishData, count: int = 64) -> list[Question]:
     ]
 
 
-def repeat_questions(data: EnglishData, count: int = 64) -> list[Question]:
+def repeat_questions(data: EnglishData, count: int = 32) -> list[Question]:
     """How random tokens go on that came before: which of four of them is next."""
     rows = torch.rand(count, data.vocabulary, generator=Generator().manual_seed(2)).argsort(-1)[:, :32].tolist()
     return [Question(row + row[:16], [[row[16]], [row[20]], [row[24]], [row[28]]]) for row in rows]
@@ -195,7 +195,15 @@ def run_of(layers: int, seed: int) -> str:
 
 
 def train_run(
-    layers: int, seed: int, size: Size, *, runs: Path, results: Path, states: Path, device: str, deadline: float,
+    layers: int,
+    seed: int,
+    size: Size,
+    *,
+    runs: Path,
+    results: Path,
+    states: Path,
+    device: str,
+    deadline: float,
     whole: bool = False,
 ) -> bool:
     """Train a run under a monitor, from where it was left, and keep its points.

@@ -2,17 +2,17 @@
 
 So it is in print: a 2-layer attention-only transformer of 3 million parameters, on natural text, has λ̂ falling by 1.57
 between steps 6,500 and 8,500, while previous-token heads form, and rising by 8.62 from there to 17,000, while induction
-heads do; one layer doesn't have the fall (Hoogland et al., arXiv 2402.02364, stages LM3 and LM4). Here the same model is
-trained with the same optimizer and batches on other text, English prose from Debian's packages of documentation
+heads do; one layer doesn't have the fall (Hoogland et al., arXiv 2402.02364, stages LM3 and LM4). Here the same model
+is trained with the same optimizer and batches on other text, English prose from Debian's packages of documentation
 (english_corpus.py), under PhaseMonitor.
 
 Each run is trained under a monitor; then its snapshots around the bump are measured again in the ways that its item of
 the queue names: another nβ, longer chains, averaged weights, λ̂ of each head, the published sampler. Two other
 architectures, Llama's and Pythia's, are trained by Hugging Face's Trainer with HuggingFaceCallback.
 
-An item of the queue is LAYERS:SEED, or llama:SEED or pythia:SEED, with +EXTRA for each of: EXTRAS, and +all for all. A
-run is left when the minutes are over, and the next call goes on with it; nothing that is done is done again. With `--out`, points,
-reports and what else is small are packed to one file there, and the states of unended runs beside it.
+An item of the queue is LAYERS:SEED, or llama:SEED or pythia:SEED, with +EXTRA for each of: EXTRAS; +all for all. A run
+is left when the minutes are over, and the next call goes on with it; nothing that is done is done again. With `--out`,
+points, reports and what else is small are packed to one file there, and the states of unended runs beside it.
 
     python experiments/english_corpus.py
     CUDA_VISIBLE_DEVICES=0 python experiments/language_stages.py --device cuda --minutes 9 --queue 2:0+all,1:0

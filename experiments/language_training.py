@@ -103,7 +103,11 @@ def train(
                 break
             if whole and step - left.step == TRIED:
                 paced = now
-            if whole and step - left.step == 2 * TRIED and now + AROUND * (steps - step) * (now - paced) / TRIED > deadline:
+            if (
+                whole
+                and step - left.step == 2 * TRIED
+                and now + AROUND * (steps - step) * (now - paced) / TRIED > deadline
+            ):
                 print(f"left at step {step}: {(now - paced) / TRIED * 1e3:.1f} ms a step", flush=True)
                 break
     synchronize(device)
@@ -172,10 +176,9 @@ def fastest_attention(shape: Shape, batch_size: int, device: torch.device) -> SD
     outer = torch.randn(size, generator=generator, device=device, dtype=torch.bfloat16).transpose(1, 2)
 
     def gradients(backend: SDPBackend) -> tuple[Tensor, ...]:
-        leaves = [each.transpose(1, 2).detach().requires_grad_() for each in inputs]
+        q, k, v = (each.transpose(1, 2).detach().requires_grad_() for each in inputs)
         with sdpa_kernel([backend]):
-            out = F.scaled_dot_product_attention(*leaves, is_causal=True)
-            return torch.autograd.grad(out, leaves, outer)
+            return torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), outer)
 
     def seconds(backend: SDPBackend) -> float:
         synchronize(device)

@@ -8,6 +8,7 @@ batches of 100 sequences.
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -115,19 +116,23 @@ class LanguageModel(nn.Module):
                 else:
                     parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
 
+    @property
+    def layers(self) -> list[Block]:
+        """Its layers, the first one first."""
+        return cast(list[Block], list(self.blocks))
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token at every position."""
         x, positions = self.embed(tokens), self.positions.weight[: tokens.shape[1]]
-        for block in self.blocks:
+        for block in self.layers:
             x = x + block.attention(block.norm(x), positions)
         return self.unembed(self.norm(x))
 
     def patterns(self, tokens: Tensor) -> Tensor:
-        """Attention of every head, shape (layer, head, batch, position, position): from the last but one axis to the
-        last."""  # noqa: D205
+        """Attention of every head, shape (layer, head, batch, position, position): from the last axis but one on."""
         x, positions = self.embed(tokens), self.positions.weight[: tokens.shape[1]]
         found = []
-        for block in self.blocks:
+        for block in self.layers:
             normed = block.norm(x)
             found.append(block.attention.pattern(normed, positions).transpose(0, 1))
             x = x + block.attention(normed, positions)

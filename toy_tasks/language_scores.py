@@ -164,7 +164,7 @@ def k_composition(model: LanguageModel) -> Tensor:
         Shape (layer, head, layer, head), the earlier head first; 0 where it isn't in an earlier layer.
     """
     gains, q, k, v, o = [], [], [], [], []
-    for block in model.blocks:
+    for block in model.layers:
         attention = block.attention
         count = attention.num_heads
         gains.append(block.norm.weight.detach())

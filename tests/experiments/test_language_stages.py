@@ -99,7 +99,8 @@ def test_batches_depend_on_the_seed_and_the_step_alone(script, corpus):
     assert first.shape == (1000, 4)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
-    assert 0 <= first.min() and first.max() <= data.trained_on - data.context
+    assert first.min() >= 0
+    assert first.max() <= data.trained_on - data.context
 
 
 def test_a_queue_ends_with_points_tables_and_a_package_and_does_nothing_twice(
@@ -138,7 +139,7 @@ def test_a_queue_ends_with_points_tables_and_a_package_and_does_nothing_twice(
 
 def test_a_run_that_time_ends_is_packed_and_gone_on_with(smallest, monkeypatch, corpus, tmp_path, capsys):
     given = ["--corpus", corpus, "--steps", 60, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    call(smallest.main, monkeypatch, *given, "--queue", "1:3", "--minutes", 0, "--out", tmp_path / "out")
+    call(smallest.main, monkeypatch, *given, "--queue", "1:3", "--minutes", 0.005, "--out", tmp_path / "out")
     assert "50 of 60 steps" in capsys.readouterr().out
     parts = {"1-layers-seed-3-moments.pt", "1-layers-seed-3-weights.pt", "part.tar.gz"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == parts
@@ -167,11 +168,11 @@ def test_other_architectures_are_watched_through_their_trainer(
 @pytest.mark.parametrize(
     ("paragraph", "kept"),
     [
-        ("The packages of a distribution are signed by its archive, and the key that they are signed with is kept.", True),
+        ("The packages of a distribution are signed by its archive, and the key that signs them is kept.", True),
         ("The packages of a distribution.", False),
-        ("int main(int argc, char **argv) { for (i = 0; i < 10; i++) printf('%d', x[i] + y[i] * z[i]); return 0; }", False),
-        ("Die Pakete einer Verteilung sind von ihrem Archiv signiert, und der Schlüssel liegt auf dem Rechner selbst.", False),
-        ("0.1 0.2 0.3 0.4 0.5 the 0.6 0.7 0.8 of 0.9 1.0 1.1 1.2 and 1.3 1.4 1.5 1.6 to 1.7 1.8 1.9 2.0 2.1 in 2.2", False),
+        ("int main(int argc, char **argv) { for (i = 0; i < 10; i++) printf('%d', x[i] + y[i] * z[i]); }", False),
+        ("Die Pakete einer Verteilung sind von ihrem Archiv signiert, und der Schlüssel liegt daneben.", False),
+        ("0.1 0.2 0.3 0.4 0.5 the 0.6 0.7 0.8 of 0.9 1.0 1.1 1.2 and 1.3 1.4 1.5 1.6 to 1.7 1.8 in", False),
     ],
 )  # fmt: skip
 def test_prose_is_sentences_of_english(script, paragraph, kept):
@@ -180,7 +181,9 @@ def test_prose_is_sentences_of_english(script, paragraph, kept):
 
 def test_text_is_taken_out_of_pages_and_manuals(script):
     corpus = script("english_corpus")
-    page = "<head><title>x</title></head><p>One &amp; <b>two</b>.</p><pre>code</pre><li>three\n four<script>s()</script>"
+    page = (
+        "<head><title>x</title></head><p>One &amp; <b>two</b>.</p><pre>code</pre><li>three\n four<script>s()</script>"
+    )
     assert [p for p in corpus.paragraphs("html", page) if p] == ["One & two.", "three four"]
     manual = ".TH X 1\n.SH NAME\n.B ls\nlists \\fIfiles\\fR.\n.PP\nNext \\-a."
     assert [p for p in corpus.paragraphs("roff", manual) if p] == ["ls lists files.", "Next -a."]
