@@ -35,7 +35,7 @@ def test_a_previous_token_head_is_found_where_it_is(scores):
             parameter.zero_()
         # Head 1 of layer 1 turns positions by one: angles of position p at q, of p + 1 at k.
         angle = torch.arange(24) * 0.2
-        model.positions.weight[:, 0], model.positions.weight[:, 1] = 30 * angle.cos(), 30 * angle.sin()
+        model.positions.weight[:, 0], model.positions.weight[:, 1] = 300 * angle.cos(), 300 * angle.sin()
         turn = torch.tensor([[math.cos(0.2), math.sin(0.2)], [-math.sin(0.2), math.cos(0.2)]])
         attention.q_proj.weight[8:10, :2] = 4 * turn
         attention.k_proj.weight[8:10, :2] = 4 * torch.eye(2)
