@@ -237,8 +237,8 @@ class ModelLoss:
             raise
         except RuntimeError:  # derivatives inside the loss, by torch.func, can't be counted so
             kept.clear()
-        for parameter in self.model.module.parameters():
-            kept.pop(parameter.untyped_storage().data_ptr(), None)
+        for tensor in [*self.model.parameters, *self.model.fixed]:
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
         saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         self.activations = saved
         return 2 * saved + 6 * self.model.size * self.model.dtype.itemsize

@@ -247,7 +247,7 @@ class Subject:
         model, loss = arguments.model, arguments.loss
         built = not isinstance(model, nn.Module)
         own = unwrap(_built(model) if built else model)
-        if built and is_sharded(own) and any(part is own for part in parts_of((model,))):
+        if built and is_sharded(own) and _holds(model, own):
             raise PhasewatchError(
                 f"Probe(model={getattr(model, '__name__', model)!r}) returned a sharded model that it holds and didn't "
                 "build, perhaps the one in training, whose weights the chains would move. Have the function build "
@@ -359,6 +359,11 @@ def _glance(snapshot: Snapshot) -> str:
     tensors = {name: tensor.flatten() for name, tensor in sorted(snapshot.tensors.items())}
     shapes = [(name, tuple(snapshot.tensors[name].shape)) for name in tensors]
     return fingerprint([flat[:: max(1, len(flat) // GLANCED)] for flat in tensors.values()], repr(shapes))
+
+
+def _holds(make_model: Callable[[], nn.Module], model: nn.Module) -> bool:
+    """Whether a function that built a model keeps it."""
+    return any(part is model for part in parts_of((make_model,)))
 
 
 def _built(make_model: Callable[[], nn.Module]) -> nn.Module:
