@@ -54,7 +54,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20_000, help="of training (default: %(default)s)")
     parser.add_argument("--other-steps", type=int, default=5_000, help="of Llama and Pythia (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which it ends (default: %(default)s)")
-    parser.add_argument("--whole", action="store_true", help="leave runs that can't be ended in that time, and go on")
+    parser.add_argument("--whole", action="store_true", help="give up runs that can't be ended in that time, and go on")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda with one GPU visible (default: %(default)s)")
     parser.add_argument("--corpus", type=Path, default=Path("build/corpus/carried.xz"), help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs") / EXPERIMENT, help="default: %(default)s")
@@ -107,7 +107,7 @@ def pack(given: argparse.Namespace) -> None:
         for file in sorted(given.runs.rglob("*")):
             if file.is_file() and not {"snapshots", "averaged", "states"} & set(file.relative_to(given.runs).parts):
                 archive.add(file, f"runs/{file.relative_to(given.runs)}")
-    for file in sorted(states.glob("*-weights.pt")):
+    for file in sorted(states.glob("*-weights.pt")) if not given.whole else ():
         name = file.name.removesuffix("-weights.pt")
         if not (states / f"{name}.ended").exists():
             for part in ("weights", "moments"):
