@@ -76,7 +76,7 @@ class CapturedGradient:
 
 @functools.cache
 def _aside(device: torch.device) -> torch.cuda.Stream:
-    """The stream of all graphs of a GPU: each stream has a workspace of tens of MiB of cuBLAS's for as long as it lives."""
+    """The stream of all graphs of a GPU: cuBLAS holds a workspace of tens of MiB for each that it ever worked on."""
     return torch.cuda.Stream(device)
 
 
