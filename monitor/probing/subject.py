@@ -60,6 +60,7 @@ class Arguments:
         threads: of torch's CPU operators while measuring.
         precision: of float32 matrix products while measuring; None where torch has no one word for it.
         dtype: torch's default type while measuring.
+        path: whether chains run together, and why, where that was chosen by timing both; None to choose.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -74,6 +75,7 @@ class Arguments:
     threads: int
     precision: str | None = field(default_factory=matmul_precision)
     dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
+    path: tuple[bool, str] | None = None
 
 
 class Subject:
@@ -121,7 +123,7 @@ class Subject:
             self._chosen = {name or "llc": fingerprint(mask, *mask) for name, mask in masks.items()}
             self._generators += generators_in(given.copied.module)
         with self.measuring():
-            self.loss.choose_path(Batches(batches))
+            self.loss.choose_path(Batches(batches), arguments.path)
             self.eval_batch = self._evaluation_batch(generators[2])
             self._fingerprint = fingerprint([batches, self.eval_batch])
 

@@ -392,3 +392,14 @@ def test_a_large_model_that_was_built_is_copied_only_where_something_keeps_it(ke
 
     own = probe(make_model).subject.model.module
     assert (own is (built[0] if kept else built[0]())) is not kept
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_choice_that_was_timed_elsewhere_is_taken_over(together):
+    made = probe(Net)
+    rebuild, (arguments, metrics) = made.__reduce__()
+    assert arguments.path is None  # nothing is timed on a CPU
+    other = rebuild(dataclasses.replace(arguments, path=(together, "As there.")), metrics)
+    assert (other.subject.loss.vectorised, other.path) == (together, "As there.")
+    assert other.with_sampler(dataclasses.replace(SAMPLER, batch_size=4)).path == "Chains run together."
+    assert other(pw.Snapshot.of(seeded(), 1)).llc.value == pytest.approx(made(pw.Snapshot.of(seeded(), 1)).llc.value)
