@@ -402,4 +402,5 @@ def test_a_choice_that_was_timed_elsewhere_is_taken_over(together):
     other = rebuild(dataclasses.replace(arguments, path=(together, "As there.")), metrics)
     assert (other.subject.loss.vectorised, other.path) == (together, "As there.")
     assert other.with_sampler(dataclasses.replace(SAMPLER, batch_size=4)).path == "Chains run together."
-    assert other(pw.Snapshot.of(seeded(), 1)).llc.value == pytest.approx(made(pw.Snapshot.of(seeded(), 1)).llc.value)
+    snapshot = pw.Snapshot.of(seeded(), 1)
+    assert other(snapshot).llc.value == pytest.approx(made(snapshot).llc.value, rel=1e-3)
