@@ -68,6 +68,25 @@ def measuring(seed: int, device: torch.device, *, threads: int, precision: str |
         yield
 
 
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """The kernels of a GPU that add in the same order each time, where torch has them.
+
+    They cost little beside a pass of a model that runs alone, and much in vectorised passes of small ones.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*deterministic", category=UserWarning)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
 def matmul_precision() -> str | None:
     """As `torch.get_float32_matmul_precision`; None where it was set a backend at a time, which has no one word."""
     try:
