@@ -28,7 +28,7 @@ KAPPA_WITH_MOMENTUM = 0.5
 
 MINIBATCH_MOMENTUM = 0.9
 """Share of the velocity that is kept with minibatches, unless the probe's sampler gives one. Soft directions settle 19
-times sooner by it, for 19 times the noise, of which `Search` takes back what is too much (experiments/samplers.py)."""
+times sooner by it, for 19 times the noise, of which `Search` takes back what is too much (experiments/cost_of_a_point.py)."""
 
 LEAST_KAPPA = 0.4
 """Shorten steps against noise down to this κ; below it, lower nβ instead, which takes no more steps."""
@@ -56,8 +56,7 @@ OF_A_MINIBATCH, TIMES = 2**22, 8
 size: their noise is what momentum multiplies."""
 
 SETTLING = 2.0
-"""The burn-in in units of the relaxation time of the softest directions, 1/(ε·γ) steps without momentum. The draws are
-twice as many."""
+"""The burn-in in units of the relaxation time of the softest directions, 1/(ε·γ) steps without momentum."""
 
 WEAKER = 10.0
 """By how much the localization is lowered, to see whether λ̂ rises by what it held back and no more."""
@@ -93,7 +92,7 @@ CHAINS = 4, 6, 8, 10, 12, 16
 """Numbers of chains to choose from; trials have the fewest."""
 
 CHAINS_OF_A_CURVE = 6
-"""Chains of the trials for a curve: so few draws are best had from this many (experiments/samplers.py)."""
+"""Chains of the trials for a curve: fewer make the error less certain, and more burn in for longer."""
 
 DRAWS, DRAWS_OF_A_CURVE = 2.0, 2.5
 """Draws of a trial's chain over its burn-in."""
