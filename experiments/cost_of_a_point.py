@@ -10,8 +10,8 @@ Measured, one seed (results/cost_of_a_point.md), where λ̂'s level is 93:
 - Momentum wins. At 0.9 chains settle in 40 steps, and 742 gradients have the error. Without it, they are at 69 after
   240 steps and still rise, so that their 1,944 to 2,382 gradients are too few. At one size of minibatch that saves
   samples too, 190,000 of 610,000; against minibatches of 64, it costs some.
-- Momentum multiplies the minibatches' heat: at 0.95 it is 4 % with minibatches of 256, and 17 % with 64 by the same rule.
-  Hence the larger minibatches that `calibrate` takes.
+- Momentum multiplies the minibatches' heat: at 0.95 it is 4 % with minibatches of 256, and 17 % with 64 by the same
+  rule. Hence the larger minibatches that `calibrate` takes.
 - A constant preconditioner from the Hessian's diagonal at w* takes λ̂ to 79 to 81 in 240 steps, and beside momentum
   saves a sixth of the gradients, less than the diagonal costs. `calibrate` has none.
 - nβ and γ ten times as large is the same walk in a smaller region, where λ̂ is lower and the noise is larger: it loses.
@@ -193,8 +193,9 @@ def row(name: str, way: Way, trace: np.ndarray, heat: float) -> dict[str, object
         for chains in range(2, 33)
         for draws in [max(10, math.ceil((deviation * student(chains) / ERROR / level) ** 2 * apart / chains))]
     )
+    heated = "" if math.isnan(heat) else f"{heat / level:.1%}"
     return {
-        "way": name, "minibatch": way.batch, "λ̂": f"{level:.1f}", "heat / λ̂": "" if math.isnan(heat) else f"{heat / level:.1%}",
+        "way": name, "minibatch": way.batch, "λ̂": f"{level:.1f}", "heat / λ̂": heated,
         "settled": settled, "deviation / λ̂": f"{deviation / level:.2f}", "2τ": f"{apart:.1f}",
         "chains × (burn-in + draws)": f"{chains} × ({settled} + {draws})", "gradients for 2 %": gradients,
         "samples, thousands": round(gradients * way.batch / 1000),

@@ -28,7 +28,7 @@ KAPPA_WITH_MOMENTUM = 0.5
 
 MINIBATCH_MOMENTUM = 0.9
 """Share of the velocity that is kept with minibatches, unless the probe's sampler gives one. Soft directions settle 19
-times sooner by it, for 19 times the noise, of which `Search` takes back what is too much (experiments/cost_of_a_point.py)."""
+times sooner by it, for 19 times the noise; what is too much is taken back (experiments/cost_of_a_point.py)."""
 
 LEAST_KAPPA = 0.4
 """Shorten steps against noise down to this κ; below it, lower nβ instead, which takes no more steps."""
