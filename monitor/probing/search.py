@@ -85,7 +85,7 @@ BIAS = 0.05
 SHARE = 1 / 7
 """The share of the budget that the first trial may take."""
 
-POINT, MOST = 500, 1000
+POINT, MOST = 500, 2000
 """Gradient evaluations that a point of a curve takes in the first trial, and at most unless an error is asked for."""
 
 CHAINS = 4, 6, 8, 10, 12, 16
@@ -93,6 +93,9 @@ CHAINS = 4, 6, 8, 10, 12, 16
 
 CHAINS_OF_A_CURVE = 6
 """Chains of the trials for a curve: fewer make the error less certain, and more burn in for longer."""
+
+LENGTHENED = 4
+"""The draws of a chain for an error are at most so many times the trial's, whose chains say how well they are known."""
 
 DRAWS, DRAWS_OF_A_CURVE = 2.0, 2.5
 """Draws of a trial's chain over its burn-in."""
@@ -465,9 +468,15 @@ class Search:
         wanted = sampler
         if shorter:
             chains, draws = cheapest(last.per_chain, sampler.draws, sampler.burn_in, error * abs(last.value), CHAINS)
-            draws = min(draws, 4 * sampler.draws)
-            while not fits(chains, draws) and draws > FEWEST_DRAWS:
-                draws = max(draws * 3 // 4, FEWEST_DRAWS)
+            draws = min(draws, LENGTHENED * sampler.draws)
+            if not fits(chains, draws):
+                longest = {
+                    c: max((d for d in range(FEWEST_DRAWS, draws * chains) if fits(c, d)), default=0) for c in CHAINS
+                }
+                chains = min(
+                    (c for c in CHAINS if longest[c]), key=lambda c: student(c) ** 2 / (c * longest[c]), default=0
+                )
+                chains, draws = (chains, longest[chains]) if chains else (sampler.chains, sampler.draws)
             wanted = replace(sampler, chains=chains, draws=draws)
         else:
             spread = float(np.std(last.per_chain, ddof=1))
