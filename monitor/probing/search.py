@@ -450,7 +450,7 @@ class Search:
         return trial
 
     def _of_length(self, trial: Trial, error: float, most: float, *, shorter: bool) -> Trial:
-        """As many chains and draws as bring the error at the last snapshot to this share of λ̂, within the budget.
+        """As many chains and draws as bring the errors to this share of the largest λ̂, within the budget.
 
         Args:
             trial: the setting.
@@ -467,7 +467,10 @@ class Search:
 
         wanted = sampler
         if shorter:
-            chains, draws = cheapest(last.per_chain, sampler.draws, sampler.burn_in, error * abs(last.value), CHAINS)
+            levels = [point.llc for point in trial.points if point.llc.health.has_level] or [last]
+            noisiest = max(levels, key=lambda estimate: float(np.std(estimate.per_chain)))
+            wanted_error = error * max(abs(estimate.value) for estimate in levels)
+            chains, draws = cheapest(noisiest.per_chain, sampler.draws, sampler.burn_in, wanted_error, CHAINS)
             draws = min(draws, LENGTHENED * sampler.draws)
             if not fits(chains, draws):
                 longest = {
