@@ -138,18 +138,25 @@ class Estimate:
         return cls(
             value=float(record["value"]),
             error=float(record["error"]),
-            per_chain=tuple(map(float, record["per_chain"])),
+            per_chain=_numbers(record["per_chain"]),
             nbeta=float(record["nbeta"]),
             rhat=float(record["rhat"]),
             ess=float(record["ess"]),
             health=_HEALTHS[record["health"]],
             checks=_NO_CHECKS if checks == _NONE_KNOWN else Checks._make(map(float, checks)),
-            trace=tuple([tuple(map(float, chain)) for chain in record["trace"]]) if "trace" in record else (),
+            trace=tuple(map(_numbers, record["trace"])) if "trace" in record else (),
         )
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the value, its error and the verdict."""
         return rim("figures.notebook", "Estimate._repr_html_()").estimate_html(self)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """A list as floats; not a word, whose letters may be digits."""
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is not a list of numbers")
+    return tuple(map(float, values))
 
 
 def json_number(value: float) -> float | str:

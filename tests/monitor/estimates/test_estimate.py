@@ -96,6 +96,12 @@ def test_a_record_that_lacks_something_is_no_estimate(missing):
         Estimate.from_json(record)
 
 
+@pytest.mark.parametrize("wrong", [{"per_chain": "123"}, {"trace": "12"}, {"trace": ["12"]}])
+def test_the_digits_of_a_word_are_no_chains(wrong):
+    with pytest.raises(TypeError, match="is not a list of numbers"):
+        Estimate.from_json(estimate().as_json() | wrong)
+
+
 def test_checks_that_an_older_version_did_not_know_are_nan_and_cost_nothing():
     record = replace(estimate(), checks=Checks()).as_json()
     whole, older = Estimate.from_json(record), Estimate.from_json(record | {"checks": {"kappa": "nan"}})
