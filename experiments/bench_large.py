@@ -4,8 +4,9 @@
 
 Weights are random and tokens too, which is all the same to the cost. For each model one process measures, in ratios of
 one run: a raw pass (bfloat16 autocast, batch 8 x 512, attention as Hugging Face has it), a plain loop with devinterp's
-optimizer, and all that phasewatch does for an estimate of 4 chains x 150 steps, divided by those 600 steps. Memory is
-the most that was allocated, in sets of float32 weights beyond the raw pass.
+optimizer, and all that phasewatch does for an estimate of 4 chains x 150 steps, divided by those 600 steps. A GPU gets
+slower while it is hot, so a raw pass counts as the mean of before and after. Memory is the most that was allocated, in
+sets of float32 weights beyond the raw pass. With --sharded the same is measured of the model in FSDP2 on one rank.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import phasewatch as pw
@@ -30,9 +32,12 @@ SHAPES = {  # layers, width, heads of Pythia (Biderman et al. 2023)
     "1.4B": (24, 2048, 16),
     "2.8B": (32, 2560, 32),
     "6.9B": (32, 4096, 32),
+    "12B": (36, 5120, 40),
 }
 VOCABULARY, LENGTH, BATCH = 50_304, 512, 8
 CHAINS, STEPS = 4, 150
+TIMED = 20
+"""Raw passes, and steps of the plain loop, that are timed."""
 HELD: list[int] = []
 """Bytes of the GPU that are held to have less of it."""
 
@@ -89,9 +94,9 @@ class Peak:
         self.reserved = torch.cuda.max_memory_reserved() - sum(HELD) if self._cuda else 0
 
 
-def raw_pass(model: nn.Module, batch: Tensor, device: str) -> None:
+def raw_pass(model: nn.Module, batch: Tensor, device: str, *, autocast: bool = True) -> None:
     """Forward and backward."""
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
         value = loss(model, batch)
     value.backward()
     model.zero_grad(set_to_none=True)
@@ -121,43 +126,72 @@ def plain_loop(model: nn.Module, batch: Tensor, device: str) -> Callable[[], Non
     return step
 
 
-def measure(name: str, device: str, *, compare: bool, steps: int) -> None:
+def time_raw(model: nn.Module, batch: Tensor, device: str, *, autocast: bool = True) -> Peak:
+    """Of `TIMED` raw passes."""
+    action = partial(raw_pass, model, batch, device, autocast=autocast)
+    repeated(action, 3)
+    with Peak(device) as raw:
+        repeated(action, TIMED)
+    return raw
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """The model in FSDP2 over all processes, with passes in bfloat16 and float32 weights."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.gpt_neox.layers:  # pyright: ignore
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    return model
+
+
+def make_sharded(name: str, device: str) -> nn.Module:
+    """A model of Pythia's shape in FSDP2."""
+    return shard(make_model(name, device))
+
+
+def measure(name: str, device: str, *, compare: bool, steps: int, sharded: bool) -> None:
     """Print a model's row."""
     batch = tokens(torch.Generator().manual_seed(0), BATCH).to(device)
     model = make_model(name, device)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    action = partial(raw_pass, model, batch, device)
-    repeated(action, 3)
-    with Peak(device) as raw:
-        repeated(action, 20)
-    raw_seconds = raw.seconds / 20
-    print(f"{name}: one set of weights {weights / 2**30:.2f} GiB, raw pass {1000 * raw_seconds:.1f} ms, ", end="")
+    raw = time_raw(model, batch, device)
+    before = raw.seconds / TIMED
+    print(f"{name}: one set of weights {weights / 2**30:.2f} GiB, raw pass {1000 * before:.1f} ms, ", end="")
     print(f"{raw.bytes / 2**30:.1f} GiB", flush=True)
     if compare:
         step = plain_loop(model, batch, device)
         repeated(step, 3)
         with Peak(device) as plain:
-            repeated(step, 20)
-        print(f"  plain loop: {plain.seconds / 20 / raw_seconds:.2f} passes a step, {plain.bytes / 2**30:.1f} GiB")
+            repeated(step, TIMED)
+        print(f"  plain loop: {plain.seconds / TIMED / before:.2f} passes a step, {plain.bytes / 2**30:.1f} GiB")
         del step
     snapshot = pw.Snapshot.of(model, 0)
-    del model, action
-    sampler = pw.Langevin(step_size=1e-7, localization=300.0, nbeta=30.0, chains=CHAINS, draws=steps - 50, burn_in=50)
-    sampler = pw.Langevin(**{**vars(sampler), "batch_size": BATCH})
-    probe = pw.Probe(
-        partial(make_model, name, device), loss, tokens, eval_batch=batch, sampler=sampler, autocast=torch.bfloat16
+    del model
+    gc.collect()
+    sampler = pw.Langevin(
+        step_size=1e-7, localization=300.0, nbeta=30.0, chains=CHAINS, draws=steps - 50, burn_in=50, batch_size=BATCH
     )
-    measure_whole(probe, snapshot, replace(sampler, draws=4, burn_in=0))  # the step's kernels are compiled
-    with Peak(device) as whole:
-        point = probe(snapshot)
-    ratio = whole.seconds / (CHAINS * steps) / raw_seconds
-    print(
-        f"  phasewatch: {ratio:.3f} passes a step, {whole.bytes / 2**30:.1f} GiB "
-        f"({whole.reserved / 2**30:.1f} GiB with what torch keeps), "
-        f"{(whole.bytes - raw.bytes) / weights:.2f} sets beyond the raw pass; "
-        f"{point.llc.health.name} {point.llc.value:.3g}\n  {probe.path}",
-        flush=True,
-    )
+    for is_sharded in [False, True] if sharded else [False]:
+        make = partial(make_sharded if is_sharded else make_model, name, device)
+        autocast = None if is_sharded else torch.bfloat16
+        probe = pw.Probe(make, loss, tokens, eval_batch=batch, sampler=sampler, autocast=autocast)
+        measure_whole(probe, snapshot, replace(sampler, draws=4, burn_in=0))  # the step's kernels are compiled
+        with Peak(device) as whole:
+            point = probe(snapshot)
+        module = probe.subject.model.module
+        after = time_raw(module, batch, device, autocast=not is_sharded).seconds / TIMED
+        seconds = whole.seconds / (CHAINS * steps)
+        print(
+            f"  phasewatch{' on FSDP2' if is_sharded else ''}: {1000 * seconds:.1f} ms a step, raw pass "
+            f"{1000 * after:.1f} ms afterwards, {2 * seconds / (before + after):.3f} passes a step, "
+            f"{whole.bytes / 2**30:.1f} GiB ({whole.reserved / 2**30:.1f} GiB with what torch keeps), "
+            f"{(whole.bytes - raw.bytes) / weights:.2f} sets beyond the raw pass; "
+            f"{point.llc.health.name} {point.llc.value:.4g}\n  {probe.path}",
+            flush=True,
+        )
+        del probe, module
 
 
 def main() -> None:
@@ -166,15 +200,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["160M", "410M", "1.4B", "2.8B"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--within", type=float, metavar="GB", help="hold the GPU's other memory")
+    parser.add_argument("--sharded", action="store_true", help="measure it in FSDP2 on one rank too")
     parser.add_argument("--no-compare", action="store_true", help="leave devinterp's optimizer out")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    held = None
+    if arguments.sharded:
+        own: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", **own)
     if arguments.within:
         held = torch.empty(int(torch.cuda.mem_get_info()[0] - 1e9 * arguments.within), dtype=torch.uint8, device=device)
         HELD.append(held.nbytes)
     for name in arguments.models:
-        measure(name, device, compare=not arguments.no_compare, steps=arguments.steps)
+        measure(name, device, compare=not arguments.no_compare, steps=arguments.steps, sharded=arguments.sharded)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from campaign import Options, Run, measured, options, snapshots_of
+from stages import change_between
 from tables import keep_table, kinds, llc_changes, markdown, stretches, with_error
 from torch import nn
 from tqdm import tqdm
@@ -47,7 +48,6 @@ from tqdm import tqdm
 from phasewatch import SGLD, Probe, Snapshot, Trajectory, difference, find_transitions
 from phasewatch.callbacks.trainers.schedule import Steps
 from phasewatch.monitor.sampling.settings import Sampler
-from phasewatch.monitor.trajectories.smoothing import log_steps, smooth
 from phasewatch.toy_tasks import in_context_regression as regression
 from phasewatch.toy_tasks.ensemble import Ensemble
 
@@ -162,10 +162,8 @@ def rows_between_ends(trajectories: Mapping[str, Trajectory], mean: str) -> list
 
 def changes(trajectory: Trajectory, ends: Sequence[int]) -> list[float]:
     """How much the smoothed λ̂ changes between the published ends of stages."""
-    usable = trajectory.usable()
-    curve = smooth(log_steps(usable.steps), usable.llc)
-    levels = np.interp(np.log([max(usable.steps[0], 1), *ends]), np.log(usable.steps.clip(min=1)), curve.value)
-    return [float(after - before) for before, after in pairwise(levels)]
+    first = trajectory.usable().steps[0]
+    return [change_between(trajectory, "llc", before, after) for before, after in pairwise([first, *ends])]
 
 
 def row(name: str, trajectory: Trajectory) -> dict[str, object]:

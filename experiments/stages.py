@@ -5,7 +5,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from phasewatch import Transition
+from phasewatch import Trajectory, Transition
+from phasewatch.monitor.trajectories.smoothing import log_steps, smooth
 
 
 class Simulated(Protocol):
@@ -60,3 +61,11 @@ def matched(some: Sequence[Stage], others: Sequence[Stage]) -> list[tuple[int, i
         match = next((j for j, other in enumerate(others) if j not in taken and same(stage, other)), None)
         pairs += [] if match is None else [(i, match)]
     return pairs
+
+
+def change_between(trajectory: Trajectory, signal: str, before: float, after: float) -> float:
+    """How much a signal changes from one step to another, smoothed over log step and interpolated."""
+    usable = trajectory.usable(signal)
+    curve = smooth(log_steps(usable.steps), usable.signal(signal)).value
+    first, last = np.interp(np.log([max(before, 1), max(after, 1)]), np.log(usable.steps.clip(min=1)), curve)
+    return float(last - first)

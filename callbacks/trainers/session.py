@@ -238,7 +238,7 @@ class Session:
         return InProcess(self._probe, snapshots)
 
     def _open(self, run: str | Path) -> RunFolder:
-        folder = RunFolder(run, self._probe.settings)
+        folder = RunFolder(run, self._probe.settings, chains=self._probe.subject.loss.path)
         folder.keep_averaging(self._options.average, f"PhaseMonitor(average={self._options.average!r})")
         if self._options.calibrate and self._calibration is None:
             self._calibration = RunCalibration(self._given.sampler.as_json())

@@ -5,6 +5,7 @@ kernels depend on more than the weights and the minibatch is another function in
 its losses and gradients are those of plain passes on other minibatches and at other weights than it was made with.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class CapturedGradient:
     def __init__(self, parameters: Sequence[Tensor], add_gradient: AddGradient, batch: Any) -> None:
         self._parameters = parameters
         self._batch = tree_map(torch.clone, batch)
-        aside = torch.cuda.Stream()
+        aside = _aside(parameters[0].device)
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
@@ -51,7 +52,7 @@ class CapturedGradient:
         own = generator.graphsafe_get_state()
         generator.graphsafe_set_state(torch.Generator(generator.device))  # one that a failed capture may leave unusable
         try:
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
                 self._loss = add_gradient(self._batch)
             self._grads = [parameter.grad for parameter in parameters]
         finally:
@@ -71,6 +72,12 @@ class CapturedGradient:
         """Let each parameter hold a gradient of 0 in the graph's own memory, for plain passes to add to."""
         for parameter, grad in zip(self._parameters, self._grads, strict=True):
             parameter.grad = None if grad is None else grad.zero_()
+
+
+@functools.cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all graphs of a GPU: cuBLAS holds a workspace of tens of MiB for each that it ever worked on."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,25 @@ def measuring(seed: int, device: torch.device, *, threads: int, precision: str |
         # Of reentrant checkpoints, where a loss is taken without a gradient.
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True", category=UserWarning)
         yield
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """The kernels of a GPU that add in the same order each time, where torch has them.
+
+    They cost little beside a pass of a model that runs alone, and much in vectorised passes of small ones.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    options: Any = torch.utils.deterministic
+    filled, options.fill_uninitialized_memory = options.fill_uninitialized_memory, False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*deterministic", category=UserWarning)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        options.fill_uninitialized_memory = filled
 
 
 def matmul_precision() -> str | None:

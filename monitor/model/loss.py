@@ -140,7 +140,7 @@ class ModelLoss:
             if parameter.grad is not None and parameter.grad.layout is not torch.strided:
                 parameter.grad = parameter.grad.to_dense()
 
-    def choose_path(self, batches: Batches) -> None:
+    def choose_path(self, batches: Batches, chosen: tuple[bool, str] | None = None) -> None:
         """Vectorise if the vectorised loss and gradient are those of the plain model; say so once if they aren't.
 
         Nothing is said of rows that are too large for a CPU's caches, or for two of them to share a GPU's memory: those
@@ -148,11 +148,17 @@ class ModelLoss:
 
         Args:
             batches: two or more minibatches.
+            chosen: `vectorised` and `path` as they were chosen elsewhere on the same kind of machine. Timed again, they
+                might be others, and round otherwise.
         """
         self.path = "Chains run one after another in the model's own parameters: "
         if batches.stacked is None:
             batches = Batches([batches[0]] * len(batches))
-        if too_large := self._too_large(batches[0]):
+        too_large = self._too_large(batches[0])
+        if chosen is not None and not chosen[0]:
+            self.path = chosen[1]
+            return
+        if too_large:
             self.path += too_large
             return
         own, weights = self.model.weights(), self._nearby(len(batches))
@@ -178,6 +184,9 @@ class ModelLoss:
                     break
             elif form is AS_GIVEN:
                 reason = "its vectorised loss differs from its plain one"
+        if self.mask_forms and chosen is not None:
+            self.vectorised, self.path = chosen
+            return
         if self.mask_forms:
             self.vectorised = self._is_faster(batches.changed(self.mask_forms[0]))
             return
@@ -237,8 +246,8 @@ class ModelLoss:
             raise
         except RuntimeError:  # derivatives inside the loss, by torch.func, can't be counted so
             kept.clear()
-        for parameter in self.model.module.parameters():
-            kept.pop(parameter.untyped_storage().data_ptr(), None)
+        for tensor in [*self.model.parameters, *self.model.fixed]:
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
         saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         self.activations = saved
         return 2 * saved + 6 * self.model.size * self.model.dtype.itemsize

@@ -165,11 +165,12 @@ class ShardedLoss(ModelLoss):
         """The backward pass of a value, whose gradients each process adds to its own parts."""
         self.vector.backward(value)
 
-    def choose_path(self, batches: Batches) -> None:
+    def choose_path(self, batches: Batches, chosen: tuple[bool, str] | None = None) -> None:
         """One chain after another, since functions of weights that are handed in aren't those of a sharded module.
 
         Args:
             batches: two or more minibatches.
+            chosen: as of `ModelLoss`; there is no other choice here.
         """
         some = [batches[number] for number in range(len(batches))]
         _, ranks = self.model.data_rank

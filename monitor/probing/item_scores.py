@@ -222,13 +222,19 @@ class ItemScores:
             # Padded behind the end, where a causal model's earlier positions can't see it.
             rows = [prompt + answer + [0] * (longest - len(prompt) - len(answer)) for prompt, answer in batch]
             out = model(torch.tensor(rows, device=device))
-            logits = getattr(out, "logits", out).float()
-            log_p = torch.log_softmax(logits, dim=-1).cpu()
-            for (prompt, answer), row in zip(batch, log_p, strict=True):
-                own = row[len(prompt) - 1 : len(prompt) + len(answer) - 1]
-                right = torch.tensor(answer)
-                values = own.gather(1, right[:, None])[:, 0]
-                found.append((values.double().numpy(), bool((own.argmax(dim=1) == right).all())))
+            logits = getattr(out, "logits", out)
+            asked = [
+                (row, len(prompt) - 1 + i, token)
+                for row, (prompt, answer) in enumerate(batch)
+                for i, token in enumerate(answer)
+            ]
+            row, position, token = torch.tensor(asked, device=device).T
+            # Only these positions: the others' log p would fill a GPU's way to the host.
+            own = torch.log_softmax(logits[row, position].float(), dim=-1)
+            values, largest = own.gather(1, token[:, None])[:, 0].double().cpu(), (own.argmax(dim=1) == token).cpu()
+            lengths = [len(answer) for _, answer in batch]
+            for some, likeliest in zip(values.split(lengths), largest.split(lengths), strict=True):
+                found.append((some.numpy(), bool(likeliest.all())))
         return found
 
 

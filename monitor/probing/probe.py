@@ -1,7 +1,8 @@
 """From a snapshot to a point: the only code that measures."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -102,19 +103,24 @@ class Probe:
             raise PhasewatchError(
                 f"Probe(metrics={{{taken[0]!r}: ...}}) has a name that a point's own columns have. Choose another."
             )
-        self._arguments = Arguments(
-            model=model,
-            loss=loss,
-            data=as_minibatches(data, sampler.batch_size, type(sampler).__name__),
-            eval_batch=eval_batch,
-            sampler=sampler,
-            parts=parts,
-            seed=whole_number("Probe(seed=...)", seed, least=0, most=2**63 - 1),
-            device=None if device is None else _device(device),
-            autocast=autocast,
-            threads=whole_number("Probe(threads=...)", threads, least=1, most=2**15),
+        self._make(
+            Arguments(
+                model=model,
+                loss=loss,
+                data=as_minibatches(data, sampler.batch_size, type(sampler).__name__),
+                eval_batch=eval_batch,
+                sampler=sampler,
+                parts=parts,
+                seed=whole_number("Probe(seed=...)", seed, least=0, most=2**63 - 1),
+                device=None if device is None else _device(device),
+                autocast=autocast,
+                threads=whole_number("Probe(threads=...)", threads, least=1, most=2**15),
+            )
         )
-        self.subject = Subject(self._arguments)
+
+    def _make(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+        self.subject = Subject(arguments)
         self.subject.hold_random_state_of(self.metrics)
         self._failed_metrics: set[str] = set()
         self._repeats = Repeats()
@@ -235,7 +241,7 @@ class Probe:
             >>> print(probe.with_sampler(pw.SGLD(step_size=1e-3, draws=200)).sampler)
             SGLD(step_size=0.001, localization=100.0, nbeta=100.0, chains=4, draws=200, burn_in=50, batch_size=64)
         """
-        arguments = replace(self._arguments, sampler=sampler)
+        arguments = replace(self._arguments, sampler=sampler, path=None)
         if not isinstance(sampler, Sampler) or sampler.batch_size != self.sampler.batch_size:
             return _rebuild(arguments, self.metrics)
         other = object.__new__(Probe)
@@ -250,7 +256,9 @@ class Probe:
                 "another process. To measure in the background or with workers, give the function that builds it: "
                 "Probe(make_model, ...)."
             )
-        return _rebuild, (self._arguments, self.metrics)
+        loss = self.subject.loss
+        chosen = (loss.vectorised, loss.path) if self.subject.model.device.type == "cuda" else None
+        return _received, (replace(self._arguments, path=chosen), self.metrics)
 
     def _metric(self, name: str, metric: Metric, snapshot: Snapshot) -> float:
         """A metric at the snapshot itself, whatever the one before it did to the model; NaN if it fails."""
@@ -314,14 +322,32 @@ def _rows(subject: Subject, sampler: Sampler) -> int:
 
 
 def _rebuild(arguments: Arguments, metrics: Mapping[str, Metric]) -> Probe:
-    """A probe as it was made where it comes from, whatever torch's own defaults are here."""
+    """A probe of the arguments that were given, checked again."""
+    given = {name: value for name, value in vars(arguments).items() if name not in {"precision", "dtype", "path"}}
+    with _defaults_of(arguments):
+        return Probe(**given, metrics=metrics)
+
+
+def _received(arguments: Arguments, metrics: Mapping[str, Metric]) -> Probe:
+    """A probe as it was made where it comes from."""
+    probe = object.__new__(Probe)
+    probe.metrics = dict(metrics)
+    if arguments.device is not None:
+        _device(arguments.device)
+    with _defaults_of(arguments):
+        probe._make(arguments)
+    return probe
+
+
+@contextmanager
+def _defaults_of(arguments: Arguments) -> Iterator[None]:
+    """Torch's defaults as they were where a probe was made, whatever they are here."""
     here = matmul_precision(), torch.get_default_dtype()
     torch.set_default_dtype(arguments.dtype)
     if arguments.precision:
         torch.set_float32_matmul_precision(arguments.precision)
-    given = {name: value for name, value in vars(arguments).items() if name not in {"precision", "dtype"}}
     try:
-        return Probe(**given, metrics=metrics)
+        yield
     finally:
         torch.set_default_dtype(here[1])
         if here[0]:

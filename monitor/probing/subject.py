@@ -60,6 +60,7 @@ class Arguments:
         threads: of torch's CPU operators while measuring.
         precision: of float32 matrix products while measuring; None where torch has no one word for it.
         dtype: torch's default type while measuring.
+        path: whether chains run together, and why, where that was chosen by timing both; None to choose.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -74,6 +75,7 @@ class Arguments:
     threads: int
     precision: str | None = field(default_factory=matmul_precision)
     dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
+    path: tuple[bool, str] | None = None
 
 
 class Subject:
@@ -121,7 +123,7 @@ class Subject:
             self._chosen = {name or "llc": fingerprint(mask, *mask) for name, mask in masks.items()}
             self._generators += generators_in(given.copied.module)
         with self.measuring():
-            self.loss.choose_path(Batches(batches))
+            self.loss.choose_path(Batches(batches), arguments.path)
             self.eval_batch = self._evaluation_batch(generators[2])
             self._fingerprint = fingerprint([batches, self.eval_batch])
 
@@ -247,7 +249,7 @@ class Subject:
         model, loss = arguments.model, arguments.loss
         built = not isinstance(model, nn.Module)
         own = unwrap(_built(model) if built else model)
-        if built and is_sharded(own) and any(part is own for part in parts_of((model,))):
+        if built and is_sharded(own) and _holds(model, own):
             raise PhasewatchError(
                 f"Probe(model={getattr(model, '__name__', model)!r}) returned a sharded model that it holds and didn't "
                 "build, perhaps the one in training, whose weights the chains would move. Have the function build "
@@ -359,6 +361,11 @@ def _glance(snapshot: Snapshot) -> str:
     tensors = {name: tensor.flatten() for name, tensor in sorted(snapshot.tensors.items())}
     shapes = [(name, tuple(snapshot.tensors[name].shape)) for name in tensors]
     return fingerprint([flat[:: max(1, len(flat) // GLANCED)] for flat in tensors.values()], repr(shapes))
+
+
+def _holds(make_model: Callable[[], nn.Module], model: nn.Module) -> bool:
+    """Whether a function that built a model keeps it."""
+    return any(part is model for part in parts_of((make_model,)))
 
 
 def _built(make_model: Callable[[], nn.Module]) -> nn.Module:

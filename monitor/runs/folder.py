@@ -33,14 +33,16 @@ class RunFolder:
         path: the folder; made if it isn't there.
         settings: of the probe. They are compared with those in `run.json`, since points of different settings can't
             be compared.
+        chains: in a sentence, whether chains run together and why, for the record.
 
     Raises:
         PhasewatchError: if the folder can't be written, belongs to another process, holds other settings, or is
             damaged.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, chains: str = "") -> None:
         self.path = Path(path)
+        self._chains = chains
         self.points: list[Point] = []
         self._settings = dict(settings)
         self._averaging: Any = None
@@ -277,6 +279,7 @@ class RunFolder:
             "settings": self._settings,
             "averaging": self._averaging,
             **({} if self._calibration is None else {"calibration": self._calibration}),
+            **({"chains": self._chains} if self._chains else {}),
             "versions": {"phasewatch": version("phasewatch"), "torch": version("torch")},
         }
         write_atomically(self.path / "run.json", json.dumps(record, indent=1) + "\n")

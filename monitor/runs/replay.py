@@ -186,7 +186,7 @@ def _recall_numbers(probe: Probe, snapshots: Snapshots, measured: Collection[int
 
 
 def _opened(run: str | Path, probe: Probe, snapshots: Snapshots) -> RunFolder:
-    folder = RunFolder(run, probe.settings)
+    folder = RunFolder(run, probe.settings, chains=probe.subject.loss.path)
     if _is_its_own(folder, snapshots):
         return folder
     if strangers := sorted(folder.steps - set(snapshots.steps)):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,6 +13,7 @@ from torch import Generator
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.checks import ChainRecord, Checks, checks_of
 from phasewatch.monitor.model.gradients import clear_gradients, gradients
+from phasewatch.monitor.model.isolation import repeatable
 from phasewatch.monitor.model.weights import Mask, Weights
 from phasewatch.monitor.sampling import curvature
 from phasewatch.monitor.sampling.curvature import look_around
@@ -104,7 +106,8 @@ def run_chains(
     last: RuntimeError | None = None
     for way in ways(target, wanted):
         try:
-            return run.around(anchors, of_anchor, way)
+            with repeatable() if target.parameters[0].is_cuda and not way.rows else nullcontext():
+                return run.around(anchors, of_anchor, way)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise

@@ -5,6 +5,7 @@ model's size beside those and the snapshot's weights.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,19 +131,10 @@ def _largest_curvature(
             return math.nan
         if length == 0:
             break
-        with torch.no_grad():
-            grads = list(gradients(parameters, None))
-            for group in groups:
-                origin = [position.origin(k) for k in group]
-                along = [grads[k].to(weight.dtype) for k, weight in zip(group, origin, strict=True)]
-                position.put(group, torch._foreach_add(origin, along, alpha=reach / length))  # pyright: ignore[reportPrivateImportUsage]
+        _move_along_the_gradients(parameters, position, groups, reach / length)
         clear_gradients(parameters)
         target.add_gradient(number, part=True)
-        with torch.no_grad():
-            for group in groups:
-                across = torch._foreach_mul([position.origin(k) for k in group], 2)  # pyright: ignore[reportPrivateImportUsage]
-                torch._foreach_sub_(across, [position.weights[k] for k in group])  # pyright: ignore[reportPrivateImportUsage]
-                position.put(group, across)
+        _mirror(position, groups)
         target.add_gradient(number, -1.0, part=True)
         product = vector.norm(list(gradients(parameters, masks))) / (2 * reach)
         if not math.isfinite(product):
@@ -151,6 +143,27 @@ def _largest_curvature(
         reach = reach_of(curvatures[-1], nbeta=nbeta, gamma=gamma)
     clear_gradients(parameters)
     return max(curvatures[-minibatches:])
+
+
+@torch.no_grad()
+def _move_along_the_gradients(
+    parameters: Sequence[Tensor], position: Position, groups: Sequence[Sequence[int]], distance: float
+) -> None:
+    """To w* + distance · the gradients that are held."""
+    grads = list(gradients(parameters, None))
+    for group in groups:
+        origin = [position.origin(k) for k in group]
+        along = [grads[k].to(weight.dtype) for k, weight in zip(group, origin, strict=True)]
+        position.put(group, torch._foreach_add(origin, along, alpha=distance))  # pyright: ignore[reportPrivateImportUsage]
+
+
+@torch.no_grad()
+def _mirror(position: Position, groups: Sequence[Sequence[int]]) -> None:
+    """To the other side of w*."""
+    for group in groups:
+        across = torch._foreach_mul([position.origin(k) for k in group], 2)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_sub_(across, [position.weights[k] for k in group])  # pyright: ignore[reportPrivateImportUsage]
+        position.put(group, across)
 
 
 def _start_direction(vector: Vector, masks: Mask, generator: Generator) -> None:

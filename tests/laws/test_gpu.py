@@ -84,3 +84,34 @@ def test_a_model_on_the_gpu_is_measured_there():
     assert probe.subject.model.device.type == "cuda"
     assert probe(pw.Snapshot.of(model, 3)).step == 3
     assert pw.Probe(partial(make_model), loss, data(), sampler=SAMPLER).subject.model.device.type == "cpu"
+
+
+class Attention(nn.Module):
+    """Whose flash kernels add up gradients in any order, unless they are told not to."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.out = nn.Embedding(500, 128), nn.Linear(128, 500)
+        self.mix = nn.ModuleList([nn.Linear(128, 384) for _ in range(4)])
+
+    def forward(self, words):
+        x = self.embedding(words)
+        for mix in self.mix:
+            q, k, v = (part.unflatten(-1, (2, 64)).transpose(1, 2) for part in mix(x).chunk(3, -1))
+            x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        return self.out(x)
+
+
+def next_word(model, words):
+    return F.cross_entropy(model(words[:, :-1]).flatten(0, 1), words[:, 1:].flatten())
+
+
+def test_chains_in_place_are_the_same_each_time():
+    words = torch.randint(500, (64, 513), generator=torch.Generator().manual_seed(1))
+    sampler = pw.Langevin(step_size=1e-5, nbeta=30.0, localization=100.0, chains=2, draws=20, burn_in=5, batch_size=8)
+    probe = pw.Probe(Attention, next_word, words, sampler=sampler, device="cuda", autocast=torch.bfloat16)
+    probe.subject.loss.vectorised = False
+    snapshot = pw.Snapshot.of(Attention(), 0)
+    assert probe(snapshot) == probe(snapshot)
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -5,6 +5,7 @@ import math
 import pickle
 import threading
 import warnings
+import weakref
 
 import cloudpickle
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import phasewatch as pw
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
+from phasewatch.monitor.model import copying
 from phasewatch.monitor.probing.probe import measure_whole
 
 SAMPLER = pw.Langevin(step_size=1e-5, nbeta=20.0, chains=2, draws=5, burn_in=2, batch_size=8)
@@ -375,3 +377,30 @@ def test_the_settings_tell_parts_of_one_shape_apart():
     square = (lambda model, x: model(x).square().mean(), torch.randn(200, 6))
     of = [pw.Probe(layers, *square, sampler=SAMPLER, parts=part).settings for part in ("0", "1", {"a": "1"}, None)]
     assert all(a["parts"] != b["parts"] for a, b in itertools.combinations(of, 2))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_large_model_that_was_built_is_copied_only_where_something_keeps_it(kept, monkeypatch):
+    monkeypatch.setattr(copying, "LARGE", 1)
+    built = []
+
+    def make_model():
+        built.append(model := Net())
+        if not kept:
+            built[:] = [weakref.ref(model)]
+        return model
+
+    own = probe(make_model).subject.model.module
+    assert (own is (built[0] if kept else built[0]())) is not kept
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_choice_that_was_timed_elsewhere_is_taken_over(together):
+    made = probe(Net)
+    rebuild, (arguments, metrics) = made.__reduce__()
+    assert arguments.path is None  # nothing is timed on a CPU
+    other = rebuild(dataclasses.replace(arguments, path=(together, "As there.")), metrics)
+    assert (other.subject.loss.vectorised, other.path) == (together, "As there.")
+    assert other.with_sampler(dataclasses.replace(SAMPLER, batch_size=4)).path == "Chains run together."
+    snapshot = pw.Snapshot.of(seeded(), 1)
+    assert other(snapshot).llc.value == pytest.approx(made(snapshot).llc.value, rel=1e-3)

@@ -1,0 +1,134 @@
+"""A language model's own stages at the published size: is the induction bump a type B and then a type A?
+
+So it is in print: a 2-layer attention-only transformer of 3 million parameters, on natural text, has λ̂ falling by 1.57
+between steps 6,500 and 8,500, while previous-token heads form, and rising by 8.62 from there to 17,000, while induction
+heads do; one layer doesn't have the fall (Hoogland et al., arXiv 2402.02364, stages LM3 and LM4). Here the same model
+is trained with the same optimizer and batches on other text, English prose from Debian's packages of documentation
+(english_corpus.py), under PhaseMonitor.
+
+Each run is trained under a monitor; then its snapshots around the bump are measured again in the ways that its item of
+the queue names: another nβ, longer chains, averaged weights, λ̂ of each head, the published sampler. Two other
+architectures, Llama's and Pythia's, are trained by Hugging Face's Trainer with HuggingFaceCallback.
+
+An item of the queue is LAYERS:SEED, or llama:SEED or pythia:SEED, with +EXTRA for each of: EXTRAS; +all for all. A run
+is left when the minutes are over, and the next call goes on with it; nothing that is done is done again. With `--out`,
+points, reports and what else is small are packed to one file there, and the states of unended runs beside it.
+
+    python experiments/english_corpus.py
+    CUDA_VISIBLE_DEVICES=0 python experiments/language_stages.py --device cuda --minutes 9 --queue 2:0+all,1:0
+    python experiments/language_stages.py --table
+
+MEASURED
+"""
+
+import argparse
+import tarfile
+import time
+from pathlib import Path
+
+import language_table
+import torch
+from campaign import RESULTS
+from language_runs import (
+    EXPERIMENT,
+    EXTRAS,
+    Size,
+    measure_again,
+    published_size,
+    run_of,
+    smallest_size,
+    train_run,
+)
+
+SHORTEST = 45.0
+"""Seconds that must be left for anything else to be begun."""
+
+
+def command_line() -> argparse.Namespace:
+    """Read the command line."""
+    description = (__doc__ or "").replace("EXTRAS", ", ".join(EXTRAS))
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queue", default="", help="items, by commas, in the order in which they are done")
+    parser.add_argument("--table", action="store_true", help="only print the tables of the points that are kept")
+    parser.add_argument("--quick", action="store_true", help="the smallest size, to see that it runs")
+    parser.add_argument("--steps", type=int, default=20_000, help="of training (default: %(default)s)")
+    parser.add_argument("--other-steps", type=int, default=5_000, help="of Llama and Pythia (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which it ends (default: %(default)s)")
+    parser.add_argument("--whole", action="store_true", help="give up runs that can't be ended in that time, and go on")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda with one GPU visible (default: %(default)s)")
+    parser.add_argument("--corpus", type=Path, default=Path("build/corpus/carried.xz"), help="default: %(default)s")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / EXPERIMENT, help="default: %(default)s")
+    parser.add_argument("--states", type=Path, default=None, help="of runs that were left (default: --runs/states)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where points go (default: results/)")
+    parser.add_argument("--out", type=Path, default=None, help="where to pack what is to be carried away")
+    parser.add_argument("--label", default="part", help="of the packed file's name (default: %(default)s)")
+    return parser.parse_args()
+
+
+def work(given: argparse.Namespace, size: Size, deadline: float) -> None:
+    """Do the items of the queue."""
+    states = given.states or given.runs / "states"
+    for item in filter(None, given.queue.split(",")):
+        if deadline - time.monotonic() < SHORTEST * (not size.quick):
+            print(f"{item}: not begun, {deadline - time.monotonic():.0f} s are left", flush=True)
+            continue
+        what, *extras = item.split("+")
+        extras = list(EXTRAS) if extras == ["all"] else extras
+        kind, seed = what.split(":")[0], int(what.split(":")[1])
+        if not kind.isdigit():
+            from language_models import train_model
+
+            where = {"runs": given.runs, "results": given.results, "device": given.device}
+            train_model(kind, seed, size, steps=given.other_steps, deadline=deadline, **where)
+            continue
+        name = run_of(int(kind), seed)
+        begun = time.monotonic()
+        where = {"runs": given.runs, "results": given.results, "device": given.device}
+        ended = (states / f"{name}.ended").exists() or train_run(
+            int(kind), seed, size, states=states, deadline=deadline, whole=given.whole, **where
+        )
+        if ended:
+            (states / f"{name}.ended").touch()
+        for extra in extras if ended else []:
+            if time.monotonic() > deadline:
+                print(f"{name}, {extra}: not begun")
+                continue
+            measure_again(name, extra, size, **where)
+        print(f"{item}: {time.monotonic() - begun:.0f} s in all", flush=True)
+
+
+def pack(given: argparse.Namespace) -> None:
+    """Pack points, reports and run folders without snapshots, and put the states of unended runs beside."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    states = given.states or given.runs / "states"
+    with tarfile.open(given.out / f"{given.label}.tar.gz", "w:gz") as archive:
+        for file in sorted((given.results / "points").glob(f"{EXPERIMENT}*/*.json*")):
+            archive.add(file, f"points/{file.parent.name}/{file.name}")
+        for file in sorted(given.runs.rglob("*")):
+            if file.is_file() and not {"snapshots", "averaged", "states"} & set(file.relative_to(given.runs).parts):
+                archive.add(file, f"runs/{file.relative_to(given.runs)}")
+    for file in sorted(states.glob("*-weights.pt")) if not given.whole else ():
+        name = file.name.removesuffix("-weights.pt")
+        if not (states / f"{name}.ended").exists():
+            for part in ("weights", "moments"):
+                (given.out / f"{name}-{part}.pt").write_bytes((states / f"{name}-{part}.pt").read_bytes())
+
+
+def main() -> None:
+    """Do the queue, or print the tables."""
+    given = command_line()
+    if given.table:
+        language_table.main(given.results)
+        return
+    deadline = time.monotonic() + 60 * given.minutes
+    torch.set_float32_matmul_precision("high")
+    size = smallest_size(given.corpus, given.steps) if given.quick else published_size(given.corpus, given.steps)
+    try:
+        work(given, size, deadline)
+    finally:
+        if given.out is not None:
+            pack(given)
+
+
+if __name__ == "__main__":
+    main()
