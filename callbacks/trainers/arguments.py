@@ -96,7 +96,8 @@ def check_probe(model: nn.Module, probe: Any, average: float | None) -> None:
     if probe.is_sharded:
         raise PhasewatchError(
             "PhaseMonitor(probe=...) measures on rank 0 alone, and this probe's model is spread over several "
-            "processes. Give a probe of the whole model, or keep checkpoints and have every rank replay them with this probe."
+            "processes. Give a probe of the whole model, or keep checkpoints and have every rank replay them with this "
+            "probe."
         )
     sharded = is_sharded(model)
     if sharded and average is not None:

@@ -111,7 +111,8 @@ def replay(
     if probe.is_sharded and (workers > 1 or sampler or on not in {None, "local"}):
         raise PhasewatchError(
             "replay(workers=..., on=..., sampler=...) go with a probe of a whole model, and this probe's model is "
-            "spread over the processes that measure. Leave them out; pw.calibrate, called on every rank, finds a setting."
+            "spread over the processes that measure. Leave them out; pw.calibrate, called on every rank, finds a "
+            "setting."
         )
     probe, known = _calibrated_before(run, snapshots, probe)
     if is_follower(probe):
