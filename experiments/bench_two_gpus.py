@@ -262,7 +262,7 @@ def bench_training(runs: str, training_steps: str) -> None:
         for measure in (None, "inline", "background", "plain again"):
             monitor, model = None, wrapped(kind)
             train(wrapped(kind), device, 5)  # kernels are loaded
-            if measure == "inline" or measure == "background":  # noqa: PLR1714 - so that the type is known
+            if measure == "inline" or measure == "background":
                 probe = pw.Probe(make_model_here, next_word, data, sampler=sampler) if rank == 0 else None
                 run = folder / f"{kind}-{measure}"
                 monitor = pw.PhaseMonitor(model, probe, run=run, at=pw.every(steps // 4), measure=measure)
