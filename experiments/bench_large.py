@@ -142,7 +142,8 @@ def shard(model: nn.Module) -> nn.Module:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.gpt_neox.layers:  # pyright: ignore
         fully_shard(layer, mp_policy=policy)
-    return fully_shard(model, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    return model
 
 
 def make_sharded(name: str, device: str) -> nn.Module:
@@ -204,7 +205,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.sharded:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        own: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", **own)
     if arguments.within:
         held = torch.empty(int(torch.cuda.mem_get_info()[0] - 1e9 * arguments.within), dtype=torch.uint8, device=device)
         HELD.append(held.nbytes)

@@ -228,7 +228,8 @@ def bench_ranks(snapshot: str, training_steps: str) -> None:
         model = Transformer(*SMALL).to(device)
         for block in model.blocks:
             fully_shard(block)
-        return fully_shard(model)
+        fully_shard(model)
+        return model
 
     data = sequences(torch.Generator().manual_seed(1), 2048)
     point = pw.Probe(make_sharded, next_word, data, sampler=SAMPLER)(kept)
@@ -251,7 +252,8 @@ def bench_training(runs: str, training_steps: str) -> None:
             return nn.parallel.DistributedDataParallel(model)
         for block in model.blocks:
             fully_shard(block)
-        return fully_shard(model)
+        fully_shard(model)
+        return model
 
     data = sequences(torch.Generator().manual_seed(1), 256)
     sampler = pw.Langevin(**{**vars(SAMPLER), "draws": 6, "burn_in": 2})
@@ -260,7 +262,7 @@ def bench_training(runs: str, training_steps: str) -> None:
         for measure in (None, "inline", "background", "plain again"):
             monitor, model = None, wrapped(kind)
             train(wrapped(kind), device, 5)  # kernels are loaded
-            if measure in {"inline", "background"}:
+            if measure == "inline" or measure == "background":
                 probe = pw.Probe(make_model_here, next_word, data, sampler=sampler) if rank == 0 else None
                 run = folder / f"{kind}-{measure}"
                 monitor = pw.PhaseMonitor(model, probe, run=run, at=pw.every(steps // 4), measure=measure)
@@ -360,7 +362,7 @@ def main() -> None:
         function, *given = arguments.call
         CALLED[function](*given)
         return
-    small, large, count, steps = ("70M", "70M", 4, 8) if arguments.quick else ("160M", "12B", CHECKPOINTS, 1000)
+    small, large, count, steps = ("70M", "70M", 4, 8) if arguments.quick else ("160M", "12B", CHECKPOINTS, 400)
     for gpu in range(torch.cuda.device_count()):
         print(f"GPU {gpu}: {torch.cuda.get_device_name(gpu)}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as temporary:

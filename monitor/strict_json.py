@@ -38,13 +38,14 @@ def parse_json(text: str, name: str, most_depth: int = MOST_DEPTH, *, allow_nan:
     Traceback (most recent call last):
     phasewatch.monitor.errors.PhasewatchError: Line 1 of points.jsonl holds the key 'step' twice; mend or delete it.
     """
+    brackets = text.count("[") + text.count("{")
+    if allow_nan and brackets <= most_depth and (quick := _quickly(text)) is not None:
+        return quick
     reason = None
     try:
-        if text.count("[") + text.count("{") > most_depth and _depth(text) > most_depth:
+        if brackets > most_depth and _depth(text) > most_depth:
             raise _Refused(f"nests deeper than {most_depth} levels")
-        value = _quickly(text) if allow_nan else None
-        if value is None:
-            value = (_LENIENT if allow_nan else _STRICT).decode(text)
+        value = (_LENIENT if allow_nan else _STRICT).decode(text)
         if not text.isascii() or ("\\u" in text and _HALF.search(text)):
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -99,22 +100,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _quickly(text: str) -> dict[str, Any] | None:
     """The object that a line of points is, in half the time; None for what has to be looked at closely."""
+    if not text.isascii() or "\\u" in text:
+        return None
     try:
         value, end = _QUICK.raw_decode(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, _Refused):
         return None
     # Each key has its colon: where there are no more colons than keys, none came twice.
-    is_plain = end == len(text) and isinstance(value, dict) and text.count(":") == _keys(value)
+    is_plain = end == len(text) and type(value) is dict and text.count(":") == _keys(value)
     return value if is_plain else None
 
 
 def _keys(value: dict[str, Any]) -> int:
     """How many keys an object has, together with the objects that are its values."""
-    count, values = len(value), value.values()
-    if dict in map(type, values):
-        for inner in values:
-            if type(inner) is dict:
-                count += _keys(inner)
+    count = len(value)
+    for inner in value.values():
+        if type(inner) is dict:
+            count += _keys(inner)
     return count
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib import font_manager, mathtext
 from matplotlib.figure import Figure
 
+from phasewatch.monitor.runs.exiting import settle_at_exit
+
 
 def render(figure: Figure, form: str, **options: Any) -> bytes:
     """Draw a figure in a thread of its own, and let go of what matplotlib keeps of it.
@@ -37,6 +39,7 @@ def render(figure: Figure, form: str, **options: Any) -> bytes:
             _let_go_of_fonts()
 
     thread = threading.Thread(target=draw, name="phasewatch-draw", daemon=True)
+    settle_at_exit(thread)
     try:
         thread.start()
     except RuntimeError:  # from Python 3.12 on, a process that ends starts no thread

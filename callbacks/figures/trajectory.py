@@ -22,6 +22,9 @@ from phasewatch.monitor.trajectories.trajectory import Trajectory
 MAX_METRICS = 4
 """A figure has panels for at most this many metrics, so that it fits on a page."""
 
+LARGEST = 1e300
+"""Values beyond are drawn at it: matplotlib can't draw an axis whose ends differ by more than a float holds."""
+
 
 def draw_trajectory(
     trajectory: Trajectory,
@@ -128,7 +131,7 @@ def _check_metrics(wanted: Sequence[str], points: Sequence[Point]) -> None:
 
 
 def _draw_curve(panel: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    values = np.where(np.isfinite(values), values, math.nan)
+    values = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), math.nan)
     size = 1.6 if steps.size > 60 else 3.0
     panel.plot(steps, values, color=INK, linewidth=1.0, marker="o", markersize=size, markeredgewidth=0, zorder=3)
 
@@ -142,9 +145,9 @@ def _draw_llc(panel: Axes, steps: np.ndarray, trajectory: Trajectory, healths: S
     llc = np.asarray(trajectory.llc, dtype=float)
     there = np.isfinite(llc) & ~np.array([health.failed for health in healths], dtype=bool)
     doubtful = there & np.array([health.doubtful for health in healths], dtype=bool)
-    llc = np.where(there, llc, math.nan)
+    llc = np.where(there, np.clip(llc, -LARGEST, LARGEST), math.nan)
     error = np.asarray(trajectory.llc_error, dtype=float)
-    error = np.where(np.isfinite(error), error, 0.0)
+    error = np.where(np.isfinite(error), np.clip(error, 0.0, LARGEST), 0.0)
 
     panel.fill_between(steps, llc - 2 * error, llc + 2 * error, color=INK, alpha=0.2, linewidth=0, zorder=2)
     low, high = _limits(llc, error, doubtful)

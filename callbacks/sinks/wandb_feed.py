@@ -19,6 +19,7 @@ from phasewatch.callbacks.sinks.wandb_rows import drawing_row, point_row, table_
 from phasewatch.callbacks.sinks.wandb_run import Choice
 from phasewatch.monitor.emergence.watching import NewRedFlags, RedFlag
 from phasewatch.monitor.errors import in_words, warn
+from phasewatch.monitor.runs.exiting import exiting, settle_at_exit
 from phasewatch.monitor.runs.sink import CLOSE_SECONDS
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition, is_same_transition
@@ -150,6 +151,7 @@ class Feed:
         finally:
             if self._results.wait and not self._commits and self._poller is None:
                 self._poller = threading.Thread(target=self._poll, name="phasewatch-wandb", daemon=True)
+                settle_at_exit(self._poller)
                 self._poller.start()
         if self.failure is not None:
             failure, self.failure = self.failure, None
@@ -186,7 +188,7 @@ class Feed:
 
     def _poll(self) -> None:
         """Give each new row of the user's one result, until none waits."""
-        while True:
+        while not exiting.is_set():
             time.sleep(POLL_SECONDS)
             with self._lock:
                 try:
@@ -217,6 +219,7 @@ class Feed:
                     self.finished = finished
 
         thread = threading.Thread(target=settle, name="phasewatch-wandb-end", daemon=True)
+        settle_at_exit(thread)
         thread.start()
         thread.join(CLOSE_SECONDS)
         if thread.is_alive():

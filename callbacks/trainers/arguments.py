@@ -89,10 +89,16 @@ def check_probe(model: nn.Module, probe: Any, average: float | None) -> None:
     """Refuse a probe that isn't of this model.
 
     Raises:
-        PhasewatchError: if it isn't, or the weights of a sharded model are to be averaged.
+        PhasewatchError: if it isn't, its own model is sharded, or the weights of a sharded model are to be averaged.
     """
     if not isinstance(probe, Probe):
         raise PhasewatchError(f"PhaseMonitor(probe=...) must be a Probe; a {type(probe).__name__} came.")
+    if probe.is_sharded:
+        raise PhasewatchError(
+            "PhaseMonitor(probe=...) measures on rank 0 alone, and this probe's model is spread over several "
+            "processes. Give a probe of the whole model, or keep checkpoints and have every rank replay them with this "
+            "probe."
+        )
     sharded = is_sharded(model)
     if sharded and average is not None:
         raise PhasewatchError(

@@ -2,15 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from phasewatch.monitor.estimates.uncertainty import standard_error
 
 
-@dataclass(frozen=True)
-class Checks:
+class Checks(NamedTuple):
     """Numbers that say whether an estimate means what it says; NaN where one couldn't be had.
+
+    A tuple, since reading a long run makes one for each point, five times as fast as a frozen dataclass.
 
     Attributes:
         step_size: ε as it was used, the mean over chains.

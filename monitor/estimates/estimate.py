@@ -3,7 +3,7 @@
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from phasewatch.monitor.estimates.checks import Checks
@@ -67,7 +67,7 @@ class Health(enum.Enum):
     @property
     def doubtful(self) -> bool:
         """Whether the value isn't what its setting defines. What the localization takes is a part of the setting."""
-        return self not in {Health.OK, Health.LOCALIZED}
+        return self is not Health.OK and self is not Health.LOCALIZED
 
     @property
     def has_level(self) -> bool:
@@ -75,9 +75,8 @@ class Health(enum.Enum):
         return self not in {Health.DIVERGED, Health.NEGATIVE, Health.OFF_MINIMUM}
 
 
-_CHECKS = tuple(Checks.__dataclass_fields__)
 _NO_CHECKS = Checks()
-_NONE_KNOWN = ("nan",) * len(_CHECKS)
+_NONE_KNOWN = ("nan",) * len(Checks._fields)
 _HEALTHS = dict(Health.__members__)  # found twice as fast as by Health[...]
 
 
@@ -125,7 +124,7 @@ class Estimate:
             "rhat": json_number(self.rhat),
             "ess": json_number(self.ess),
             "health": self.health.name,
-            "checks": {name: json_number(value) for name, value in asdict(self.checks).items()},
+            "checks": {name: json_number(value) for name, value in self.checks._asdict().items()},
         }
         if self.trace:
             record["trace"] = [[json_number(v) for v in chain] for chain in self.trace]
@@ -135,22 +134,29 @@ class Estimate:
     def from_json(cls, record: Mapping[str, Any]) -> "Estimate":
         """The inverse of `as_json`, exact to the last bit; checks that it doesn't know are left out."""
         known = record.get("checks", {})
-        checks = tuple(map(known.get, _CHECKS, _NONE_KNOWN))
+        checks = tuple(map(known.get, Checks._fields, _NONE_KNOWN))
         return cls(
             value=float(record["value"]),
             error=float(record["error"]),
-            per_chain=tuple(map(float, record["per_chain"])),
+            per_chain=_numbers(record["per_chain"]),
             nbeta=float(record["nbeta"]),
             rhat=float(record["rhat"]),
             ess=float(record["ess"]),
             health=_HEALTHS[record["health"]],
-            checks=_NO_CHECKS if checks == _NONE_KNOWN else Checks(*map(float, checks)),
-            trace=tuple([tuple(map(float, chain)) for chain in record["trace"]]) if "trace" in record else (),
+            checks=_NO_CHECKS if checks == _NONE_KNOWN else Checks._make(map(float, checks)),
+            trace=tuple(map(_numbers, record["trace"])) if "trace" in record else (),
         )
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the value, its error and the verdict."""
         return rim("figures.notebook", "Estimate._repr_html_()").estimate_html(self)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """A list as floats; not a word, whose letters may be digits."""
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is not a list of numbers")
+    return tuple(map(float, values))
 
 
 def json_number(value: float) -> float | str:

@@ -221,13 +221,17 @@ class ShardedVector(Vector):
         return _together()
 
 
+BACKENDS = "gloo", "nccl", "mpi", "xccl", "pair closure"
+"""Words of errors of the exchange with other processes; the last is of gloo, which doesn't name itself there."""
+
+
 @contextmanager
 def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         words = str(error).lower()
-        if not isinstance(error, dist.DistError) and not any(name in words for name in ("gloo", "nccl", "mpi", "xccl")):
+        if not isinstance(error, dist.DistError) and not any(name in words for name in BACKENDS):
             raise
         raise PhasewatchError(
             f"The processes that hold the probe's model no longer work together ({in_words(error)[:300]}). One of them "

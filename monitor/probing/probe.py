@@ -147,6 +147,11 @@ class Probe:
         return own | self.subject.settings
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether its model is spread over several processes, each of which has to measure along."""
+        return self.subject.loss.vector.ranks > 1
+
+    @property
     def path(self) -> str:
         """How its chains run, and why; once a snapshot has been measured, in which way memory let them."""
         return f"{self.subject.loss.path} {self.subject.loss.way}".strip()

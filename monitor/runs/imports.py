@@ -1,7 +1,5 @@
-"""Whether code runs within an import, where packages in C++ and Rust can take neither an exception nor the end."""
+"""Whether code runs within an import, where packages in C++ and Rust can take no exception."""
 
-import sys
-import threading
 from types import FrameType
 
 
@@ -21,18 +19,3 @@ def imports(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def place(thread: threading.Thread) -> tuple[int, int] | None:
-    """Where a thread is, to be compared with where it is later; None while it must not end.
-
-    That is while it imports a module, or while pydantic, which W&B uses, calls it from code in Rust.
-    """
-    top = frame = sys._current_frames().get(thread.ident or 0)
-    if top is None or imports(top):
-        return None
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("pydantic."):
-            return None
-        frame = frame.f_back
-    return id(top), top.f_lasti

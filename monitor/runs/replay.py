@@ -21,6 +21,7 @@ from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.numbers import NumbersFile
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.runs.sink import Sink
+from phasewatch.monitor.runs.together import Leader, follow, is_follower
 from phasewatch.monitor.snapshots.averaging import AveragedSnapshots
 from phasewatch.monitor.snapshots.folder import SnapshotFolder
 from phasewatch.monitor.snapshots.series import FetchedSeries, open_series
@@ -53,6 +54,9 @@ def replay(
 
     A checkpoint that can't be read or measured costs its own point and a message; the others go on. A run whose setting
     was calibrated is measured with that setting, unless the probe has a sampler other than the monitor's had.
+
+    Where the probe's model is spread over processes, every rank calls `replay` and goes through what it returns. Rank 0
+    chooses the steps and writes; the others measure along, and get the points that are measured now.
 
     Args:
         series: a run's folder, a folder of checkpoints, or what `open_series` returned.
@@ -104,11 +108,21 @@ def replay(
     if callable(on) and (workers > 1 or options):
         given = f"workers={workers}" if workers > 1 else "options=..."
         raise PhasewatchError(f"replay({given}, on=...) says twice where to measure. Give one of them.")
+    if probe.is_sharded and (workers > 1 or sampler or on not in {None, "local"}):
+        raise PhasewatchError(
+            "replay(workers=..., on=..., sampler=...) go with a probe of a whole model, and this probe's model is "
+            "spread over the processes that measure. Leave them out; pw.calibrate, called on every rank, finds a "
+            "setting."
+        )
     probe, known = _calibrated_before(run, snapshots, probe)
+    if is_follower(probe):
+        return follow(probe, snapshots)
     if known is None and sampler is not None:
         known = RunCalibration(probe.sampler.as_json())
 
     def made_by(probe: Probe) -> Executor:
+        if probe.is_sharded:
+            return Leader(probe, snapshots)
         if callable(on):
             return on(probe, snapshots)
         return executor_on(
@@ -118,7 +132,12 @@ def replay(
     executor: Executor | None = None
     if known is None or known.steps:
         executor = made_by(probe)
-    folder = None if run is None else _opened(run, probe, snapshots)
+    try:
+        folder = None if run is None else _opened(run, probe, snapshots)
+    except PhasewatchError:
+        if executor:
+            executor.close()
+        raise
     if folder and known:
         folder.keep_calibration(known.as_json(), probe.settings)
     if executor is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from phasewatch.monitor.errors import warn
-from phasewatch.monitor.runs.imports import place
+from phasewatch.monitor.runs.exiting import exiting, settle_at_exit
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition
 
@@ -17,16 +17,6 @@ SLOW_SECONDS = 30.0
 CLOSE_SECONDS = 7.0
 """Seconds that the end of a run waits for a sink, unless the sink has a `close_seconds` of its own: W&B takes 3 to 6 to
 finish a run, and a process has to end within 15 of its training's end."""
-
-SETTLE_SECONDS = 3.0
-"""Seconds more that it waits until a sink's thread stands still: a process that ends while the thread is in code in C++
-or Rust may abort."""
-
-IMPORT_SECONDS = 20.0
-"""Seconds more that it waits while the thread surely is in such code, or imports packages, as from a slow disk."""
-
-STILL_SECONDS = 0.3
-"""A thread that is at one place for so long stands still; it waits for a server, say."""
 
 
 class Sink(Protocol):
@@ -83,6 +73,7 @@ class Outlet:
         self._thread = threading.Thread(
             target=self._run, args=(trajectory, settings), name=f"phasewatch-{self._name}", daemon=True
         )
+        settle_at_exit(self._thread)
         self._thread.start()
 
     def put(self, item: Point | Transition) -> None:
@@ -100,22 +91,8 @@ class Outlet:
     def wait(self) -> None:
         """Wait until the sink is closed, or has had its time since `finish`."""
         self._thread.join(max(self._ends - time.monotonic(), 0))
-        if not self._thread.is_alive():
-            return
-        self._complain("late", f"has not finished {self._close_seconds:g} seconds after the end and is left behind")
-        self._settle()
-
-    def _settle(self) -> None:
-        """Wait until the thread stands still, for a time that depends on what it does."""
-        began, before = time.monotonic(), None
-        while self._thread.is_alive():
-            now = place(self._thread)
-            if now is not None and now == before:
-                return
-            if time.monotonic() - began > (IMPORT_SECONDS if now is None else SETTLE_SECONDS):
-                return
-            before = now
-            self._thread.join(STILL_SECONDS)
+        if self._thread.is_alive():
+            self._complain("late", f"has not finished {self._close_seconds:g} seconds after the end and is left behind")
 
     @property
     def is_content(self) -> bool:
@@ -130,12 +107,13 @@ class Outlet:
         attach, describe = (getattr(self._sink, name, None) for name in ("attach", "describe"))
         if callable(attach):
             self._call(lambda: attach(trajectory))
-        while (item := self._items.get()) is not None:
+        while (item := self._items.get()) is not None and not exiting.is_set():
             if callable(describe):
                 self._call(lambda describe=describe: describe(settings()))
                 describe = None
             self._call(lambda item=item: self._sink.write(item))
-        self._call(self._sink.close)
+        if not exiting.is_set():
+            self._call(self._sink.close)
 
     def _call(self, action: Callable[[], object]) -> None:
         self._started = time.monotonic()

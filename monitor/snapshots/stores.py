@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from phasewatch.monitor.errors import PhasewatchError, in_words, missing_package, requires
+from phasewatch.monitor.errors import PhasewatchError, in_words, missing_package
 from phasewatch.monitor.files import MOST_JSON_BYTES, arriving, inside
 from phasewatch.monitor.formatting import printable
 from phasewatch.monitor.snapshots.formats.base import stem_of
@@ -228,16 +228,15 @@ def _is_holder(store: FilesystemStore, name: str) -> bool:
 @contextmanager
 def _said(call: str, at: str) -> Iterator[None]:
     try:
-        with requires(call):
-            yield
+        yield
     except (PhasewatchError, MemoryError):
         raise
     except ImportError as error:
-        if isinstance(error.__cause__, ModuleNotFoundError):
-            raise missing_package(error.__cause__, call) from error
-        raise PhasewatchError(
-            f"{call} needs a package that isn't installed ({in_words(error)}); install it."
-        ) from error
+        missing = error.__cause__ or error
+        said = missing_package(missing, call) if isinstance(missing, ModuleNotFoundError) else missing
+        if not isinstance(said, PhasewatchError):
+            said = PhasewatchError(f"{call} needs a package that isn't installed ({in_words(error)}); install it.")
+        raise said from error
     except Exception as error:
         raise PhasewatchError(f"{call}: {printable(at)} can't be read ({in_words(error)}); check it.") from error
 

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 
 import phasewatch as pw
+from phasewatch.monitor.snapshots.folder import SnapshotFolder
 
 WORDS, WIDTH, LENGTH = 99, 10, 6
 SETTING = {"step_size": 4e-3, "nbeta": 20.0, "localization": 10.0, "chains": 2, "draws": 4, "burn_in": 2}
@@ -209,6 +211,31 @@ def misuse(rank: int) -> dict[str, str]:
         "after all that": said(lambda: probe(right)),
     }
     return found
+
+
+def replayed(rank: int) -> dict[str, object]:
+    """A series on all ranks, resumed with a checkpoint that can't be read, and what goes with whole models alone."""
+    folder = Path(json.loads(sys.argv[1])["folder"])
+    series = SnapshotFolder(folder / "series")
+    if rank == 0:
+        for step in (1, 2, 3):
+            series.save(pw.Snapshot(step, {name: t * (1 + step / 100) for name, t in snapshot("fsdp").tensors.items()}))
+    dist.barrier()
+    probe, run, said_of = probe_of(), folder / "run", []
+    first = next(points := pw.replay(series, probe, run=run))
+    points.close()
+    rest = list(pw.replay(series, probe, run=run))
+    dist.barrier()
+    if rank == 0:
+        series.source(3).write_bytes(b"nothing")
+    dist.barrier()
+    lacking = list(pw.replay(series, probe, on_error=said_of.append))
+    values = [[[point.step, point.llc.value] for point in some] for some in ([first], rest, lacking)]
+    training = fsdp()
+    refused = said(lambda: pw.PhaseMonitor(training, probe, run=folder / "live", at=pw.every(1)))
+    workers = said(lambda: pw.replay(series, probe, workers=2))
+    taken = said(lambda: list(pw.replay(series, probe, run=folder / "series" / "step-00000001.safetensors")))
+    return {"values": values, "said": said_of, "monitor": refused, "workers": workers, "taken": taken}
 
 
 def unsharded_on_rank_1(rank: int) -> str:

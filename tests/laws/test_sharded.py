@@ -10,6 +10,7 @@ import pytest
 import torch.distributed as dist
 from processes import environment
 
+import phasewatch as pw
 from tests.laws.sharded_ranks import measured
 
 SCRIPT = Path(__file__).with_name("sharded_ranks.py")
@@ -17,7 +18,8 @@ SCRIPT = Path(__file__).with_name("sharded_ranks.py")
 
 def ranks(folder, size, *measure, then=()):
     """What each rank printed."""
-    order = json.dumps({"store": str(folder / "store"), "size": size, "measure": measure, "then": then})
+    order = {"store": str(folder / "store"), "folder": str(folder), "size": size, "measure": measure, "then": then}
+    order = json.dumps(order)
     command = [sys.executable, str(SCRIPT), order]
     processes = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
@@ -129,3 +131,21 @@ def test_a_process_that_builds_an_unsharded_model_ends_the_others_with_a_sentenc
     assert second == "nothing"
     for said in (first, third):
         assert "ended or hangs, built another model" in said
+
+
+def test_every_rank_replays_and_rank_0_writes(tmp_path):
+    leader, follower = (left["replayed"] for left in ranks(tmp_path, 2, then=("replayed",)))
+    first, rest, lacking = leader["values"]
+    assert [step for step, _ in rest] == [1, 2, 3]
+    assert (first, lacking) == (rest[:1], rest[:2])
+    assert follower["values"] == [first, rest[1:], lacking]  # what is measured now
+    points = pw.Trajectory.read(tmp_path / "run" / "points.jsonl")
+    assert [[point.step, point.llc.value] for point in points] == rest
+    assert len(leader["said"]) == 1
+    assert leader["said"][0].startswith("Step 3 is left out")
+    assert follower["said"] == []
+    for found in (leader, follower):
+        assert "measures on rank 0 alone, and this probe's model is spread over several processes" in found["monitor"]
+        assert "go with a probe of a whole model" in found["workers"]
+    assert "can't be written to" in leader["taken"]
+    assert follower["taken"] == "nothing"

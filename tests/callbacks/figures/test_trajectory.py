@@ -255,6 +255,14 @@ def test_nothing_but_failures_still_makes_a_picture():
     drawn(figure)
 
 
+def test_values_as_far_apart_as_floats_go_make_a_picture():
+    points = [
+        a_point(i, llc=(-1) ** i * 1e308, loss=(-1) ** i * 1e308, error=1e308, metrics={"m": (-1) ** i * 1e308})
+        for i in range(1, 8)
+    ]
+    drawn(draw_trajectory(Trajectory(points), metrics=["m"]))
+
+
 def test_no_points_make_a_picture_that_says_so():
     figure = draw_trajectory(Trajectory([]))
     assert [text.get_text() for text in figure.axes[0].texts] == ["no points yet"]

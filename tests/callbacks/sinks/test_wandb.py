@@ -634,7 +634,6 @@ print("service", wandb_setup.singleton()._connection._proc._process.pid)
 """
 
 
-@pytest.mark.slow  # Python aborts now and then when it ends while a thread is left in W&B: one in ten times or so
 def test_a_server_that_hangs_holds_neither_the_end_of_a_run_nor_that_of_the_process(offline: Path) -> None:
     """W&B alone would wait for more than two minutes."""
     from processes import environment, gone  # not at the top: other processes import this module without it

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import struct
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_round_trip_to_the_last_bit(number, health):
         if field.name == "health":
             assert after is before
         elif field.name == "checks":
-            assert [bits(v) for v in asdict(after).values()] == [bits(v) for v in asdict(before).values()]
+            assert list(map(bits, after)) == list(map(bits, before))
         else:
             assert [bits(v) for v in np.ravel(after)] == [bits(v) for v in np.ravel(before)]
             assert np.shape(after) == np.shape(before)
@@ -94,6 +94,12 @@ def test_a_record_that_lacks_something_is_no_estimate(missing):
     del record[missing]
     with pytest.raises(KeyError, match=missing):
         Estimate.from_json(record)
+
+
+@pytest.mark.parametrize("wrong", [{"per_chain": "123"}, {"trace": "12"}, {"trace": ["12"]}])
+def test_the_digits_of_a_word_are_no_chains(wrong):
+    with pytest.raises(TypeError, match="is not a list of numbers"):
+        Estimate.from_json(estimate().as_json() | wrong)
 
 
 def test_checks_that_an_older_version_did_not_know_are_nan_and_cost_nothing():

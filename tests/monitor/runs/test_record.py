@@ -241,30 +241,6 @@ def test_a_sink_says_how_long_the_end_waits_for_it_and_what_to_do_then(hanging):
         recorder.close()
 
 
-class Importing(Told):
-    """Its thread imports a package that takes its time, and hangs then."""
-
-    close_seconds = 0.05
-
-    def write(self, item):
-        import module_that_takes_its_time  # pyright: ignore[reportMissingImports]
-
-        super().write(module_that_takes_its_time)
-        time.sleep(100)
-
-
-def test_the_end_waits_until_a_sink_stands_still(tmp_path, monkeypatch):
-    (tmp_path / "module_that_takes_its_time.py").write_text("import time\ntime.sleep(1)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    sink, began = Importing(), time.monotonic()
-    recorder = Recorder([sink])
-    recorder.record(a_point(1))
-    with one_warning("Importing has not finished 0.05 seconds after the end"):
-        recorder.close()
-    assert 1 < time.monotonic() - began < 8
-    wait_for(lambda: sink.items)
-
-
 def test_a_measured_run_is_sent_to_a_sink(hanging):
     points = Trajectory(rising_points())
     told = Told()

@@ -86,6 +86,14 @@ def test_a_filesystem_that_is_not_installed():
         open_series("nothing://bucket")
 
 
+@pytest.mark.parametrize(("protocol", "package"), [("sftp", "paramiko"), ("git", "pygit2"), ("abfs", "adlfs")])
+def test_a_filesystem_whose_package_is_not_ours(protocol, package):
+    if find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(PhasewatchError, match=f"needs a package that isn't installed .*{package}.*; install it"):
+        open_series(f"{protocol}://host/folder")
+
+
 def test_other_shapes_are_seen_before_anything_is_fetched(tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     save(tmp_path / "a" / "step1.safetensors", {"w": torch.ones(2)})

@@ -1,0 +1,76 @@
+"""The end of a process in which threads are left at work, such as that of a sink whose server hangs.
+
+When a process ends, Python before 3.14 ends each daemon thread that next needs the interpreter, by unwinding its stack
+(python/cpython#87135). With code in C++ or Rust on that stack, the process aborts. So it ends only once each thread has
+ended, or waits with Python alone on its stack.
+"""
+
+import atexit
+import sys
+import threading
+import time
+from functools import cache
+from weakref import WeakSet
+
+from phasewatch.monitor.runs.imports import imports
+
+SETTLE_SECONDS = 3.0
+"""Seconds that the end of the process waits for threads at work."""
+
+IMPORT_SECONDS = 20.0
+"""The same while one imports packages, as from a slow disk, or is called from code in Rust."""
+
+STILL_SECONDS = 0.3
+"""A thread that is at one place for so long waits for something, such as a server."""
+
+exiting = threading.Event()
+"""Set when the process ends: a thread that is still there begins nothing more."""
+
+_threads: WeakSet[threading.Thread] = WeakSet()
+
+
+def settle_at_exit(thread: threading.Thread) -> None:
+    """Have the end of the process wait until a daemon thread has ended or stands still.
+
+    Call it before the thread imports a package with exit handlers of its own. Those may wake the thread, and the one
+    that waits is to come after them: handlers are called last in, first out.
+
+    Args:
+        thread: to wait for.
+    """
+    _register()
+    _threads.add(thread)
+
+
+@cache
+def _register() -> None:
+    atexit.register(_settle)
+
+
+def _settle() -> None:
+    """Wait for all threads; one that stands still can't move on before the interpreter is gone."""
+    exiting.set()
+    began, before = time.monotonic(), {}
+    while alive := [thread for thread in threading.enumerate() if thread in _threads]:
+        now = {thread: _place(thread) for thread in alive}
+        moving = [thread for thread in alive if now[thread] is None or now[thread] != before.get(thread)]
+        limit = IMPORT_SECONDS if None in now.values() else SETTLE_SECONDS
+        if not moving or time.monotonic() - began > limit:
+            return
+        before = now
+        moving[0].join(STILL_SECONDS)
+
+
+def _place(thread: threading.Thread) -> tuple[int, int] | None:
+    """Where a thread is, to be compared with where it is later; None while its stack can't be unwound.
+
+    That is while it imports a module, or while pydantic, which W&B uses, calls it from code in Rust.
+    """
+    top = frame = sys._current_frames().get(thread.ident or 0)
+    if top is None or imports(top):
+        return None
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("pydantic."):
+            return None
+        frame = frame.f_back
+    return id(top), top.f_lasti
