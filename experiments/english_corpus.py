@@ -27,6 +27,7 @@ import lzma
 import re
 import subprocess
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -192,7 +193,7 @@ def collect(packages: list[Path], folder: Path, jobs: int) -> None:
     """Write english.txt and sources.csv."""
     seen: set[bytes] = set()
     documents: list[str] = []
-    kept: dict[str, int] = {}
+    kept: Counter[str] = Counter()
     with ProcessPoolExecutor(jobs) as pool:
         for package, found in zip(packages, tqdm(pool.map(documents_of, packages), total=len(packages)), strict=True):
             name = package.name.partition("_")[0]
@@ -211,7 +212,7 @@ def collect(packages: list[Path], folder: Path, jobs: int) -> None:
         file.writelines(piece + END for piece in pieces)
     with (folder / "sources.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("package", "characters"), *sorted(kept.items(), key=lambda item: -item[1])])
+        writer.writerows([("package", "characters"), *kept.most_common()])
 
 
 def encode(folder: Path) -> None:
