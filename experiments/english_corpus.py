@@ -15,7 +15,8 @@ In `--folder` it leaves
 
     python experiments/english_corpus.py [--folder build/corpus] [--carried 48] [--jobs 2]
 
-Measured: MEASURED
+Measured: 59 packages, 446 MB of text and 120.6 million tokens, of which carried.xz holds 59.8 million in 49 MB. About
+half of the text is RFCs; the rest is dictionaries, and documentation of the kernel, of Python, Perl and others.
 """
 
 import argparse

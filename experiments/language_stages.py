@@ -18,7 +18,7 @@ points, reports and what else is small are packed to one file there, and the sta
     CUDA_VISIBLE_DEVICES=0 python experiments/language_stages.py --device cuda --minutes 9 --queue 2:0+all,1:0
     python experiments/language_stages.py --table
 
-MEASURED
+No run of the published size has been made yet; `--quick` and the tests go through all of it at the smallest size.
 """
 
 import argparse
