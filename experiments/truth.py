@@ -262,6 +262,31 @@ FRESH = [
 FRESH_SINGULAR = [((8, 8, 8), 2), ((7, 7, 7, 7), 3), ((10, 6, 10), 3), ((12, 12, 12), 4), ((20, 10, 20), 4)]
 
 
+FRESH_DRAWN = [
+    (91_000, ((10, 10, 10), 4), False), (91_001, ((8, 12, 8), 5), False), (91_003, ((20, 20, 20), 5), False),
+    (91_005, ((16, 16, 16, 16), 6), False), (93_000, ((8, 8, 8), 2), True), (93_003, ((12, 12, 12), 4), True),
+]  # fmt: skip
+
+
+def from_minibatches(seed: int, widths: tuple[int, ...], rank: int, *, singular: bool) -> Case:
+    """A network whose data a function draws, so that there is no end of them."""
+    truth, model, _ = drawn(seed, widths, rank)
+    llc, condition = deep_linear.most_singular_llc(widths, rank), 1.0
+    if singular:
+        model = deep_linear.most_singular_point(widths, truth, Generator().manual_seed(seed + 1000))
+    else:
+        x = torch.randn(20_000, widths[0], dtype=torch.float64, generator=Generator().manual_seed(1))
+        deep_linear.train(model, (x, x @ truth.T))
+        h = deep_linear.curvatures(model)
+        llc, condition = deep_linear.local_llc(model), (h[-1] / h[0]).item()
+
+    def draw(generator: Generator, batch_size: int) -> deep_linear.Batch:
+        x = torch.randn(batch_size, widths[0], dtype=torch.float64, generator=generator)
+        return x, x @ truth.T
+
+    return Case("minibatches", f"{widths} rank {rank}", model, deep_linear.loss, draw, llc, {}, condition, seed=5)
+
+
 def fresh(quick: bool) -> Iterator[Case]:
     """Networks that are calibrated, with inputs x ~ N(0, I)."""
     for number, (widths, rank) in enumerate(FRESH[:2] if quick else FRESH):
@@ -277,6 +302,8 @@ def fresh(quick: bool) -> Iterator[Case]:
         model = deep_linear.most_singular_point(widths, truth, Generator().manual_seed(94_000 + number))
         llc = deep_linear.most_singular_llc(widths, rank)
         yield Case("most singular", f"{widths} rank {rank}", model, deep_linear.loss, data, llc, {}, seed=5)
+    for number, (widths, rank), singular in FRESH_DRAWN[:1] if quick else FRESH_DRAWN:
+        yield from_minibatches(number, widths, rank, singular=singular)
     for d in (100,) if quick else (100, 300, 1000):
         yield regression(95_000 + d, d, {}, seed_of_chains=5)
 

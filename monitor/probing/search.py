@@ -58,6 +58,9 @@ size: their noise is what momentum multiplies."""
 SETTLING = 2.0
 """The burn-in in units of the relaxation time of the softest directions, 1/(ε·γ) steps without momentum."""
 
+STEEPER = 2.0
+"""A lower nβ isn't taken where κ grows along its chains by more than this: the steps then add what λ̂ rises by."""
+
 WEAKER = 10.0
 """By how much the localization is lowered, to see whether λ̂ rises by what it held back and no more."""
 
@@ -443,6 +446,9 @@ class Search:
                 f"{percent(rise, abs(last.value))}."
             )
             flat = not rise - 2 * error > BIAS / 2 * abs(last.value)
+            if now.checks.kappa > STEEPER * max(last.checks.kappa, self._kappa):
+                self.reasons[-1] += " The loss is too steep there for steps that are so much longer."
+                break
             if flat or now.health is not Health.OK or last.health is not Health.OK:
                 break
             self.reasons[-1] += " So nβ was lowered."
