@@ -48,7 +48,11 @@ def questions(data, count):
 
 def call(main, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["language_stages.py", "--quick", *map(str, arguments)])
-    main()
+    precision = torch.get_float32_matmul_precision()
+    try:
+        main()
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def trained(script, corpus, folder, *, steps, deadline=float("inf"), stop_at=None):

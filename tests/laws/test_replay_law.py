@@ -270,7 +270,7 @@ def test_both_paths_agree(monkeypatch, tmp_path):
     snapshot = pw.Snapshot.of(make(), 1)
     vectorised = build()
     assert vectorised.subject.loss.vectorised
-    monkeypatch.setattr(ModelLoss, "choose_path", lambda self, batches: None)
+    monkeypatch.setattr(ModelLoss, "choose_path", lambda self, *given: None)
     looped = build()
     assert not looped.subject.loss.vectorised
     a, b = vectorised(snapshot), looped(snapshot)
