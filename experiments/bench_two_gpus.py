@@ -1,6 +1,6 @@
 """Two GPUs of one host: a replay shared out, a model too large for one, and training on both with a monitor.
 
-    python experiments/bench_two_gpus.py                       # all parts, about 12 minutes on two H200
+    python experiments/bench_two_gpus.py                       # all parts; `replay` takes 9 minutes on two H200
     python experiments/bench_two_gpus.py --parts ranks --quick # tiny models on two CPU processes, to see that it runs
 
 Each part prints what was asked for and what it measured:

@@ -7,8 +7,8 @@
   alone.
 
     python experiments/english_corpus.py                          # makes the text
-    python experiments/large_models.py                            # on a GPU, 20 minutes and more
-    python experiments/large_models.py --quick                    # a minute on a CPU
+    python experiments/large_models.py                            # on a GPU
+    python experiments/large_models.py --quick                    # the smallest, on a CPU
     python experiments/large_models.py --models 6.9B --minutes 0  # one size's cost alone
 """
 

@@ -235,7 +235,8 @@ def replayed(rank: int) -> dict[str, object]:
     refused = said(lambda: pw.PhaseMonitor(training, probe, run=folder / "live", at=pw.every(1)))
     workers = said(lambda: pw.replay(series, probe, workers=2))
     taken = said(lambda: list(pw.replay(series, probe, run=folder / "series" / "step-00000001.safetensors")))
-    return {"values": values, "said": said_of, "monitor": refused, "workers": workers, "taken": taken}
+    size = probe.subject.loss.bytes_of_a_row(words()[:12])  # as on a GPU
+    return {"values": values, "said": said_of, "monitor": refused, "workers": workers, "taken": taken, "bytes": size}
 
 
 def unsharded_on_rank_1(rank: int) -> str:

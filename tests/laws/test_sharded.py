@@ -147,5 +147,6 @@ def test_every_rank_replays_and_rank_0_writes(tmp_path):
     for found in (leader, follower):
         assert "measures on rank 0 alone, and this probe's model is spread over several processes" in found["monitor"]
         assert "go with a probe of a whole model" in found["workers"]
+        assert found["bytes"] > 0
     assert "can't be written to" in leader["taken"]
     assert follower["taken"] == "nothing"
