@@ -6,14 +6,15 @@ Weights are random and tokens too, which is all the same to the cost. For each m
 one run: a raw pass (bfloat16 autocast, batch 8 x 512, attention as Hugging Face has it), a plain loop with devinterp's
 optimizer, and all that phasewatch does for an estimate of 4 chains x 150 steps, divided by those 600 steps. A GPU gets
 slower while it is hot, so a raw pass counts as the mean of before and after. Memory is the most that was allocated, in
-sets of float32 weights beyond the raw pass. With --sharded the same is measured of the model in FSDP2 on one rank.
+sets of float32 weights beyond the raw pass. With --compiled and --sharded the same is measured of a probe that compiles
+the loss, and of the model in FSDP2 on one rank. Kernels are made before, by an estimate of 100 steps.
 """
 
 import argparse
 import gc
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -36,6 +37,7 @@ SHAPES = {  # layers, width, heads of Pythia (Biderman et al. 2023)
 }
 VOCABULARY, LENGTH, BATCH = 50_304, 512, 8
 CHAINS, STEPS = 4, 150
+WARM_UP = 25
 TIMED = 20
 """Raw passes, and steps of the plain loop, that are timed."""
 HELD: list[int] = []
@@ -151,7 +153,7 @@ def make_sharded(name: str, device: str) -> nn.Module:
     return shard(make_model(name, device))
 
 
-def measure(name: str, device: str, *, compare: bool, steps: int, sharded: bool) -> None:
+def measure(name: str, device: str, *, compare: bool, steps: int, also: Sequence[str]) -> None:
     """Print a model's row."""
     batch = tokens(torch.Generator().manual_seed(0), BATCH).to(device)
     model = make_model(name, device)
@@ -173,25 +175,30 @@ def measure(name: str, device: str, *, compare: bool, steps: int, sharded: bool)
     sampler = pw.Langevin(
         step_size=1e-7, localization=300.0, nbeta=30.0, chains=CHAINS, draws=steps - 50, burn_in=50, batch_size=BATCH
     )
-    for is_sharded in [False, True] if sharded else [False]:
+    for how in ["", *also]:
+        is_sharded, compiled = how == "on FSDP2", how == "compiled"
         make = partial(make_sharded if is_sharded else make_model, name, device)
         autocast = None if is_sharded else torch.bfloat16
-        probe = pw.Probe(make, loss, tokens, eval_batch=batch, sampler=sampler, autocast=autocast)
-        measure_whole(probe, snapshot, replace(sampler, draws=4, burn_in=0))  # the step's kernels are compiled
+        began = time.perf_counter()
+        probe = pw.Probe(make, loss, tokens, eval_batch=batch, sampler=sampler, autocast=autocast, compiled=compiled)
+        measure_whole(probe, snapshot, replace(sampler, draws=WARM_UP, burn_in=0))
+        warm = time.perf_counter() - began
         with Peak(device) as whole:
             point = probe(snapshot)
         module = probe.subject.model.module
         after = time_raw(module, batch, device, autocast=not is_sharded).seconds / TIMED
         seconds = whole.seconds / (CHAINS * steps)
         print(
-            f"  phasewatch{' on FSDP2' if is_sharded else ''}: {1000 * seconds:.1f} ms a step, raw pass "
-            f"{1000 * after:.1f} ms afterwards, {2 * seconds / (before + after):.3f} passes a step, "
+            f"  phasewatch {how}: {warm:.0f} s for the probe and {CHAINS * WARM_UP} steps, then "
+            f"{1000 * seconds:.1f} ms a step, raw pass {1000 * after:.1f} ms afterwards, "
+            f"{2 * seconds / (before + after):.3f} passes a step, "
             f"{whole.bytes / 2**30:.1f} GiB ({whole.reserved / 2**30:.1f} GiB with what torch keeps), "
             f"{(whole.bytes - raw.bytes) / weights:.2f} sets beyond the raw pass; "
             f"{point.llc.health.name} {point.llc.value:.4g}\n  {probe.path}",
             flush=True,
         )
         del probe, module
+        gc.collect()
 
 
 def main() -> None:
@@ -200,6 +207,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["160M", "410M", "1.4B", "2.8B"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--within", type=float, metavar="GB", help="hold the GPU's other memory")
+    parser.add_argument("--compiled", action="store_true", help="measure a probe that compiles the loss too")
     parser.add_argument("--sharded", action="store_true", help="measure it in FSDP2 on one rank too")
     parser.add_argument("--no-compare", action="store_true", help="leave devinterp's optimizer out")
     arguments = parser.parse_args()
@@ -210,8 +218,9 @@ def main() -> None:
     if arguments.within:
         held = torch.empty(int(torch.cuda.mem_get_info()[0] - 1e9 * arguments.within), dtype=torch.uint8, device=device)
         HELD.append(held.nbytes)
+    also = ["compiled"] * arguments.compiled + ["on FSDP2"] * arguments.sharded
     for name in arguments.models:
-        measure(name, device, compare=not arguments.no_compare, steps=arguments.steps, sharded=arguments.sharded)
+        measure(name, device, compare=not arguments.no_compare, steps=arguments.steps, also=also)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Each part prints what was asked for and what it measured:
 - `replay`: seconds of a replay of 32 checkpoints of a model of Pythia 160M's shape by one worker over those by two,
   with the time that workers take to start, and the seconds in which each GPU worked. The points must be equal.
 - `workers`: six of these checkpoints by two `phasewatch work`, each started with a GPU of its own.
+- `ray`: the same six by two actors of a Ray that is started here, which gives each of them its GPU.
 - `large`: a model of Pythia 12B's shape in FSDP2 over both GPUs: a step of a chain in place over a raw forward and
   backward pass, with no more memory beside the raw pass than 0.8 times a rank's float32 weights; the rest is held.
 - `ranks`: λ̂ of a small transformer that was trained for a minute, in float32 on one rank and on two.
@@ -45,9 +46,9 @@ from torch.nn import functional as F
 
 import phasewatch as pw
 
-PARTS = "replay", "workers", "large", "ranks", "training"
+PARTS = "replay", "workers", "ray", "large", "ranks", "training"
 CHECKPOINTS = 32
-SETTING = {"step_size": 1e-7, "localization": 300.0, "nbeta": 30.0, "chains": 4, "draws": 60, "burn_in": 20}
+SETTING = {"step_size": 1e-7, "localization": 300.0, "nbeta": 30.0, "chains": 4, "draws": 70, "burn_in": 20}
 ROOM = 0.8
 """Memory that the chains of `large` get beside a raw pass, in sets of a rank's float32 weights."""
 
@@ -122,6 +123,28 @@ def bench_workers(folder: Path, name: str, count: int) -> None:
         codes = [process.wait() for process in started]
     found = pw.Trajectory.read(run / "points.jsonl").points
     print(f"workers: {len(found)} of {count} points, exit codes {codes}; GPUs worked for {busy} s", flush=True)
+
+
+def run_on_ray(folder: str, run: str, name: str, gpus: str) -> None:
+    """Replay by actors, one for each GPU; prints the seconds."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    ray.init(num_gpus=int(gpus), num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    series, probe = pw.open_series(folder), probe_of(name, "cuda" if torch.cuda.is_available() else "cpu")
+    began = time.perf_counter()
+    for _ in pw.replay(series, probe, run=run, on="ray", workers=2):
+        pass
+    print(json.dumps({"seconds": time.perf_counter() - began}))
+
+
+def bench_ray(folder: Path, name: str, count: int) -> None:
+    """`ray` of `PARTS`."""
+    save_checkpoints(name, folder, count)
+    run = folder.parent / "run-ray"
+    with busy_seconds() as busy:
+        seconds = called("run_on_ray", folder, run, name, torch.cuda.device_count(), gpus=2)["seconds"]
+    found = pw.Trajectory.read(run / "points.jsonl").points
+    print(f"ray: {len(found)} of {count} points in {seconds:.1f} s; GPUs worked for {busy} s", flush=True)
 
 
 def bench_large_model(name: str) -> None:
@@ -347,7 +370,7 @@ def make_tiny() -> None:
     globals()["SMALL"] = (16, 1, CONTEXT)
 
 
-CALLED = {each.__name__: each for each in (run_replay, bench_large_model, bench_ranks, bench_training)}
+CALLED = {each.__name__: each for each in (run_replay, run_on_ray, bench_large_model, bench_ranks, bench_training)}
 
 
 def main() -> None:
@@ -372,6 +395,8 @@ def main() -> None:
                 bench_replay(folder / "checkpoints", small, count)
             elif part == "workers":
                 bench_workers(folder / "few", small, min(count, 6))
+            elif part == "ray":
+                bench_ray(folder / "few-for-ray", small, min(count, 6))
             elif part == "large":
                 called("bench_large_model", large, gpus=2, ranks=2)
             elif part == "ranks":

@@ -75,7 +75,7 @@ class Quadratic:
     def bytes_of_a_pass(self, pieces: int) -> int:
         return 0
 
-    def capture(self, passes: int) -> None:
+    def prepare_gradients(self, passes: int) -> None:
         """Nothing to do."""
 
     def prepare(self, rows: int) -> None:

@@ -59,9 +59,15 @@ def intercepted(
             handle.remove()
 
 
+def watched(parameters: Sequence[Tensor]) -> bool:
+    """Whether a backward pass has hooks to call, which a CUDA graph of it leaves out."""
+    return any(parameter._backward_hooks for parameter in parameters)  # torch has no public word for it
+
+
 def square(tensor: Tensor) -> Tensor:
-    """The squared Euclidean length of a tensor in float64, without a copy of it."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
+    """The squared Euclidean length of a tensor in float64, without a copy of it; a GPU adds up in float32."""
+    precise = not tensor.is_cuda or tensor.dtype == torch.float64
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64 if precise else torch.float32).double().square()
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

@@ -46,10 +46,13 @@ class ModelLoss:
     Args:
         model: the model.
         loss: `loss(model, batch)`, a scalar tensor.
+        compiled: whether chains in place take it as torch compiles it, on a GPU.
 
     Attributes:
         model: as given.
         loss: as given.
+        for_chains: what chains in place take: the loss, or that as torch compiled it.
+        to_compile: whether it is still to be compiled for them.
         at_rows: the loss at many sets of weights at once.
         mask_forms: how attention masks may be given to it.
         vectorised: whether chains use that.
@@ -67,9 +70,10 @@ class ModelLoss:
         (tensor(36.), tensor([[24.]]))
     """
 
-    def __init__(self, model: SampledModel, loss: Loss) -> None:
+    def __init__(self, model: SampledModel, loss: Loss, *, compiled: bool = False) -> None:
         self.model = model
-        self.loss = loss
+        self.loss = self.for_chains = loss
+        self.to_compile = compiled and model.device.type == "cuda"
         self.vectorised = False
         self.with_gradient = False
         self.at_rows = VectorisedLoss(model, loss)
@@ -86,28 +90,35 @@ class ModelLoss:
         """The sampled parameters as one vector."""
         return Vector(self.model.parameters)
 
-    def value(self, batch: Any) -> Tensor:
-        """The loss at the weights that the model has now, a scalar tensor."""
-        torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
-        if self.with_gradient and not torch.is_grad_enabled():
-            with torch.enable_grad():
-                return scalar_of(self.loss(self.model.module, batch)).detach()
-        return scalar_of(self.loss(self.model.module, batch))
+    def value(self, batch: Any, *, for_chains: bool = False) -> Tensor:
+        """The loss at the weights that the model has now, a scalar tensor.
 
-    def add_gradient(self, batch: Any, scale: float = 1.0, *, pieces: int = 1) -> Tensor:
+        Args:
+            batch: of any size.
+            for_chains: whether it is a whole minibatch of chains in place, for which the loss may be compiled.
+        """
+        torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
+        loss = self.for_chains if for_chains else self.loss
+        if (self.with_gradient or loss is not self.loss) and not torch.is_grad_enabled():
+            with torch.enable_grad():
+                return scalar_of(loss(self.model.module, batch)).detach()
+        return scalar_of(loss(self.model.module, batch))
+
+    def add_gradient(self, batch: Any, scale: float = 1.0, *, pieces: int = 1, for_chains: bool = False) -> Tensor:
         """Add `scale` times the gradient to each parameter's `grad`, by one backward pass for each piece.
 
         Args:
             batch: a minibatch.
             scale: of the gradient.
             pieces: in which the minibatch is taken; more than 1 only where `splits` says that it can be.
+            for_chains: as of `value`.
 
         Returns:
             The loss, a scalar without a gradient.
         """
         total = []
         for share, piece in in_pieces(batch, pieces):
-            value = self.value(piece)
+            value = self.value(piece, for_chains=for_chains)
             self.backward(value if scale * share == 1.0 else scale * share * value)
             total.append(share * value.detach())
         return total[0] if pieces == 1 else torch.stack(total).sum()
@@ -225,6 +236,28 @@ class ModelLoss:
         self._warn_once(
             f"The chains run uncompiled, which is slower: {type(self.model.module).__name__} can't be compiled "
             f"({reason}).",
+            "compiled",
+        )
+
+    def compile_for_chains(self, agrees: Callable[[], bool]) -> None:
+        """Have chains in place take the loss as torch compiles it; where that can't be done right, say so once.
+
+        Args:
+            agrees: whether gradients by `add_gradient(..., for_chains=True)` are those of plain passes.
+        """
+        self.to_compile = False
+        # Kernels that are chosen by timing them would round otherwise in another process.
+        self.for_chains = torch.compile(self.loss, dynamic=False, options={"deterministic": True})
+        try:
+            if agrees():
+                return
+            reason = "its compiled loss differs from its plain one"
+        except Exception as error:
+            reason = _first_line(error)
+        self.for_chains = self.loss
+        self._warn_once(
+            f"Probe(compiled=True): {type(self.model.module).__name__} can't be compiled ({reason}), so chains take "
+            "its loss as it is, which is slower.",
             "compiled",
         )
 

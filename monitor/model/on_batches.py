@@ -1,12 +1,14 @@
 """A model's loss on kept minibatches by their number, as chains sample it."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from phasewatch.monitor.model.captured import AddGradient, CapturedGradient, Trace
+from phasewatch.monitor.model.gradients import watched
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
 from phasewatch.monitor.model.pieces import in_pieces, pieces_beside, samples_in
@@ -16,7 +18,8 @@ TRANSIENT = 1.2
 """Memory of a pass over that of the activations that it keeps: language models' logits and their gradient."""
 
 WORTH_CAPTURING = 100
-"""Gradients from which a CUDA graph is made for them, which costs three, and four more the first time."""
+"""Gradients from which faster passes are made for them. A CUDA graph costs three gradients, four more the first time.
+"""
 
 WORTH_HOLDING = 0.95
 """A CUDA graph is used where it takes less than this share of a plain pass's time, since it holds a pass's memory."""
@@ -63,7 +66,8 @@ class LossOnBatches:
             pieces = (
                 in_pieces(self._batches[number], self._pieces) if self._pieces > 1 else [(1.0, self._batches[number])]
             )
-            return torch.stack([share * self._loss.value(piece) for share, piece in pieces]).sum()
+            whole = self._pieces == 1
+            return torch.stack([share * self._loss.value(piece, for_chains=whole) for share, piece in pieces]).sum()
 
     def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
         """Add `scale` times the gradient on a minibatch to each parameter's `grad`; returns the loss, a scalar.
@@ -75,12 +79,13 @@ class LossOnBatches:
         """
         batch = self._batches[number]
         if self._captured is not None and all(parameter.grad is None for parameter in self.parameters):
-            if not part and scale == 1.0:
+            if not part and scale == 1.0 and not watched(self.parameters):
                 return self._captured(batch)
             self._captured.lend()
         if part:
             return self._loss.add_gradient(in_pieces(batch, self._parts)[0][1], scale)
-        return self._loss.add_gradient(batch, scale, pieces=self._pieces)
+        whole = self._pieces == 1 and not watched(self.parameters)
+        return self._loss.add_gradient(batch, scale, pieces=self._pieces, for_chains=whole)
 
     @property
     def share(self) -> float:
@@ -97,21 +102,50 @@ class LossOnBatches:
         return samples_in(self._batches[0]) if self._loss.splits(self._first) else 1
 
     @torch.no_grad()
-    def capture(self, passes: int) -> None:
-        """Have a CUDA graph for many gradients, where it is right, faster, and fits; try that once for each loss.
+    def prepare_gradients(self, passes: int) -> None:
+        """Have many gradients taken by a compiled loss, where that was asked for, and by a CUDA graph.
+
+        Each is tried once for each loss, and kept where it is right; a graph, where it is faster and fits.
 
         Args:
             passes: for how many gradients it is.
         """
         self._captured = None
-        if self._loss.captured is False or passes < WORTH_CAPTURING or self._pieces > 1 or not self._fits_twice():
+        if not self._on_a_gpu or self._pieces > 1 or passes < WORTH_CAPTURING:
             return
+        with torch.enable_grad():
+            if self._loss.to_compile:
+                self._compile()
+            if self._loss.captured is not False and self._fits_twice():
+                self._capture()
+
+    @property
+    def _on_a_gpu(self) -> bool:
+        """Whether chains run in place on a GPU, with minibatches of one shape."""
+        return self._loss.model.device.type == "cuda" and not self.vectorised and self._batches.stacked is not None
+
+    def _compile(self) -> None:
+        """Have the loss compiled, if gradients are then the same."""
+        plain = self._traces(self._loss.add_gradient)
+        found: list[Trace] = []
+
+        def agrees() -> bool:
+            self._traces(self._for_chains)
+            found.extend(self._traces(self._for_chains))
+            return self._agree(plain, found)
+
+        self._loss.compile_for_chains(agrees)
+        if self._loss.for_chains is not self._loss.loss:
+            now, before = (1000 * min(trace.seconds for trace in traces) for traces in (found, plain))
+            self._loss.path += f" The loss is compiled: a pass takes {now:.1f} ms, and {before:.1f} ms without."
+
+    def _capture(self) -> None:
+        """Have a CUDA graph, if gradients are then the same, and faster."""
         try:
-            with torch.enable_grad():
-                plain = self._traces(self._loss.add_gradient) if self._loss.captured is None else []
-                self._captured = CapturedGradient(self.parameters, self._loss.add_gradient, self._batches[0])
-                if plain:
-                    self._loss.captured = self._is_worth_it(plain, self._traces(self._captured))
+            plain = self._traces(self._for_chains) if self._loss.captured is None else []
+            self._captured = CapturedGradient(self.parameters, self._for_chains, self._batches[0])
+            if plain:
+                self._loss.captured = self._is_worth_it(plain, self._traces(self._captured))
         except torch.OutOfMemoryError:
             self._captured = None
         except Exception:  # a pass that asks for a number on the host, say
@@ -119,10 +153,12 @@ class LossOnBatches:
         if not self._loss.captured:
             self._captured = None
 
+    @property
+    def _for_chains(self) -> AddGradient:
+        return partial(self._loss.add_gradient, for_chains=True)
+
     def _fits_twice(self) -> bool:
-        """Whether memory allows another pass beside the one that a graph holds, on a GPU with minibatches alike."""
-        if self._loss.model.device.type != "cuda" or self.vectorised or self._batches.stacked is None:
-            return False
+        """Whether memory allows another pass beside the one that a graph holds."""
         free = torch.cuda.mem_get_info(self._loss.model.device)[0]
         held = sum(parameter.numel() * parameter.itemsize for parameter in self.parameters)
         return 0 < 2 * self.bytes_of_a_pass(1) + 2 * held < SHARE_OF_FREE * free
@@ -141,9 +177,12 @@ class LossOnBatches:
         for parameter in self.parameters:
             parameter.mul_(factor)
 
+    def _agree(self, plain: list[Trace], other: list[Trace]) -> bool:
+        return all(a.agrees(b, self._loss.tolerance) for a, b in zip(plain, other, strict=True))
+
     def _is_worth_it(self, plain: list[Trace], graph: list[Trace]) -> bool:
         """Whether a graph is the loss on other minibatches and at other weights, and faster."""
-        if not all(a.agrees(b, self._loss.tolerance) for a, b in zip(plain, graph, strict=True)):
+        if not self._agree(plain, graph):
             return False
         before, now = (min(trace.seconds for trace in traces) for traces in (plain, graph))
         if faster := now < WORTH_HOLDING * before:

@@ -148,8 +148,8 @@ class ShardedLoss(ModelLoss):
         """The sampled parameters of all processes as one vector."""
         return self.model.vector
 
-    def value(self, batch: Any) -> Tensor:
-        """The loss at the weights that the model has now, the mean over the processes."""
+    def value(self, batch: Any, *, for_chains: bool = False) -> Tensor:
+        """The loss at the weights that the model has now, the mean over the processes; it is never compiled."""
         self.model.reshard()
         rank, ranks = self.model.data_rank
         if self._splits and ranks > 1 and samples_in(batch) % ranks == 0:

@@ -56,6 +56,9 @@ class Probe:
             uses it; the weights' own if not given.
         threads: of torch's CPU operators while measuring; as many as torch uses now if not given. They decide the
             order of floating-point sums, so a replay repeats a run bit for bit with the same number only.
+        compiled: whether chains that run in place on a GPU take the loss as `torch.compile` makes it. Steps take less
+            time, and the first snapshot a minute or more: for a series of snapshots of a large model
+            (docs/large_models.md has times). Stacked chains are compiled where that pays, without being asked.
 
     Raises:
         PhasewatchError: for a model, loss, data, device or metric that can't be measured, when the probe is made.
@@ -87,6 +90,7 @@ class Probe:
         device: str | torch.device | None = None,
         autocast: torch.dtype | None = None,
         threads: int | None = None,
+        compiled: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module) and not callable(model):
             raise PhasewatchError(
@@ -115,6 +119,7 @@ class Probe:
                 device=None if device is None else _device(device),
                 autocast=autocast,
                 threads=whole_number("Probe(threads=...)", threads, least=1, most=2**15),
+                compiled=compiled,
             )
         )
 

@@ -60,6 +60,7 @@ class Arguments:
         threads: of torch's CPU operators while measuring.
         precision: of float32 matrix products while measuring; None where torch has no one word for it.
         dtype: torch's default type while measuring.
+        compiled: whether chains in place take the loss as torch compiles it, on a GPU.
         path: whether chains run together, and why, where that was chosen by timing both; None to choose.
     """
 
@@ -73,6 +74,7 @@ class Arguments:
     device: torch.device | None
     autocast: torch.dtype | None
     threads: int
+    compiled: bool = False
     precision: str | None = field(default_factory=matmul_precision)
     dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
     path: tuple[bool, str] | None = None
@@ -133,7 +135,7 @@ class Subject:
         self.model.hold_rows(rows)
         if undifferentiated:
             self.model.hold(undifferentiated)
-            fewer = ModelLoss(self.model, self.loss.loss)
+            fewer = ModelLoss(self.model, self.loss.loss, compiled=self._arguments.compiled)
             fewer.with_gradient, self.loss = self.loss.with_gradient, fewer
 
     def _agree(self, batches: Sequence[Any]) -> None:
@@ -276,9 +278,13 @@ class Subject:
         only = set(masks[WHOLE]) if WHOLE in masks else None
         how: dict[str, Any] = {"held": held, "renamed": renamed, "order": order}
         if sharded:
+            if arguments.compiled:
+                raise PhasewatchError(
+                    "Probe(compiled=True) is for a model on one GPU, and this one is sharded. Leave it out."
+                )
             self.loss = ShardedLoss(ShardedModel(mine, arguments.device, only, **how), loss)
         else:
-            self.loss = ModelLoss(SampledModel(mine, arguments.device, only, **how), loss)
+            self.loss = ModelLoss(SampledModel(mine, arguments.device, only, **how), loss, compiled=arguments.compiled)
         return Given(None if lazy or own is mine else own, copied, renamed, copied.rounded or bool(low)), masks
 
     def _materialise(self, model: nn.Module) -> None:

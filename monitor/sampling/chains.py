@@ -145,7 +145,9 @@ class _Run:
         self._target.settle(way.pieces, str(way))
         if not stacked:
             self._target.set(anchors[0])
-            self._target.capture(self._sampler.chains * (self._sampler.burn_in + self._sampler.draws) * len(anchors))
+            self._target.prepare_gradients(
+                self._sampler.chains * (self._sampler.burn_in + self._sampler.draws) * len(anchors)
+            )
         found: list[Chains] = []
         last: Weights | None = None
         reference = np.empty(0)

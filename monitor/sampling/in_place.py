@@ -259,15 +259,20 @@ class _Chain:
     @torch.no_grad()
     def _products(self) -> Tensor:
         """‖∇L‖², ∇L·δ and ∇L·Σδ, with δ the displacement, shape (3,)."""
-        total = torch.zeros(3, dtype=torch.float64, device=self._weights[0].device)
-        grads = list(gradients(self._target.parameters, self._start.masks))
-        missing = torch.full((), math.nan, dtype=torch.float64, device=total.device)
+        device, grads = self._weights[0].device, list(gradients(self._target.parameters, self._start.masks))
+        squares, along, past = [], [], []
         for k in self._vector.counted(range(len(grads))):
-            weight, grad = self._weights[k], grads[k]
-            away, slope = (weight - self._position.origin(k)).flatten(), grad.flatten().to(weight.dtype)
-            past = missing if self._past is None else torch.dot(self._past[k].flatten(), slope).double()
-            total += torch.stack([square(slope), torch.dot(away, slope).double(), past])
-        return self._vector.total(total)
+            weight = self._weights[k]
+            away, slope = (weight - self._position.origin(k)).flatten(), grads[k].flatten().to(weight.dtype)
+            squares.append(square(slope))
+            along.append(torch.dot(away, slope))
+            if self._past is not None:
+                past.append(torch.dot(self._past[k].flatten(), slope))
+        first = torch.tensor([0.0, 0.0, math.nan if self._past is None else 0.0], device=device)
+        sums = [
+            torch.stack([zero, *some]).double().sum() for zero, some in zip(first, [squares, along, past], strict=True)
+        ]
+        return self._vector.total(torch.stack(sums))
 
     def _stream(self) -> ChainNoise:
         return ChainNoise(self._seed, self._number, self._weights[0].device)

@@ -74,7 +74,7 @@ class Target(Protocol):
         """
         ...
 
-    def capture(self, passes: int) -> None:
+    def prepare_gradients(self, passes: int) -> None:
         """Make ready for this many calls of `add_gradient`; the parameters may be elsewhere afterwards."""
         ...
 
@@ -127,7 +127,7 @@ class Guarded:
         self.settle = target.settle
         self.bytes_of_a_pass = target.bytes_of_a_pass
         self.prepare = target.prepare
-        self.capture = target.capture
+        self.prepare_gradients = target.prepare_gradients
         self.rows = target.rows
         self.anchor: Weights = []
 

@@ -1,4 +1,4 @@
-"""Gradients by a CUDA graph: run with `-m gpu` where there is a GPU."""
+"""Gradients by a CUDA graph and by a compiled loss: run with `-m gpu` where there is a GPU."""
 
 import pytest
 import torch
@@ -41,9 +41,9 @@ def capturing():
     return torch.cuda.is_current_stream_capturing()
 
 
-def probe_of(loss, autocast=None):
+def probe_of(loss, autocast=None, *, compiled=False):
     x = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
-    probe = pw.Probe(make_model(), loss, x, sampler=SAMPLER, autocast=autocast)
+    probe = pw.Probe(make_model(), loss, x, sampler=SAMPLER, autocast=autocast, compiled=compiled)
     probe.subject.loss.vectorised = False
     return probe
 
@@ -69,3 +69,17 @@ def test_what_a_graph_would_get_wrong_runs_plainly(loss):
     again = probe(pw.Snapshot.of(make_model(), 0)).llc.value
     assert point.llc.value == pytest.approx(again, rel=1e-5)
     torch.randn(3, device="cuda")  # nothing is left of a capture that failed
+
+
+@pytest.mark.parametrize("holding", [100.0, 0.0], ids=["in a graph", "without a graph"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_compiled_loss_gives_the_same_points(monkeypatch, autocast, holding):
+    monkeypatch.setattr(on_batches, "WORTH_HOLDING", holding)
+    snapshot = pw.Snapshot.of(make_model(), 0)
+    plain, compiled = probe_of(squared_error, autocast), probe_of(squared_error, autocast, compiled=True)
+    found, expected = compiled(snapshot).llc.value, plain(snapshot).llc.value
+    assert "The loss is compiled" in compiled.path
+    assert bool(compiled.subject.loss.captured) == (holding > 1)
+    assert [found, compiled(snapshot).llc.value] == pytest.approx(
+        2 * [expected], rel=1e-5 if autocast is None else 0.02
+    )

@@ -1,10 +1,14 @@
-"""When a graph of a pass is used, with a stand-in for CUDA's; tests/monitor/model/test_captured.py has the real one."""
+"""When a graph of a pass and a compiled loss are used, with stand-ins; those of a GPU are in test_captured.py."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
+import phasewatch as pw
 from phasewatch.monitor.model import on_batches
+from phasewatch.monitor.model.autocast import under_autocast
 from phasewatch.monitor.model.gradients import clear_gradients
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
@@ -70,14 +74,15 @@ def test_a_graph_is_used_where_it_is_the_loss(monkeypatch, graph, used):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(on_batches, "CapturedGradient", graph)
     monkeypatch.setattr(on_batches, "WORTH_HOLDING", 1e9)
+    monkeypatch.setattr(on_batches.LossOnBatches, "_on_a_gpu", True)
     monkeypatch.setattr(on_batches.LossOnBatches, "_fits_twice", lambda self: True)
     torch.manual_seed(0)
     model = SampledModel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
     loss, before = ModelLoss(model, squared_error), model.weights()
     target = on_batches.LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
-    target.capture(on_batches.WORTH_CAPTURING - 1)
+    target.prepare_gradients(on_batches.WORTH_CAPTURING - 1)
     assert loss.captured is None
-    target.capture(on_batches.WORTH_CAPTURING)
+    target.prepare_gradients(on_batches.WORTH_CAPTURING)
     assert loss.captured is used
     assert ("CUDA graph" in loss.path) is used
     torch.testing.assert_close(model.weights(), before)
@@ -87,3 +92,48 @@ def test_a_graph_is_used_where_it_is_the_loss(monkeypatch, graph, used):
         target.add_gradient(number)
         plain = torch.autograd.grad(squared_error(model.module, target._batches[number]), model.parameters)
         torch.testing.assert_close([parameter.grad for parameter in model.parameters], [2 * grad for grad in plain])
+
+
+@pytest.mark.parametrize(
+    ("compiled", "reason"),
+    [
+        (lambda loss: lambda model, batch: loss(model, batch), None),
+        (lambda loss: lambda model, batch: 1.01 * loss(model, batch), "differs from its plain one"),
+        (lambda loss: lambda model, batch: loss(model, batch[:, :3]), "mat1 and mat2"),
+    ],
+    ids=["right", "another function", "can't be run"],
+)
+def test_a_compiled_loss_is_used_where_it_is_the_loss(monkeypatch, compiled, reason):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: compiled(loss))
+    monkeypatch.setattr(on_batches.LossOnBatches, "_on_a_gpu", True)
+    monkeypatch.setattr(on_batches.LossOnBatches, "_fits_twice", lambda self: False)
+    torch.manual_seed(0)
+    model = SampledModel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
+    loss = ModelLoss(model, squared_error)
+    loss.to_compile = True
+    target = on_batches.LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
+    plain = [float(target.loss(number)) for number in range(4)]
+    with nullcontext() if reason is None else pytest.warns(pw.PhasewatchWarning, match=reason):
+        target.prepare_gradients(on_batches.WORTH_CAPTURING)
+    assert (loss.for_chains is not squared_error) is (reason is None)
+    assert ("The loss is compiled" in loss.path) is (reason is None)
+    target.prepare_gradients(on_batches.WORTH_CAPTURING)  # it isn't tried again
+    seen = []
+    monkeypatch.setattr(loss, "for_chains", lambda *args: seen.append("whole") or squared_error(*args))
+    monkeypatch.setattr(loss, "loss", lambda *args: seen.append("other") or squared_error(*args))
+    assert [float(target.loss(number)) for number in range(4)] == pytest.approx(plain)
+    assert seen == 4 * ["whole"]
+    target.add_gradient(0, part=True)
+    with target.vector.intercepted(None, lambda grad, held: None, add=True):
+        target.add_gradient(0)
+    target.add_gradient(0)
+    assert seen[4:] == ["other", "other", "whole"]
+
+
+def test_torch_can_compile_a_loss_in_mixed_precision_as_one_graph():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    loss, batch = under_autocast(squared_error, "cpu", torch.bfloat16), torch.randn(32, 8)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=False)
+    assert compiled(model, batch).item() == pytest.approx(loss(model, batch).item(), rel=1e-2)

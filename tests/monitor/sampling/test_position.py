@@ -84,10 +84,10 @@ def test_where_memory_runs_out_minibatches_are_taken_in_pieces(monkeypatch, case
     probe, snapshot = pw.Probe(model, squared_error, data, sampler=SAMPLERS["SGLD"]), pw.Snapshot.of(model, 0)
     roomy, value = probe(snapshot), probe.subject.loss.value
 
-    def tight(batch):
+    def tight(batch, **how):
         if samples_in(batch) < 256 and samples_in(batch) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return value(batch)
+        return value(batch, **how)
 
     probe.subject.loss.vectorised = False
     assert probe.subject.loss.splits([data])
