@@ -7,7 +7,7 @@ one run: a raw pass (bfloat16 autocast, batch 8 x 512, attention as Hugging Face
 optimizer, and all that phasewatch does for an estimate of 4 chains x 150 steps, divided by those 600 steps. A GPU gets
 slower while it is hot, so a raw pass counts as the mean of before and after. Memory is the most that was allocated, in
 sets of float32 weights beyond the raw pass. With --compiled and --sharded the same is measured of a probe that compiles
-the loss, and of the model in FSDP2 on one rank. Kernels are made before, by an estimate of 100 steps.
+the loss, and of the model in FSDP2 on one rank. Kernels are made before, by an estimate of 25 steps a chain.
 """
 
 import argparse
@@ -153,7 +153,7 @@ def make_sharded(name: str, device: str) -> nn.Module:
     return shard(make_model(name, device))
 
 
-def measure(name: str, device: str, *, compare: bool, steps: int, also: Sequence[str]) -> None:
+def measure(name: str, device: str, *, compare: bool, chains: int, steps: int, also: Sequence[str]) -> None:
     """Print a model's row."""
     batch = tokens(torch.Generator().manual_seed(0), BATCH).to(device)
     model = make_model(name, device)
@@ -173,7 +173,7 @@ def measure(name: str, device: str, *, compare: bool, steps: int, also: Sequence
     del model
     gc.collect()
     sampler = pw.Langevin(
-        step_size=1e-7, localization=300.0, nbeta=30.0, chains=CHAINS, draws=steps - 50, burn_in=50, batch_size=BATCH
+        step_size=1e-7, localization=300.0, nbeta=30.0, chains=chains, draws=steps - 50, burn_in=50, batch_size=BATCH
     )
     for how in ["", *also]:
         is_sharded, compiled = how == "on FSDP2", how == "compiled"
@@ -187,9 +187,9 @@ def measure(name: str, device: str, *, compare: bool, steps: int, also: Sequence
             point = probe(snapshot)
         module = probe.subject.model.module
         after = time_raw(module, batch, device, autocast=not is_sharded).seconds / TIMED
-        seconds = whole.seconds / (CHAINS * steps)
+        seconds = whole.seconds / (chains * steps)
         print(
-            f"  phasewatch {how}: {warm:.0f} s for the probe and {CHAINS * WARM_UP} steps, then "
+            f"  phasewatch {how}: {warm:.0f} s for the probe and {chains * WARM_UP} steps, then "
             f"{1000 * seconds:.1f} ms a step, raw pass {1000 * after:.1f} ms afterwards, "
             f"{2 * seconds / (before + after):.3f} passes a step, "
             f"{whole.bytes / 2**30:.1f} GiB ({whole.reserved / 2**30:.1f} GiB with what torch keeps), "
@@ -205,6 +205,7 @@ def main() -> None:
     """Measure the models that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["160M", "410M", "1.4B", "2.8B"])
+    parser.add_argument("--chains", type=int, default=CHAINS)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--within", type=float, metavar="GB", help="hold the GPU's other memory")
     parser.add_argument("--compiled", action="store_true", help="measure a probe that compiles the loss too")
@@ -220,7 +221,8 @@ def main() -> None:
         HELD.append(held.nbytes)
     also = ["compiled"] * arguments.compiled + ["on FSDP2"] * arguments.sharded
     for name in arguments.models:
-        measure(name, device, compare=not arguments.no_compare, steps=arguments.steps, also=also)
+        given = {"compare": not arguments.no_compare, "chains": arguments.chains, "steps": arguments.steps}
+        measure(name, device, **given, also=also)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Measuring without a trace: random streams, threads and modes as they were before."""
 
+import functools
 import random
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 _ALONE = threading.RLock()
@@ -73,19 +76,64 @@ def measuring(seed: int, device: torch.device, *, threads: int, precision: str |
 def repeatable() -> Iterator[None]:
     """The kernels of a GPU that add in the same order each time, where torch has them.
 
-    They cost little beside a pass of a model that runs alone, and much in vectorised passes of small ones.
+    They cost little beside a pass of a model that runs alone, and much in vectorised passes of small ones. Attention
+    that torch compiles is left as it is.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     options: Any = torch.utils.deterministic
     filled, options.fill_uninitialized_memory = options.fill_uninitialized_memory, False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    attention = F.scaled_dot_product_attention
+    _where_torch_has_them()
+    F.scaled_dot_product_attention = _repeatable_attention(attention)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*deterministic", category=UserWarning)
             yield
     finally:
+        F.scaled_dot_product_attention = attention
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         options.fill_uninitialized_memory = filled
+
+
+def _where_torch_has_them(*_: Any) -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _at_any_rate(*_: Any) -> None:
+    """Raise where torch has none. With the usual environment, cuBLAS is refused then."""
+    torch.use_deterministic_algorithms(True)
+
+
+def _repeatable_attention(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Attention whose backward pass adds in the same order each time, which torch only has where nothing else will do.
+
+    Args:
+        attention: `torch.nn.functional.scaled_dot_product_attention`.
+    """
+
+    @functools.wraps(attention)
+    def repeatable_attention(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return attention(*args, **kwargs)
+        try:
+            _at_any_rate()
+            mixed = attention(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # by matrix products one after another, which cuBLAS adds up
+            _where_torch_has_them()
+            return attention(*args, **kwargs)
+        finally:
+            _where_torch_has_them()
+        node = mixed.grad_fn
+        if node is not None and node.name().startswith("Slice"):  # of padded heads
+            node = node.next_functions[0][0]
+        if node is not None and node.name().startswith("ScaledDotProduct"):
+            node.register_prehook(_at_any_rate)
+            node.register_hook(_where_torch_has_them)
+        return mixed
+
+    return repeatable_attention
 
 
 def matmul_precision() -> str | None:

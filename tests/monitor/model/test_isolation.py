@@ -6,8 +6,9 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from phasewatch.monitor.model.isolation import matmul_precision, measuring
+from phasewatch.monitor.model.isolation import matmul_precision, measuring, repeatable
 
 CPU = torch.device("cpu")
 
@@ -106,3 +107,23 @@ def test_precision_set_for_one_backend_has_no_one_word():
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["None", "bf16"]
+
+
+def test_attention_adds_in_the_same_order_and_nothing_else_is_refused():
+    flags, plain = torch.is_deterministic_algorithms_warn_only_enabled, F.scaled_dot_product_attention
+    q, k, v = (torch.randn(2, 2, 8, 12, requires_grad=True) for _ in range(3))
+    inside, after = [], []
+    with repeatable():
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        assert flags()
+        mixed.grad_fn.register_prehook(lambda *_: inside.append(flags()))
+        q.register_hook(lambda _: after.append(flags()))
+        mixed.sum().backward()
+        compiled = torch.compile(lambda *x: F.scaled_dot_product_attention(*x), backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(q, k, v), mixed)
+        with pytest.raises(RuntimeError, match="size"):
+            F.scaled_dot_product_attention(q, k[..., :5], v)
+        assert flags()
+    assert (inside, after) == ([False], [True])
+    assert F.scaled_dot_product_attention is plain
+    assert not torch.are_deterministic_algorithms_enabled()
