@@ -33,6 +33,9 @@ WORTH_CAPTURING = 10**7
 WORTH_ITS_MEMORY = 0.8
 """On a GPU, rows are taken together where that takes less than this share of their time one after another."""
 
+TRANSIENT = 1.2
+"""Memory of a pass over that of the activations that it keeps: language models' logits and their gradient."""
+
 TIMED = 3
 """Passes of each path that are timed on a GPU, after one that isn't; the fastest counts."""
 
@@ -186,7 +189,7 @@ class ModelLoss:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                reason = _first_line(error) if form is AS_GIVEN else reason
+                reason = first_line(error) if form is AS_GIVEN else reason
                 continue
             self.at_rows.leaves_something = bool(left)
             if self._agree(expected, found, self.tolerance, weights, batches):
@@ -202,7 +205,7 @@ class ModelLoss:
             self.vectorised = self._is_faster(batches.changed(self.mask_forms[0]))
             return
         self.path += f"{type(self.model.module).__name__} can't be vectorised ({reason})."
-        self._warn_once(
+        self.warn_once(
             f"The chains run one after another, which is slower: {type(self.model.module).__name__} "
             f"can't be vectorised ({reason}).",
             "path",
@@ -231,35 +234,22 @@ class ModelLoss:
             self.at_rows.forget_compiled(rows)
             raise
         except Exception as error:
-            reason = _first_line(error)
+            reason = first_line(error)
         self.at_rows.leave_uncompiled(rows)
-        self._warn_once(
+        self.warn_once(
             f"The chains run uncompiled, which is slower: {type(self.model.module).__name__} can't be compiled "
             f"({reason}).",
             "compiled",
         )
 
-    def compile_for_chains(self, agrees: Callable[[], bool]) -> None:
-        """Have chains in place take the loss as torch compiles it; where that can't be done right, say so once.
+    def bytes_of_a_pass(self, pieces: int) -> int:
+        """Memory that a pass takes beside the weights, on a GPU; 0 where that isn't known.
 
         Args:
-            agrees: whether gradients by `add_gradient(..., for_chains=True)` are those of plain passes.
+            pieces: in which a minibatch is taken.
         """
-        self.to_compile = False
-        # Kernels that are chosen by timing them would round otherwise in another process.
-        self.for_chains = torch.compile(self.loss, dynamic=False, options={"deterministic": True})
-        try:
-            if agrees():
-                return
-            reason = "its compiled loss differs from its plain one"
-        except Exception as error:
-            reason = _first_line(error)
-        self.for_chains = self.loss
-        self._warn_once(
-            f"Probe(compiled=True): {type(self.model.module).__name__} can't be compiled ({reason}), so chains take "
-            "its loss as it is, which is slower.",
-            "compiled",
-        )
+        gradient = sum(parameter.numel() * parameter.itemsize for parameter in self.model.parameters)
+        return max(int(TRANSIENT * self.activations) // pieces, gradient) if self.activations else 0
 
     def bytes_of_a_row(self, batch: Any) -> int:
         """Memory that one more row takes: what the backward pass needs, and the row's weights, gradient and noise.
@@ -377,7 +367,8 @@ class ModelLoss:
         spread = torch.linspace(-1e-3, 1e-3, rows, dtype=self.model.dtype, device=self.model.device)
         return [weight * (1 + spread.view(-1, *[1] * weight.ndim)) for weight in self.model.weights()]
 
-    def _warn_once(self, message: str, topic: str) -> None:
+    def warn_once(self, message: str, topic: str) -> None:
+        """Say something the first time that it comes up."""
         if topic not in self._warned:
             self._warned.add(topic)
             warn(message)
@@ -395,7 +386,8 @@ def _seconds(action: Callable[[], object]) -> float:
     return min(times[1:])
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of a message of torch's, which may have hundreds."""
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import phasewatch as pw
-from phasewatch.monitor.model import on_batches
+from phasewatch.monitor.model import passes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 SAMPLER = pw.Langevin(step_size=1e-5, nbeta=30.0, localization=100.0, chains=2, draws=60, burn_in=10, batch_size=16)
@@ -13,7 +13,7 @@ SAMPLER = pw.Langevin(step_size=1e-5, nbeta=30.0, localization=100.0, chains=2, 
 
 @pytest.fixture(autouse=True)
 def _whenever_it_is_right(monkeypatch):
-    monkeypatch.setattr(on_batches, "WORTH_HOLDING", 100.0)
+    monkeypatch.setattr(passes, "WORTH_HOLDING", 100.0)
 
 
 def make_model():
@@ -52,7 +52,7 @@ def probe_of(loss, autocast=None, *, compiled=False):
 def test_chains_are_those_of_plain_passes(monkeypatch, autocast):
     snapshot, found = pw.Snapshot.of(make_model(), 0), {}
     for worth in (10**9, 1):
-        monkeypatch.setattr(on_batches, "WORTH_CAPTURING", worth)
+        monkeypatch.setattr(passes, "WORTH_CAPTURING", worth)
         probe = probe_of(squared_error, autocast)
         found[worth] = probe(snapshot).llc.value, probe(snapshot).llc.value
         assert bool(probe.subject.loss.captured) == (worth == 1)
@@ -74,7 +74,7 @@ def test_what_a_graph_would_get_wrong_runs_plainly(loss):
 @pytest.mark.parametrize("holding", [100.0, 0.0], ids=["in a graph", "without a graph"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_a_compiled_loss_gives_the_same_points(monkeypatch, autocast, holding):
-    monkeypatch.setattr(on_batches, "WORTH_HOLDING", holding)
+    monkeypatch.setattr(passes, "WORTH_HOLDING", holding)
     snapshot = pw.Snapshot.of(make_model(), 0)
     plain, compiled = probe_of(squared_error, autocast), probe_of(squared_error, autocast, compiled=True)
     found, expected = compiled(snapshot).llc.value, plain(snapshot).llc.value

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 import phasewatch as pw
-from phasewatch.monitor.model import on_batches
+from phasewatch.monitor.model import passes
 from phasewatch.monitor.model.autocast import under_autocast
 from phasewatch.monitor.model.gradients import clear_gradients
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.on_batches import LossOnBatches
 from phasewatch.monitor.model.weights import SampledModel
 
 
@@ -72,17 +73,17 @@ class Refused(Repeated):
 )
 def test_a_graph_is_used_where_it_is_the_loss(monkeypatch, graph, used):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(on_batches, "CapturedGradient", graph)
-    monkeypatch.setattr(on_batches, "WORTH_HOLDING", 1e9)
-    monkeypatch.setattr(on_batches.LossOnBatches, "_on_a_gpu", True)
-    monkeypatch.setattr(on_batches.LossOnBatches, "_fits_twice", lambda self: True)
+    monkeypatch.setattr(passes, "CapturedGradient", graph)
+    monkeypatch.setattr(passes, "WORTH_HOLDING", 1e9)
+    monkeypatch.setattr(passes.Passes, "_on_a_gpu", True)
+    monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: True)
     torch.manual_seed(0)
     model = SampledModel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
     loss, before = ModelLoss(model, squared_error), model.weights()
-    target = on_batches.LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
-    target.prepare_gradients(on_batches.WORTH_CAPTURING - 1)
+    target = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
+    target.prepare_gradients(passes.WORTH_CAPTURING - 1)
     assert loss.captured is None
-    target.prepare_gradients(on_batches.WORTH_CAPTURING)
+    target.prepare_gradients(passes.WORTH_CAPTURING)
     assert loss.captured is used
     assert ("CUDA graph" in loss.path) is used
     torch.testing.assert_close(model.weights(), before)
@@ -106,19 +107,19 @@ def test_a_graph_is_used_where_it_is_the_loss(monkeypatch, graph, used):
 def test_a_compiled_loss_is_used_where_it_is_the_loss(monkeypatch, compiled, reason):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda loss, **_: compiled(loss))
-    monkeypatch.setattr(on_batches.LossOnBatches, "_on_a_gpu", True)
-    monkeypatch.setattr(on_batches.LossOnBatches, "_fits_twice", lambda self: False)
+    monkeypatch.setattr(passes.Passes, "_on_a_gpu", True)
+    monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: False)
     torch.manual_seed(0)
     model = SampledModel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
     loss = ModelLoss(model, squared_error)
     loss.to_compile = True
-    target = on_batches.LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
+    target = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
     plain = [float(target.loss(number)) for number in range(4)]
     with nullcontext() if reason is None else pytest.warns(pw.PhasewatchWarning, match=reason):
-        target.prepare_gradients(on_batches.WORTH_CAPTURING)
+        target.prepare_gradients(passes.WORTH_CAPTURING)
     assert (loss.for_chains is not squared_error) is (reason is None)
     assert ("The loss is compiled" in loss.path) is (reason is None)
-    target.prepare_gradients(on_batches.WORTH_CAPTURING)  # it isn't tried again
+    target.prepare_gradients(passes.WORTH_CAPTURING)  # it isn't tried again
     seen = []
     monkeypatch.setattr(loss, "for_chains", lambda *args: seen.append("whole") or squared_error(*args))
     monkeypatch.setattr(loss, "loss", lambda *args: seen.append("other") or squared_error(*args))
