@@ -36,9 +36,6 @@ _START = (
 END_SECONDS = 1.0
 """Seconds that the process has to end W&B's service and itself before it is killed."""
 
-NICE = 10
-"""How far it steps back behind training on the same processor."""
-
 
 class WandbProcess:
     """The process, as seen from the training.
@@ -128,7 +125,6 @@ def serve(parent: int) -> None:
     Args:
         parent: process id of the one that started this one.
     """
-    os.nice(NICE) if hasattr(os, "nice") else None
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what W&B prints is no answer
     signal.signal(signal.SIGTERM, lambda *_: _end())
