@@ -5,7 +5,8 @@ that takes 5 seconds for each request, one that answers 500, one that resets con
 from the first request on, and one that hangs after them. `sink` is a run of the sink's own, `user` the user's run with
 the sink in it, `alone` the user's run without; where the server never answers, W&B itself refuses to begin these two.
 `of training` is the processor time of the sink's thread, all of which may hold up training, as a share of the
-training's time; all but a millisecond a point is spent once, on importing W&B.
+training's time. A run of the sink's own lies in a process of its own, which takes a second or two of another processor,
+most of it once, to import W&B. That isn't in the share.
 
     python experiments/wandb_away.py [--quick]
 """

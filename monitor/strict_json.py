@@ -6,6 +6,8 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+import msgspec
+
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.formatting import integer, printable
 
@@ -39,7 +41,7 @@ def parse_json(text: str, name: str, most_depth: int = MOST_DEPTH, *, allow_nan:
     phasewatch.monitor.errors.PhasewatchError: Line 1 of points.jsonl holds the key 'step' twice; mend or delete it.
     """
     brackets = text.count("[") + text.count("{")
-    if allow_nan and brackets <= most_depth and (quick := _quickly(text)) is not None:
+    if brackets <= most_depth and (quick := _quickly(text)) is not None:
         return quick
     reason = None
     try:
@@ -56,6 +58,27 @@ def parse_json(text: str, name: str, most_depth: int = MOST_DEPTH, *, allow_nan:
     except UnicodeEncodeError:
         reason = "holds a character that is no text, half of a surrogate pair"
     raise PhasewatchError(f"{printable(name)} {reason}; mend or delete it.")
+
+
+def loads(text: str) -> Any:
+    """As `json.loads`, in half the time: what msgspec refuses, Python's own reader decides.
+
+    Args:
+        text: a JSON text of any depth, keys that come twice and numbers beyond a float's range included.
+
+    Returns:
+        Plain Python values.
+
+    Raises:
+        ValueError, RecursionError: as `json.loads`.
+
+    >>> loads('{"acc": NaN, "acc": 1.0}')
+    {'acc': 1.0}
+    """
+    try:
+        return _FAST.decode(text)
+    except _REFUSED_BY_FAST:
+        return json.loads(text)
 
 
 class _Refused(Exception):
@@ -100,15 +123,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _quickly(text: str) -> dict[str, Any] | None:
     """The object that a line of points is, in half the time; None for what has to be looked at closely."""
-    if not text.isascii() or "\\u" in text:
-        return None
     try:
-        value, end = _QUICK.raw_decode(text)
-    except (json.JSONDecodeError, _Refused):
+        value = _FAST.decode(text)
+    except _REFUSED_BY_FAST:
         return None
     # Each key has its colon: where there are no more colons than keys, none came twice.
-    is_plain = end == len(text) and type(value) is dict and text.count(":") == _keys(value)
-    return value if is_plain else None
+    is_plain = type(value) is dict and text.count(":") == _keys(value)
+    return value if is_plain and _TOO_MANY_DIGITS not in text.encode().translate(_DIGITS_AS_0) else None
 
 
 def _keys(value: dict[str, Any]) -> int:
@@ -120,7 +141,10 @@ def _keys(value: dict[str, Any]) -> int:
     return count
 
 
-_QUICK = json.JSONDecoder(parse_int=_integer)
+_FAST = msgspec.json.Decoder()
+_REFUSED_BY_FAST = (msgspec.MsgspecError, ValueError, RecursionError)
+_TOO_MANY_DIGITS = b"0" * (MOST_DIGITS + 1)
+_DIGITS_AS_0 = bytes.maketrans(b"123456789", b"000000000")
 _decoder = partial(json.JSONDecoder, object_pairs_hook=_object, parse_int=_integer)
 _LENIENT = _decoder()
 _STRICT = _decoder(parse_float=_float, parse_constant=_no_constant)

@@ -1,12 +1,14 @@
 """Points and transitions in Weights & Biases, without ever costing the user a row of their own."""
 
 import importlib.util
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phasewatch.callbacks.sinks.wandb_feed import Feed, Results
+from phasewatch.callbacks.sinks.wandb_process import WandbProcess
 from phasewatch.callbacks.sinks.wandb_run import Choice, Mode, refuse_foreign_settings
 from phasewatch.monitor.errors import PhasewatchError, real_number, requires, warn
 from phasewatch.monitor.files import inside
@@ -36,7 +38,8 @@ class WandbSink:
     killed leaves it out of W&B.
 
     A run of the sink's own is separate from `wandb.run`, is never returned by a later `wandb.init()`, and is offline if
-    no API key is configured.
+    no API key is configured. Unless the program has imported W&B itself, it lies in a process of its own, since that
+    import alone would hold up training for a second.
 
     Args:
         run: the run to write to; without it `wandb.run`, or a run of the sink's own.
@@ -77,8 +80,12 @@ class WandbSink:
         with requires("WandbSink()"):
             if importlib.util.find_spec("wandb") is None:  # importing it takes a second, and is left to the first write
                 raise ModuleNotFoundError(name="wandb")
-        self._choice = Choice(run, own_run, project, name, group, mode, self.close_seconds)
+        described = {"own_run": own_run, "project": project, "name": name, "group": group, "mode": mode}
+        self._arguments = {**described, "close_seconds": self.close_seconds}
+        self._choice = Choice(run, **self._arguments)
         self._results = Results()
+        self._trajectory: Callable[[], Trajectory] | None = None
+        self._apart: WandbProcess | None = None
         self._feed: Feed | None = None
         self._settings: Mapping[str, Any] = {}
         self._in_own_rows = False
@@ -93,6 +100,7 @@ class WandbSink:
             trajectory: returns the points so far.
         """
         with self._lock:
+            self._trajectory = trajectory
             self._results.attach(trajectory)
 
     def describe(self, settings: Mapping[str, Any]) -> None:
@@ -122,6 +130,9 @@ class WandbSink:
         with self._lock:
             if self._closed:
                 raise PhasewatchError("WandbSink.write(...) came after close(); nothing can be written any more.")
+            if self._is_apart():
+                self._process().write(item)
+                return
             self._results.take(item)
             feed = self._open()
             if feed.finished:
@@ -138,6 +149,9 @@ class WandbSink:
             if self._closed:
                 return
             self._closed = True
+            if self._apart is not None:
+                self._apart.close()
+                return
             self._results.draw_at_last()
             if self._feed is None and not self._results.rows:
                 return
@@ -149,6 +163,20 @@ class WandbSink:
             finally:
                 if feed.ours:
                     feed.finish()
+
+    def _is_apart(self) -> bool:
+        """Whether the run lies in a process of its own: nobody can have given one, or opened one, without W&B."""
+        return self._apart is not None or (self._feed is None and "wandb" not in sys.modules)
+
+    def _process(self) -> WandbProcess:
+        """Start the process of the run, once."""
+        if self._apart is None:
+            self._apart = WandbProcess(self._arguments)
+            if self._trajectory is not None:
+                self._apart.ask(points=[point.as_json() for point in self._trajectory()])
+            if self._settings:
+                self._apart.ask(settings=dict(self._settings))
+        return self._apart
 
     def _open(self) -> Feed:
         """Find the run to write to, once."""

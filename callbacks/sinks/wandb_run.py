@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -219,9 +220,14 @@ def end_service_with_process() -> None:
 def _end_service(setup: Any, connection: Any, process: int) -> None:
     if os.getpid() != process or setup.most_recent_active_run is not None or not connection.owns_service:
         return
-    try:
+    with suppress(AttributeError, OSError):
         connection._cleanup()  # takes back the exit handler that waits
         connection._finalizer.close()
         connection._proc._process.kill()
-    except (AttributeError, OSError):
-        return
+
+
+def end_service() -> None:
+    """End W&B's service if this process has started one, and whatever is open in it."""
+    setup: Any = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
+    with suppress(AttributeError, OSError):
+        setup._connection._proc._process.kill()

@@ -178,15 +178,17 @@ class Session:
         while measure_rest and self._backlog.measure_next(over=True):
             pass
         self._executor.close()
-        self._recorder.close()
+        self._recorder.finish()
         self._name_what_is_left(measure_rest)
-        if report and self.folder.points:
-            try:
+        try:
+            if report and self.folder.points:  # while the sinks finish
                 write_report(self.folder.path)
-            except PhasewatchError as error:
-                warn(str(error))
-            except OSError as error:
-                warn(f"{self.folder.path}/report.html could not be written ({error.strerror or error}).")
+        except PhasewatchError as error:
+            warn(str(error))
+        except OSError as error:
+            warn(f"{self.folder.path}/report.html could not be written ({error.strerror or error}).")
+        finally:
+            self._recorder.wait()
 
     def stop(self) -> None:
         """Let go of the folder and of every process, whatever is under way."""

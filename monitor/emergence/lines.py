@@ -1,11 +1,10 @@
 """One line of logged samples, as any version of lm-evaluation-harness or its relatives writes it."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-_decode = json.JSONDecoder().raw_decode
+from phasewatch.monitor.strict_json import loads
 
 LEAST_LOG_P = -1e12
 """A log probability below is none: a text of a gigabyte has about -1e9."""
@@ -52,10 +51,7 @@ def parse_line(text: bytes) -> Line:
         LeftOut: if the line can't be used.
     """
     try:
-        content = text.decode().strip("\ufeff \t\r\n")
-        record, end = _decode(content)
-        if end != len(content):
-            raise ValueError
+        record = loads(text.decode().strip("\ufeff \t\r\n"))
     except (ValueError, RecursionError) as error:
         raise LeftOut("lines that are not JSON (cut off, or two written into one)") from error
     if not isinstance(record, dict) or "doc_id" not in record:
@@ -152,7 +148,7 @@ def _target(target: Any, texts: Sequence[str] | None, choices: int) -> int | Non
         if answers.count(stripped) == 1:
             return answers.index(stripped)
         try:
-            target = int(stripped) if stripped.isdecimal() else json.loads(stripped)
+            target = int(stripped) if stripped.isdecimal() else loads(stripped)
         except (ValueError, RecursionError):
             return None
     index: Any = target[0] if isinstance(target, list) and target else target

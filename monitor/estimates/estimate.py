@@ -4,6 +4,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from phasewatch.monitor.estimates.checks import Checks
@@ -76,11 +77,11 @@ class Health(enum.Enum):
 
 
 _NO_CHECKS = Checks()
-_NONE_KNOWN = ("nan",) * len(Checks._fields)
+_NONE_KNOWN = dict.fromkeys(Checks._fields, "nan")
 _HEALTHS = dict(Health.__members__)  # found twice as fast as by Health[...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """λ̂ = nβ · (E_w[L(w)] − L(w*)) with its error and its verdict (Lau et al. 2023, eq. 7).
 
@@ -133,8 +134,9 @@ class Estimate:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Estimate":
         """The inverse of `as_json`, exact to the last bit; checks that it doesn't know are left out."""
-        known = record.get("checks", {})
-        checks = tuple(map(known.get, Checks._fields, _NONE_KNOWN))
+        known = record.get("checks", _NONE_KNOWN)
+        is_plain = known.items() <= _NONE_KNOWN.items()
+        checks = _NO_CHECKS if is_plain else Checks._make(map(float, map(known.get, Checks._fields, repeat("nan"))))
         return cls(
             value=float(record["value"]),
             error=float(record["error"]),
@@ -143,7 +145,7 @@ class Estimate:
             rhat=float(record["rhat"]),
             ess=float(record["ess"]),
             health=_HEALTHS[record["health"]],
-            checks=_NO_CHECKS if checks == _NONE_KNOWN else Checks._make(map(float, checks)),
+            checks=checks,
             trace=tuple(map(_numbers, record["trace"])) if "trace" in record else (),
         )
 

@@ -2,10 +2,11 @@
 
 When a process ends, Python before 3.14 ends each daemon thread that next needs the interpreter, by unwinding its stack
 (python/cpython#87135). With code in C++ or Rust on that stack, the process aborts. So it ends only once each thread has
-ended, or waits with Python alone on its stack.
+ended, or waits with Python alone on its stack, and one that is woken afterwards raises SystemExit rather than go on.
 """
 
 import atexit
+import ctypes
 import sys
 import threading
 import time
@@ -32,8 +33,8 @@ _threads: WeakSet[threading.Thread] = WeakSet()
 def settle_at_exit(thread: threading.Thread) -> None:
     """Have the end of the process wait until a daemon thread has ended or stands still.
 
-    Call it before the thread imports a package with exit handlers of its own. Those may wake the thread, and the one
-    that waits is to come after them: handlers are called last in, first out.
+    Call it before the thread imports a package with exit handlers of its own where that is possible. Those may wake the
+    thread, and the one that waits is to come after them: handlers are called last in, first out.
 
     Args:
         thread: to wait for.
@@ -56,9 +57,16 @@ def _settle() -> None:
         moving = [thread for thread in alive if now[thread] is None or now[thread] != before.get(thread)]
         limit = IMPORT_SECONDS if None in now.values() else SETTLE_SECONDS
         if not moving or time.monotonic() - began > limit:
+            for thread in alive:
+                _raise_when_woken(thread)
             return
         before = now
         moving[0].join(STILL_SECONDS)
+
+
+def _raise_when_woken(thread: threading.Thread) -> None:
+    """Have a thread raise SystemExit at its next step in Python: a later exit handler, such as W&B's, may wake it."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
 
 
 def _place(thread: threading.Thread) -> tuple[int, int] | None:

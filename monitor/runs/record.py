@@ -88,16 +88,24 @@ class Recorder:
         return self.found
 
     def close(self) -> None:
-        """Tell of the transitions that are still provisional, wait for the sinks, and write `transitions.json`."""
+        """Tell that this is the end, and wait for the sinks."""
+        self.finish()
+        self.wait()
+
+    def finish(self) -> None:
+        """Write `transitions.json`, and tell the sinks of what is still provisional and that this is the end."""
         found = self.transitions()
         for transition in found:
             if not self._is_announced(transition):
                 self._tell(transition)
         for outlet in self._outlets:
             outlet.finish()
+        self._write(found)
+
+    def wait(self) -> None:
+        """Wait for the sinks, each as long after `finish` as it says."""
         for outlet in self._outlets:
             outlet.wait()
-        self._write(found)
 
     def _is_announced(self, transition: Transition) -> bool:
         return any(is_same_transition(transition, other) for other in self._announced)

@@ -10,7 +10,7 @@ from phasewatch.monitor.estimates.estimate import Estimate, Health, json_number
 from phasewatch.monitor.estimates.uncertainty import standard_error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """One snapshot, measured.
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import environment, gone
+from wandb_records import records, rows, values
 
 from phasewatch.callbacks.sinks import wandb_feed, wandb_rows, wandb_run
 from phasewatch.callbacks.sinks.wandb import WandbSink
@@ -96,16 +98,6 @@ def open_run(**settings: Any) -> Any:
     return wandb.init(project="theirs", **settings)
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    out = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [json.loads(line) for line in out.stdout.splitlines()]
-
-
 def read_back(*runs: Any) -> list[list[dict[str, Any]]]:
     """The records of each run, once W&B has written them."""
     import wandb
@@ -113,14 +105,6 @@ def read_back(*runs: Any) -> list[list[dict[str, Any]]]:
     folders = [Path(run.settings.sync_dir) for run in runs]
     wandb.teardown()
     return [records(folder) for folder in folders]
-
-
-def rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [record["history"]["item"] for record in found if record["type"] == "history"]
-
-
-def values(found: list[dict[str, Any]], key: str) -> list[Any]:
-    return [row[key] for row in rows(found) if key in row]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -487,7 +471,8 @@ print(run.settings.sync_dir)
 @pytest.mark.parametrize("late", [[], ["late"]], ids=["open run", "first write at exit"])
 def test_a_process_that_ends_without_finish_leaves_everything_behind(offline: Path, late: list[str]) -> None:
     script = textwrap.dedent(FORGETFUL.format(tests=str(Path(__file__).parent)))
-    out = subprocess.run([sys.executable, "-c", script, *late], capture_output=True, text=True, check=True, timeout=120)
+    command = [sys.executable, "-c", script, *late]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment())
     written = records(Path(out.stdout.split()[-1]))
     assert sorted(values(written, "phase/llc")) == [11.0, 12.0, 13.0, 14.0, *([15.0, 16.0] if late else [])]
     assert [row["_step"] for row in rows(written) if "theirs" in row] == [5]
@@ -613,6 +598,7 @@ def test_a_watched_log_likelihood_that_has_turned_gives_one_alert(offline: Path,
 
 HANGING_SERVER = """
 import os, socket, sys, threading, time
+import wandb
 sys.path.insert(0, sys.argv[1])
 import test_wandb as t
 from phasewatch.callbacks.sinks.wandb import WandbSink
@@ -636,8 +622,6 @@ print("service", wandb_setup.singleton()._connection._proc._process.pid)
 
 def test_a_server_that_hangs_holds_neither_the_end_of_a_run_nor_that_of_the_process(offline: Path) -> None:
     """W&B alone would wait for more than two minutes."""
-    from processes import environment, gone  # not at the top: other processes import this module without it
-
     done = subprocess.run(
         [sys.executable, "-c", HANGING_SERVER, str(Path(__file__).parent)],
         capture_output=True,

@@ -14,12 +14,13 @@ from phasewatch.monitor.runs.record import Recorder
 
 sink.CLOSE_SECONDS = 0.1
 waits, woken = threading.Event(), threading.Event()
+{early}
 
 
 class Waits:
     def write(self, item):
         if item.step == 1:
-            atexit.register(woken.set)  # as W&B wakes who waits for its service
+            {late}
             waits.set()
             woken.wait()
             {then}
@@ -51,9 +52,12 @@ recorder.close()
 """
 
 
-def run(then):
+WAKE = "atexit.register(lambda: (woken.set(), time.sleep(0.1)))"  # as W&B wakes who waits for its service
+
+
+def run(then, *, early="", late=WAKE):
     return subprocess.run(
-        [sys.executable, "-c", WOKEN_BY_AN_EXIT_HANDLER.format(then=then)],
+        [sys.executable, "-c", WOKEN_BY_AN_EXIT_HANDLER.format(then=then, early=early, late=late)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -67,6 +71,14 @@ def test_a_thread_that_an_exit_handler_wakes_leaves_foreign_code_and_begins_noth
     assert done.returncode == 0, done.stderr
     assert "has not finished 0.1 seconds after the end and is left behind" in done.stderr
     assert done.stdout == "back from Rust\n"
+
+
+def test_a_thread_that_is_woken_when_nobody_waits_any_more_goes_on_with_nothing():
+    """As where the user opens W&B before the monitor, whose handler is called after ours."""
+    pytest.importorskip("pydantic")
+    done = run("call_from_rust()", early=f"import pydantic; {WAKE}", late="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
 
 
 def test_a_thread_that_imports_is_waited_for_although_it_stands_still(tmp_path):
