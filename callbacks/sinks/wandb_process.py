@@ -173,6 +173,7 @@ def _do(asked: Mapping[str, Any], sink: Any, points: dict[int, Point]) -> Any:
         sink.write(Transition.from_json(asked["transition"]))
     else:
         sink.close()
+        end_service()
     return sink
 
 
@@ -184,5 +185,5 @@ def _watch(parent: int) -> None:
 
 
 def _end() -> None:
-    end_service()
+    end_service(at_once=True)
     os._exit(0)

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -217,17 +218,38 @@ def end_service_with_process() -> None:
         return
 
 
+SERVICE_SECONDS = 1.0
+"""Seconds that W&B's service has to end. A run that is finished is on disk only some milliseconds later."""
+
+
 def _end_service(setup: Any, connection: Any, process: int) -> None:
     if os.getpid() != process or setup.most_recent_active_run is not None or not connection.owns_service:
         return
     with suppress(AttributeError, OSError):
-        connection._cleanup()  # takes back the exit handler that waits
-        connection._finalizer.close()
-        connection._proc._process.kill()
+        _tear_down(connection)
 
 
-def end_service() -> None:
-    """End W&B's service if this process has started one, and whatever is open in it."""
+def end_service(*, at_once: bool = False) -> None:
+    """End W&B's service if this process has started one, and whatever is open in it.
+
+    Args:
+        at_once: don't let it write what it holds.
+    """
     setup: Any = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
     with suppress(AttributeError, OSError):
+        if not at_once:
+            _tear_down(setup._connection)
         setup._connection._proc._process.kill()
+
+
+def _tear_down(connection: Any) -> None:
+    """Have a service write what it holds and end, as W&B does, and kill it after `SERVICE_SECONDS`."""
+    process = connection._proc._process
+
+    def join() -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(SERVICE_SECONDS)
+
+    connection._proc.join = join
+    connection.teardown(0)
+    process.kill()

@@ -11,7 +11,7 @@ import pytest
 from processes import alive, environment, gone, reads_proc
 from wandb_records import records, rows
 
-from phasewatch.callbacks.sinks import wandb_process
+from phasewatch.callbacks.sinks import wandb_process, wandb_run
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 
 pytest.importorskip("wandb")
@@ -148,3 +148,18 @@ def test_it_and_wandbs_service_end_with_the_training(tmp_path: Path, how: str) -
         assert "`phasewatch replay RUN --wandb` sends them" in err
         assert run.returncode == 0
     assert gone(theirs, 10)
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(0.2, 7), (100, -9)], ids=["writes what it holds", "hangs"])
+def test_a_service_is_only_killed_where_it_does_not_end(monkeypatch, seconds, code):
+    """W&B has a finished run on disk only after `finish`, in its service."""
+    script = f"import sys, time; time.sleep({seconds}); sys.exit(7)"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    connection = SimpleNamespace(_proc=SimpleNamespace(_process=process))
+    connection.teardown = lambda _: connection._proc.join()
+    monkeypatch.setitem(
+        sys.modules, "wandb.sdk.wandb_setup", SimpleNamespace(_singleton=SimpleNamespace(_connection=connection))
+    )
+    monkeypatch.setattr(wandb_run, "SERVICE_SECONDS", 20.0 if seconds < 1 else 0.2)
+    wandb_run.end_service()
+    assert process.wait(10) == code
