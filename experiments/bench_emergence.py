@@ -38,6 +38,9 @@ BENCHMARKS = ("mmlu", "arc_challenge", "hellaswag", "winograd", "truthfulqa", "g
 
 CUTS = (84, 42)
 
+MODELS = (8, 10, 12)
+"""Of the ladder of 21 models, the first that forecasts of the others are made from."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -101,6 +104,27 @@ def ladder(folder: Path) -> Iterator[Row]:
             chance = CHANCE.get(task, 0.25)
             found.append(compared(emergence.forecast(x, sharp, smooth, at=at, chance=chance, series=names), truth))
         yield Row(f"ladder, {what}", summary(*map(list, zip(*found, strict=True))), target)
+
+
+def ladder_cuts(folder: Path) -> Iterator[Row]:
+    """Fit on the first few models of the ladder, along compute or a loss; predict all later ones, up to 3B."""
+    rows = [*read(folder, "olmo_ladder_small.csv"), *read(folder, "olmo_ladder_3b.csv")]
+    values = pivot(rows, "run")
+    compute = {row["run"]: 6 * float(row["params"]) * float(row["tokens"]) for row in rows}
+    losses = values["c4", "loss"]
+    for axis, places, later in (("compute", compute, 1), ("a loss", losses, -1)):
+        for count in MODELS:
+            found = []
+            for task in sorted({task for task, metric in values if metric == "acc"}):
+                sharp, smooth = values[task, "acc"], values[task, "bpb"]
+                names = sorted(sharp, key=lambda name, order=places, sign=later: sign * order[name])
+                known, rest = names[:count], names[count:]
+                x, score, guide = (np.array([table[name] for name in known]) for table in (places, sharp, smooth))
+                at, truth = (np.array([table[name] for name in rest]) for table in (places, sharp))
+                chance = CHANCE.get(task, 0.25)
+                found.append(compared(emergence.forecast(x, score, guide, at=at, chance=chance, series=known), truth))
+            text = summary(*map(list, zip(*found, strict=True)))
+            yield Row(f"ladder, the first {count} models along {axis}", text, "coverage 0.80 to 0.97")
 
 
 def public_models(folder: Path) -> Iterator[Row]:
@@ -311,7 +335,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--cases", type=int, default=100, help="simulated cases of each kind")
     options = parser.parse_args()
-    of_data = (ladder, public_models, generative, lambada, toy_addition, jump_in_another)
+    of_data = (ladder, ladder_cuts, public_models, generative, lambada, toy_addition, jump_in_another)
     parts = [part(options.data) for part in of_data]
     parts += [two_choices(), verdicts(options.cases), law(options.cases), reading(100_000)]
     parts += [simulated_reversals(options.cases // 2)]

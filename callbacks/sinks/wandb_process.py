@@ -157,6 +157,8 @@ def _do(asked: Mapping[str, Any], sink: Any, points: dict[int, Point]) -> Any:
     """Do one thing with the sink, and return it."""
     if "open" in asked:
         importlib.import_module("wandb")  # a sink that finds it there writes in its own process
+        with suppress(ImportError):  # now rather than at the end, which the user waits for
+            importlib.import_module("phasewatch.callbacks.figures.trajectory")
         from phasewatch.callbacks.sinks.wandb import WandbSink
 
         return WandbSink(**asked["open"])

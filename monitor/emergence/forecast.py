@@ -111,7 +111,7 @@ def forecast(
         raise PhasewatchError(
             f"{call}(at=...) has {targets.min():g}, and x is never negative; ask for a place on the same axis."
         )
-    mean, deviation, trust = predict(u, score, guide, axis.position(targets), chance)
+    mean, deviation, trust = predict(u, score, guide, axis.position(targets), chance, is_loss=axis.falling)
     low, high = np.clip(mean - WIDTH * deviation, 0, 1), np.clip(mean + WIDTH * deviation, 0, 1)
     return Forecast(targets, mean, low, high, find_onset(axis, u, score, guide, chance), trust, chance)
 

@@ -51,7 +51,7 @@ def find_onset(axis: Axis, u: np.ndarray, sharp: np.ndarray, smooth: np.ndarray 
     """
     level = chance + ONSET * (1 - chance)
     grid = np.linspace(u[0], u[-1] + HORIZON * (u[-1] - u[0]), 800)
-    mean, deviation, _ = predict(u, sharp, smooth, grid, chance)
+    mean, deviation, _ = predict(u, sharp, smooth, grid, chance, is_loss=axis.falling)
     quantiles = np.linspace(0.005, 0.995, 100)
     draws = mean + ndtri(quantiles)[:, None] * deviation  # (draw, position)
     below = draws < level

@@ -17,7 +17,11 @@ points than the forecast's own. Chosen by the coverage on ladders of one recipe 
 DRIFT = 0.03
 """A law is off by this much (one standard deviation) at a distance of one span of the points, and in proportion beyond:
 few points can agree by chance, and what they all miss shows only far away. Chosen by the coverage on ladders from 8
-models on, along compute and along a loss."""
+models on, along compute."""
+
+LOSS_DRIFT = 0.06
+"""The same along a loss, where all laws miss on one side: a score speeds up as the loss comes near its floor. Chosen by
+the coverage of the larger ones of a ladder up to 1B from its 8 to 12 smaller ones; it holds for 3B and 7B as well."""
 
 SCATTER = 0.01
 """The least standard deviation of an accuracy between runs of one recipe; that of repeated small ladders."""
@@ -32,7 +36,7 @@ score's, and over fewer where it is less; over none where the points lie on a cu
 
 
 def predict(
-    u: np.ndarray, sharp: np.ndarray, smooth: np.ndarray | None, at: np.ndarray, chance: float
+    u: np.ndarray, sharp: np.ndarray, smooth: np.ndarray | None, at: np.ndarray, chance: float, *, is_loss: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Mean and standard deviation of the sharp score at positions, and the trust in the smooth score.
 
@@ -42,6 +46,7 @@ def predict(
         smooth: shape (point,) or (point, column), or None.
         at: positions, shape (target,). Up to the last point the running mean of the points is interpolated.
         chance: the sharp score of a guess.
+        is_loss: whether the axis is a falling loss.
 
     Returns:
         Mean and standard deviation, shape (target,), and the trust.
@@ -56,7 +61,7 @@ def predict(
     variance = (
         noise**2
         + growth * distance
-        + (DRIFT * distance / max(span, 1e-12)) ** 2
+        + ((LOSS_DRIFT if is_loss else DRIFT) * distance / max(span, 1e-12)) ** 2
         + spread**2
         + ((ahead - behind) / 2) ** 2
     )

@@ -140,18 +140,20 @@ def reversal(x: Any, log_likelihood: Any) -> Reversal | None:
     return Reversal(float(values[peak]), float(fitted[peak] - fitted[-1]), float(values[alarm]), chance)
 
 
-def rings_since(statistics: np.ndarray) -> int | None:
+def rings_since(statistics: np.ndarray, early: float = EARLY, release: float = RELEASE) -> int | None:
     """Where the alarm that still rings at the end began.
 
     Args:
         statistics: of the points so far, at each point, shape (point,); see `turned`.
+        early: where the alarm rings.
+        release: below which it is taken back.
 
     Returns:
         The index, or None if it doesn't ring.
     """
-    low = np.flatnonzero(statistics < RELEASE)
+    low = np.flatnonzero(statistics < release)
     start = int(low[-1]) + 1 if len(low) else 0
-    rang = np.flatnonzero(statistics[start:] >= EARLY)
+    rang = np.flatnonzero(statistics[start:] >= early)
     return start + int(rang[0]) if len(rang) else None
 
 

@@ -38,6 +38,20 @@ def test_a_loss_that_falls_is_an_axis_too():
     assert 0.3 < found.mean[0] < 1
 
 
+def test_the_same_points_are_less_sure_along_a_loss():
+    loss = np.linspace(4, 3, 12)
+    sharp, smooth = 0.25 + 0.2 * (4 - loss) ** 2, loss / 3
+    along_loss, along_steps = (
+        emergence.forecast(x, sharp, smooth, at=at, chance=0.25)
+        for x, at in ((loss, [2.5, 1.5]), (5 - loss, [2.5, 3.5]))
+    )
+    np.testing.assert_allclose(along_loss.mean, along_steps.mean, rtol=1e-9)
+    more = ((along_loss.high - along_loss.low) / 2 / 1.645) ** 2 - (
+        (along_steps.high - along_steps.low) / 2 / 1.645
+    ) ** 2
+    np.testing.assert_allclose(more, (0.06**2 - 0.03**2) * np.array([0.5, 1.5]) ** 2, rtol=1e-6)
+
+
 def test_several_runs_at_one_x_need_their_names():
     sharp, smooth, _ = ladder(np.repeat(COMPUTE[:10], 2))
     x = np.repeat(COMPUTE[:10], 2)
