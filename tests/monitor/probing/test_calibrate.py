@@ -12,7 +12,7 @@ from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.vectorised import VectorisedLoss
-from phasewatch.monitor.probing import search
+from phasewatch.monitor.probing import attempts
 from phasewatch.monitor.probing.calibrate import calibrate
 from phasewatch.monitor.probing.calibration import Calibration
 from phasewatch.monitor.probing.probe import Probe
@@ -408,11 +408,11 @@ def test_a_curve_that_comes_down_to_its_minimum_is_measured_at_a_lower_nbeta():
 
 
 def test_short_chains_that_find_lower_losses_have_no_noise_to_divide_by(monkeypatch):
-    measured = search.measure_whole
+    measured = attempts.measure_whole
 
     def lower(probe, snapshot, sampler):
         point = measured(probe, snapshot, sampler)
         return replace(point, llc=replace(point.llc, value=-3.0)) if sampler.localization == 0 else point
 
-    monkeypatch.setattr(search, "measure_whole", lower)
+    monkeypatch.setattr(attempts, "measure_whole", lower)
     assert calibrate(series(1.0), make_probe(), show=None).nbeta == 1e4
