@@ -60,9 +60,10 @@ def calibrate(
         budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
             gradient counts as a third. It also says how long chains may be around a snapshot that is given alone:
             its estimate comes to cost between a tenth and a fifth of it.
-        error: standard error of λ̂ to aim for, as a share of the largest λ̂; chains take no more draws than it asks for,
-            as far as the trial's few chains can tell. If not given, it is 2 % for a curve, as far as 2,000 gradient
-            evaluations a point go; and for one snapshot 3 %, or less where the chains that settle give less.
+        error: standard error of λ̂ to aim for, as a share of the largest λ̂, in the root mean square over the snapshots;
+            chains take no more draws than it asks for, as far as the trial's few can tell. If not given, it is 2 % for
+            a curve, as far as 2,000 gradient evaluations a point go; and for one snapshot 3 %, or less where the chains
+            that settle give less.
         show: gets what was tried and why, also where nothing works: `print`, or what draws it. None for nobody.
 
     Returns:

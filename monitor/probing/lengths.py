@@ -1,7 +1,7 @@
 """How many chains of how many draws bring λ̂ to an error, for the fewest gradients."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -24,16 +24,14 @@ def student(chains: int) -> float:
     return float(stdtrit(chains - 1, 0.975)) / 2
 
 
-def cheapest(
-    per_chain: Sequence[float], draws: int, burn_in: int, error: float, counts: Iterable[int]
-) -> tuple[int, int]:
+def cheapest(variance: float, draws: int, burn_in: int, error: float, counts: Iterable[int]) -> tuple[int, int]:
     """The number of chains and of draws that cost the fewest gradients for an error.
 
     The variance of a chain's mean is taken to fall with its draws. Where they are correlated it falls more slowly, so
     fewer draws than those that were seen have at most the error that is predicted.
 
     Args:
-        per_chain: the means of the chains that were seen, shape (chain,).
+        variance: of the means of the chains that were seen.
         draws: of each of them.
         burn_in: steps of a chain before its draws.
         error: what `uncertainty.standard_error` shall give, in the unit of the means; 0 for as many draws as were seen.
@@ -43,13 +41,12 @@ def cheapest(
         Chains, and draws of each.
 
     Example:
-        >>> cheapest((10.0, 11.0, 9.0, 10.0), draws=100, burn_in=20, error=0.8, counts=(4, 8))
-        (8, 19)
+        >>> cheapest(0.7, draws=100, burn_in=20, error=0.8, counts=(4, 8))
+        (8, 20)
     """
-    variance = float(np.var(per_chain, ddof=1)) * draws
     found = []
     for chains in counts:
-        enough = variance * student(chains) ** 2 / (chains * error**2) if error > 0 else draws
+        enough = variance * draws * student(chains) ** 2 / (chains * error**2) if error > 0 else draws
         needed = max(math.ceil(enough), FEWEST_DRAWS)
         found.append((chains * (burn_in + needed), chains, needed))
     _, chains, needed = min(found)
@@ -58,6 +55,8 @@ def cheapest(
 
 def of_length(trial: Trial, room: float, error: float) -> Sampler:
     """A trial's setting with as many chains and draws as bring the errors to a share of the largest λ̂.
+
+    The errors' root mean square, that is: which of a few snapshots has the largest one, so few chains can't tell.
 
     Args:
         trial: the setting, and how far its chains are apart.
@@ -69,9 +68,9 @@ def of_length(trial: Trial, room: float, error: float) -> Sampler:
     """
     sampler = trial.sampler
     levels = [point.llc for point in trial.points if point.llc.health.has_level] or [trial.points[-1].llc]
-    noisiest = max(levels, key=lambda estimate: float(np.std(estimate.per_chain)))
+    variance = float(np.mean([np.var(estimate.per_chain, ddof=1) for estimate in levels]))
     wanted = error * max(abs(estimate.value) for estimate in levels)
-    chains, draws = cheapest(noisiest.per_chain, sampler.draws, sampler.burn_in, wanted, CHAINS)
+    chains, draws = cheapest(variance, sampler.draws, sampler.burn_in, wanted, CHAINS)
     draws = min(draws, LENGTHENED * sampler.draws)
     if _fits(sampler, chains, draws, room):
         return replace(sampler, chains=chains, draws=draws)
