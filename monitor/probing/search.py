@@ -100,18 +100,26 @@ class Search:
         return chosen
 
     def _measured(self, trial: Trial, sampler: Sampler) -> Trial:
-        """The trial's setting with other chains, measured at all snapshots, or the trial where that is worse."""
+        """The trial's setting with other chains, measured at all snapshots, or the trial where that is worse.
+
+        Chains that are too short to be sound may be sound halfway to the trial's length.
+        """
         if sampler == trial.sampler and len(trial.points) == len(self._attempts.snapshots):
             return trial
-        chains = f"{sampler.chains} chains"
-        same = sampler.draws == trial.sampler.draws
-        final = self._attempts.attempt(chains if same else f"{chains} of {sampler.burn_in + sampler.draws}", sampler)
-        if final is None or self._flaws(final) > self._flaws(trial):
+        lengths = [sampler]
+        if sampler.draws < trial.sampler.draws:
+            lengths.append(replace(trial.sampler, draws=(sampler.draws + trial.sampler.draws) // 2))
+        for wanted in lengths:
+            name = f"{wanted.chains} chains of {wanted.burn_in + wanted.draws}"
+            found = self._attempts.attempt(name, wanted)
+            if found is not None and self._flaws(found) <= self._flaws(trial):
+                return found
             self._reasons.append(
-                f"With {sampler.chains} chains there was more to doubt, so it stays at {trial.sampler.chains}."
+                f"The budget had no room for {name}."
+                if found is None
+                else f"With {name} steps there was more to doubt."
             )
-            return trial
-        return final
+        return trial
 
     def _follow_verdicts(self) -> Trial | None:
         """From trial to trial until one is sound and flat, or the budget is spent; the best of them."""

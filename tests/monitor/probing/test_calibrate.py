@@ -15,6 +15,7 @@ from phasewatch.monitor.model.vectorised import VectorisedLoss
 from phasewatch.monitor.probing import attempts
 from phasewatch.monitor.probing.calibrate import calibrate
 from phasewatch.monitor.probing.calibration import Calibration
+from phasewatch.monitor.probing.lengths import FEWEST_DRAWS
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
 from phasewatch.monitor.snapshots.snapshot import Snapshot
@@ -416,3 +417,22 @@ def test_short_chains_that_find_lower_losses_have_no_noise_to_divide_by(monkeypa
 
     monkeypatch.setattr(attempts, "measure_whole", lower)
     assert calibrate(series(1.0), make_probe(), show=None).nbeta == 1e4
+
+
+@pytest.mark.parametrize("halfway_is_enough", [True, False])
+def test_chains_that_are_too_short_for_a_sound_verdict_are_tried_halfway(monkeypatch, halfway_is_enough):
+    """And are as long as the trial's where that isn't enough either."""
+    measured, first = attempts.measure_whole, calibrated(series(1.0, 2.0), make_probe(), error=0.5).trials[0].sampler
+    halfway = (FEWEST_DRAWS + first.draws) // 2
+    enough = halfway if halfway_is_enough else first.draws
+
+    def drifting(probe, snapshot, sampler):
+        point = measured(probe, snapshot, sampler)
+        if sampler.localization == 0 or sampler.draws >= enough:  # before the first trial there is none
+            return point
+        return replace(point, llc=replace(point.llc, health=Health.DRIFTING))
+
+    monkeypatch.setattr(attempts, "measure_whole", drifting)
+    calibration = calibrated(series(1.0, 2.0), make_probe(), error=0.5)
+    assert [trial.sampler.draws for trial in calibration.trials[-2:]] == [FEWEST_DRAWS, halfway]
+    assert calibration.sampler == replace(first, draws=enough)
