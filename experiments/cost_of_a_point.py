@@ -15,9 +15,8 @@ Measured, one seed (results/cost_of_a_point.md), where λ̂'s level is 93:
 - A constant preconditioner from the Hessian's diagonal at w* takes λ̂ to 79 to 81 in 240 steps, and beside momentum
   saves a sixth of the gradients, less than the diagonal costs. `calibrate` has none.
 - nβ and γ ten times as large is the same walk in a smaller region, where λ̂ is lower and the noise is larger: it loses.
-- `calibrate` on three of this task's snapshots (200, 1,500 and 6,800 steps) chose momentum 0.9 and minibatches of 309:
-  402 chain steps, 468 gradients with everything, λ̂ 62, 66, 52; with two other seeds the errors were 2.7 to 4.2 % with
-  Student's factor, 0.13 and 0.21 for a difference of neighbours. Before, it took 3,123 for λ̂ 20, 26, 19.
+- What `calibrate` makes of it on whole curves: experiments/cost_of_a_curve.py. Before, it took 3,123 gradients a point
+  for λ̂ 20, 26, 19 at steps 200, 1,500 and 6,800.
 - Stochastic Lanczos gives 999: many small curvatures at w* are negative, which no chain near w* feels. It is neither λ̂
   nor a control variate for it, and one probe vector costs 60 gradients.
 

@@ -7,12 +7,21 @@ from dataclasses import replace
 from phasewatch.monitor.errors import PhasewatchError, real_number, whole_number
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.formatting import integer
+from phasewatch.monitor.probing.attempts import Attempts
 from phasewatch.monitor.probing.calibration import Calibration, Trial
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.probing.search import ALL_OF_THE_DATA, OF_A_MINIBATCH, TIMES, Search
+from phasewatch.monitor.probing.search import Search
 from phasewatch.monitor.probing.trials import setting
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshot
+
+ALL_OF_THE_DATA = 2**24
+"""Take all of the data at each step, in place of minibatches, where samples × parameters are no more than this: there
+a step costs little more, and without their noise chains keep momentum, and reach softer directions."""
+
+OF_A_MINIBATCH, TIMES = 2**22, 8
+"""Minibatches are made so large that samples × parameters come to this, up to so many times the probe's own batch
+size: their noise is what momentum multiplies."""
 
 _HELP = {
     Health.DIVERGED: "look whether the loss is finite and smooth around that snapshot, or measure in float64",
@@ -51,9 +60,10 @@ def calibrate(
         budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
             gradient counts as a third. It also says how long chains may be around a snapshot that is given alone:
             its estimate comes to cost between a tenth and a fifth of it.
-        error: standard error of λ̂ to aim for, as a share of the largest λ̂; chains take no more draws than it asks for,
-            as far as the trial's few chains can tell. If not given, it is 2 % for a curve, as far as 2,000 gradient
-            evaluations a point go; and for one snapshot 3 %, or less where the chains that settle give less.
+        error: standard error of λ̂ to aim for, as a share of the largest λ̂, in the root mean square over the snapshots;
+            chains take no more draws than it asks for, as far as the trial's few can tell. If not given, it is 2 % for
+            a curve, as far as 2,000 gradient evaluations a point go; and for one snapshot 3 %, or less where the chains
+            that settle give less.
         show: gets what was tried and why, also where nothing works: `print`, or what draws it. None for nobody.
 
     Returns:
@@ -81,17 +91,26 @@ def calibrate(
         raise PhasewatchError(f"calibrate(snapshots, probe) takes a Probe; a {type(probe).__name__} came.")
     if error is not None:
         error = real_number("calibrate(error=...)", error, above=0, below=1, hint="a share of λ̂")
-    search = Search(ordered, _with_larger_batches(probe), whole_number("calibrate(budget=...)", budget, least=1))
+    given = _with_larger_batches(probe)
+    attempts = Attempts(ordered, given, whole_number("calibrate(budget=...)", budget, least=1))
+    search = Search(attempts, _with_step_size(given.sampler))
     chosen = search.choose(error)
     sampler = None if chosen is None else chosen.sampler
     curvatures = {snapshot.step: h for snapshot, h in zip(ordered, search.curvatures, strict=True)}
     if show is not None:
         show(
-            Calibration(sampler, tuple(search.trials), tuple(search.reasons), curvatures, budget - search.left, budget)
+            Calibration(
+                sampler, tuple(attempts.trials), tuple(attempts.reasons), curvatures, budget - attempts.left, budget
+            )
         )
     if sampler is None:
-        raise PhasewatchError(_in_vain(search.trials, budget - search.left, budget))
+        raise PhasewatchError(_in_vain(attempts.trials, budget - attempts.left, budget))
     return sampler
+
+
+def _with_step_size(sampler: Sampler) -> Sampler:
+    """Without a κ, which would set the step size of each snapshot by itself."""
+    return sampler if sampler.target_kappa is None else replace(sampler, kappa=None)  # pyright: ignore[reportCallIssue]
 
 
 def _with_larger_batches(probe: Probe) -> Probe:

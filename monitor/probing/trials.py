@@ -8,6 +8,14 @@ from phasewatch.monitor.formatting import MISSING, integer
 from phasewatch.monitor.probing.calibration import Trial
 from phasewatch.monitor.sampling.settings import Sampler
 
+BIAS = 0.05
+"""The most that the minibatches' noise and the length of the steps may add to λ̂, as a share of the largest λ̂, and that
+the localization may hold back unless a weaker one takes chains that are too long."""
+
+
+USABLE = {Health.OK, Health.LOCALIZED}
+"""Verdicts of an estimate that nothing in the chains speaks against."""
+
 
 def rounded(value: float) -> float:
     """A setting to two digits."""

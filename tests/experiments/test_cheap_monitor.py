@@ -2,6 +2,7 @@ import math
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from phasewatch import Kind, Trajectory
@@ -53,3 +54,13 @@ def test_fewer_chains_of_the_full_measurement_are_less_sure(cheap, script):
     rows = cheap.rows_of_fewer({"seed-0": points})
     assert [row["seed-0"] for row in rows if row["chains"] == 5] == ["A A B B A"] * 3
     assert all(row["seed-0"] != "A A B B A" for row in rows if row["chains"] == 2)
+
+
+def test_noise_is_added_to_each_chain_of_each_point(cheap, script):
+    points = list(Trajectory.read(script("campaign").RESULTS / "points" / cheap.FULL / "seed-0.jsonl"))[-40:]
+    added = np.subtract(
+        [point.llc.per_chain for point in cheap.noisier(points, 0.5, seed=3)], [point.llc.per_chain for point in points]
+    )
+    assert added.std() == pytest.approx(0.5, rel=0.2)
+    assert abs(np.corrcoef(added.T)[np.triu_indices(5, 1)]).max() < 0.6
+    assert [point.llc for point in cheap.noisier(points, 0.0, seed=3)] == [point.llc for point in points]

@@ -12,9 +12,10 @@ from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.vectorised import VectorisedLoss
-from phasewatch.monitor.probing import search
+from phasewatch.monitor.probing import attempts
 from phasewatch.monitor.probing.calibrate import calibrate
 from phasewatch.monitor.probing.calibration import Calibration
+from phasewatch.monitor.probing.lengths import FEWEST_DRAWS
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
 from phasewatch.monitor.snapshots.snapshot import Snapshot
@@ -408,11 +409,30 @@ def test_a_curve_that_comes_down_to_its_minimum_is_measured_at_a_lower_nbeta():
 
 
 def test_short_chains_that_find_lower_losses_have_no_noise_to_divide_by(monkeypatch):
-    measured = search.measure_whole
+    measured = attempts.measure_whole
 
     def lower(probe, snapshot, sampler):
         point = measured(probe, snapshot, sampler)
         return replace(point, llc=replace(point.llc, value=-3.0)) if sampler.localization == 0 else point
 
-    monkeypatch.setattr(search, "measure_whole", lower)
+    monkeypatch.setattr(attempts, "measure_whole", lower)
     assert calibrate(series(1.0), make_probe(), show=None).nbeta == 1e4
+
+
+@pytest.mark.parametrize("halfway_is_enough", [True, False])
+def test_chains_that_are_too_short_for_a_sound_verdict_are_tried_halfway(monkeypatch, halfway_is_enough):
+    """And are as long as the trial's where that isn't enough either."""
+    measured, first = attempts.measure_whole, calibrated(series(1.0, 2.0), make_probe(), error=0.5).trials[0].sampler
+    halfway = (FEWEST_DRAWS + first.draws) // 2
+    enough = halfway if halfway_is_enough else first.draws
+
+    def drifting(probe, snapshot, sampler):
+        point = measured(probe, snapshot, sampler)
+        if sampler.localization == 0 or sampler.draws >= enough:  # before the first trial there is none
+            return point
+        return replace(point, llc=replace(point.llc, health=Health.DRIFTING))
+
+    monkeypatch.setattr(attempts, "measure_whole", drifting)
+    calibration = calibrated(series(1.0, 2.0), make_probe(), error=0.5)
+    assert [trial.sampler.draws for trial in calibration.trials[-2:]] == [FEWEST_DRAWS, halfway]
+    assert calibration.sampler == replace(first, draws=enough)
