@@ -7,7 +7,6 @@ A line asks for one thing by its key, and is answered by a line with `warnings` 
 sink's arguments; `settings`; `points`, those that are there already; `point` or `transition` to write; `close`.
 """
 
-import atexit
 import importlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import Any, TextIO
 
 from phasewatch.callbacks.sinks.wandb_run import end_service
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words, warn
+from phasewatch.monitor.runs.exiting import call_at_exit, call_no_more
 from phasewatch.monitor.runs.orphans import PARENT_POLL_SECONDS
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition
@@ -33,7 +33,7 @@ _START = (
     "from phasewatch.callbacks.sinks.wandb_process import serve; serve(int(sys.argv[2]))"
 )
 
-END_SECONDS = 1.0
+END_SECONDS = 2.0
 """Seconds that the process has to end W&B's service and itself before it is killed."""
 
 
@@ -59,7 +59,7 @@ class WandbProcess:
             process_group=0 if os.name == "posix" else None,
         )
         self._parent = os.getpid()
-        atexit.register(self.end)
+        call_at_exit(self.end)
         self.ask(open=arguments)
 
     def ask(self, **request: Any) -> None:
@@ -109,14 +109,16 @@ class WandbProcess:
 
     def end(self) -> None:
         """End the process at once, whatever it waits for; not from a fork of the one that started it."""
-        atexit.unregister(self.end)
+        call_no_more(self.end)
         if os.getpid() != self._parent:
             return
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            return
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
 
 
 def serve(parent: int) -> None:

@@ -10,6 +10,7 @@ import ctypes
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from weakref import WeakSet
 
@@ -28,6 +29,24 @@ exiting = threading.Event()
 """Set when the process ends: a thread that is still there begins nothing more."""
 
 _threads: WeakSet[threading.Thread] = WeakSet()
+_actions: list[Callable[[], object]] = []
+
+
+def call_at_exit(action: Callable[[], object]) -> None:
+    """Call something as the process ends: after the handlers of runs, which still write to their sinks.
+
+    Args:
+        action: called without arguments; not again if it is given once more.
+    """
+    _register()
+    if action not in _actions:
+        _actions.append(action)
+
+
+def call_no_more(action: Callable[[], object]) -> None:
+    """Take back `call_at_exit`."""
+    if action in _actions:
+        _actions.remove(action)
 
 
 def settle_at_exit(thread: threading.Thread) -> None:
@@ -51,6 +70,8 @@ def _register() -> None:
 def _settle() -> None:
     """Wait for all threads; one that stands still can't move on before the interpreter is gone."""
     exiting.set()
+    for action in _actions[:]:
+        action()
     began, before = time.monotonic(), {}
     while alive := [thread for thread in threading.enumerate() if thread in _threads]:
         now = {thread: _place(thread) for thread in alive}

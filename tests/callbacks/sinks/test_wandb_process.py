@@ -38,7 +38,14 @@ print(len(caught), str(caught[0].message))
 sink.write(t.a_transition(1, 2))
 process = sink._apart._process
 sink.close()
-print("wandb" in sys.modules, process.returncode, process.stdin.closed, process.stdout.closed)
+print("wandb" in sys.modules, process.returncode is None, process.stdin.closed, process.stdout.closed)
+"""
+
+LATE = """
+import atexit
+recorder = Recorder([WandbSink(own_run=True, close_seconds=60)])
+atexit.register(lambda: (recorder.record(t.a_point(2)), recorder.close()))  # as a run that nobody closes
+recorder.record(t.a_point(1))
 """
 
 REFUSED = """
@@ -99,7 +106,7 @@ def test_what_is_written_arrives_and_warnings_come_back(tmp_path: Path, monkeypa
     out, err = start(WRITES, tmp_path).communicate(timeout=120)
     first, last = out.strip().splitlines()
     assert first.startswith("1 WandbSink() found no W&B API key, so its run is offline"), err
-    assert last == "False 0 True True"
+    assert last == "False False True True"
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     written = records(folder)
     assert [row["phase/step"] for row in rows(written) if "phase/llc" in row] == [2]
@@ -108,6 +115,13 @@ def test_what_is_written_arrives_and_warnings_come_back(tmp_path: Path, monkeypa
     assert any("seed" in str(record["config"]) for record in written if record["type"] == "config")
     (begun,) = (record["run"] for record in written if record["type"] == "run")
     assert begun["display_name"] == "mine"
+
+
+def test_what_a_run_writes_as_the_process_ends_arrives_too(tmp_path: Path) -> None:
+    _, err = start(LATE, tmp_path, WANDB_MODE="offline").communicate(timeout=120)
+    assert not err, err
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert [row["phase/step"] for row in rows(records(folder)) if "phase/llc" in row] == [1, 2]
 
 
 def test_what_fails_there_comes_out_here(tmp_path: Path) -> None:
