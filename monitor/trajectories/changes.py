@@ -69,8 +69,9 @@ class Transition:
         end: the training step at which it is over.
         start_interval: a 95 % interval of `start` in training steps. In simulations such intervals contained 93 % of
             the true boundaries, and 91 % where chains drift apart (experiments/transitions.py). Where the stage may be
-            two stages, the interval reaches to where the second would begin. It reaches to step 0 where it holds the
-            first point, since the transition may have begun before that.
+            two stages, the interval reaches to where the second would begin; where it may be one with the stage before
+            it, to where that one starts. It reaches to step 0 where it holds the first point, since the transition may
+            have begun before that.
         end_interval: the same of `end`.
         confidence: the probability that the sign of the signal's change is right. It is the lowest of three: that of
             the smoothed curve, that of a smoother curve which takes more of the scatter for noise that neighbouring

@@ -29,6 +29,15 @@ Widens intervals and changes no stage: with 0.5 they hold 0.3 % fewer of the sim
 (experiments/constants.py).
 """
 
+CERTAINLY_SLOWER = 1.645
+"""Two stages of one direction may be one if the slope between them is not below those of both peaks by this many
+standard errors; the intervals of their common boundary then reach over both. 95 % of a normal distribution lie below
+it.
+
+Without, 1.23 instead of 0.71 % of the simulated boundaries, and 0.97 instead of 0.75 % of the real ones, leave their
+intervals when points are added (experiments/more_points.py).
+"""
+
 FLAT = 0.03
 """A plateau lasts while the mean slope from its milestone is below this share of the stage's mean slope.
 
@@ -65,7 +74,8 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     Milestones are first the extrema of the curve. The smallest stage that does not hold is absorbed by its neighbours,
     until all hold. Then each stage is split where it slows down between two stretches that hold by themselves, and the
     plateaus at its two ends are cut off. The intervals come from doing the last again, for each milestone, on curves
-    drawn from the posterior; that of a stage that may be two reaches to where the other would begin.
+    drawn from the posterior; that of a stage that may be two reaches to where the other would begin, and that between
+    two stages that may be one reaches over both.
 
     Args:
         curve: the smoothed series.
@@ -86,7 +96,8 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     z = UNKNOWN * np.random.default_rng(0).normal(size=(DRAWS, curve.value_root.shape[1]))
     z = np.concatenate([np.zeros((1, z.shape[1])), z])  # the first of the draws is the curve itself
     values, slopes = curve.value + z @ curve.value_root.T, curve.slope + z @ curve.slope_root.T
-    return [_that_may_be_two(_segment(curve.x, values, slopes, parts, k), curve) for k in range(len(parts))]
+    found = [_that_may_be_two(_segment(curve.x, values, slopes, parts, k), curve) for k in range(len(parts))]
+    return _that_may_be_one(found, [_may_be_one(curve, *pair) for pair in pairwise(parts)])
 
 
 def _monotone(value: np.ndarray, holds: Callable[[int, int], bool]) -> list[tuple[int, int]]:
@@ -206,6 +217,35 @@ def _that_may_be_two(stage: Segment, curve: Curve) -> Segment:
         start_interval=(first, int(max([latest, *starts]))),
         end_interval=(int(min([earliest, *ends])), last),
     )
+
+
+def _may_be_one(curve: Curve, before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Whether two parts that meet rise, or fall, both, and don't certainly slow down between."""
+    (start, middle), (other, end) = before, after
+    changes = np.diff(curve.value[[start, middle, end]])
+    if middle != other or changes[0] * changes[1] < 0:
+        return False
+
+    def certainly(weights: np.ndarray) -> bool:
+        error = UNKNOWN * np.linalg.norm(weights @ curve.slope_root)
+        return bool(weights @ curve.slope > CERTAINLY_SLOWER * error)
+
+    speed = curve.slope[start : end + 1] * np.sign(changes[0])
+    return not _slows_down(curve, speed, start, middle - start, certainly)
+
+
+def _that_may_be_one(found: list[Segment], may_be_one: list[bool]) -> list[Segment]:
+    """Extend the intervals of the boundaries between neighbours that may be one to where both start and end."""
+    found = list(found)
+    for k in range(len(may_be_one)):
+        if may_be_one[k]:
+            first, last = found[k].start_interval[0], found[k + 1].start_interval[1]
+            found[k + 1] = replace(found[k + 1], start_interval=(first, last))
+    for k in reversed(range(len(may_be_one))):
+        if may_be_one[k]:
+            first, last = found[k].end_interval[0], found[k + 1].end_interval[1]
+            found[k] = replace(found[k], end_interval=(first, last))
+    return found
 
 
 def _milestone(values: np.ndarray, slopes: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,8 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,7 +63,7 @@ The oldest is dropped first, and costs one fit if it is needed again.
 LOOKED_AT = 200
 """Such a look is at no more points than this, each the mean of as many neighbours."""
 
-_LOOKS: dict[bytes, tuple[Transition, ...]] = {}
+_LOOKS: dict[bytes, tuple["_Confirmed", ...]] = {}
 
 
 def find_transitions(trajectory: Trajectory | Iterable[Point], *, signal: str = "llc") -> list[Transition]:
@@ -111,9 +112,8 @@ def find_transitions(trajectory: Trajectory | Iterable[Point], *, signal: str = 
     if len(usable) < FEWEST:
         return []
     columns = Columns.of(usable, signal)
-    standing = _confirmed_before(columns, signal)
     now = _Search(columns.shortened(), signal)
-    found = _merged(standing, [now.transition(stage) for stage in now.stages])
+    found = _merged(_confirmed_before(columns, signal), [now.transition(stage) for stage in now.stages])
     return _with_doubts(found, usable)
 
 
@@ -142,9 +142,9 @@ def is_same_transition(a: Transition, b: Transition) -> bool:
     return a.signal == b.signal and a.kind is b.kind and common > min(a.end - a.start, b.end - b.start) / 2
 
 
-def _confirmed_before(columns: Columns, signal: str) -> tuple[Transition, ...]:
-    """The transitions that were confirmed on the first ENOUGH points, on a fifth more, and so on, as they were then."""
-    confirmed: tuple[Transition, ...] = ()
+def _confirmed_before(columns: Columns, signal: str) -> tuple["_Confirmed", ...]:
+    """What was confirmed on the first ENOUGH points, on a fifth more, and so on."""
+    confirmed: tuple[_Confirmed, ...] = ()
     seen, digest, points = 0, hashlib.blake2b(signal.encode()), ENOUGH
     while points <= len(columns):
         for column in (columns.steps, columns.loss, columns.llc, columns.values, columns.chains):
@@ -153,21 +153,20 @@ def _confirmed_before(columns: Columns, signal: str) -> tuple[Transition, ...]:
         if key not in _LOOKS:
             while len(_LOOKS) >= MOST_LOOKS:
                 del _LOOKS[next(iter(_LOOKS))]
-            look = _Search(columns.first(points).shortened(LOOKED_AT), signal)
-            sure = [replace(look.transition(s), provisional=False) for s in look.stages if look.is_sure(s)]
-            _LOOKS[key] = *confirmed, *(t for t in sure if not any(_continues(t, old) for old in confirmed))
+            sure = _Search(columns.first(points).shortened(LOOKED_AT), signal).sure
+            _LOOKS[key] = *confirmed, *(new for new in sure if not any(new.at.continues(old.at) for old in confirmed))
         confirmed = _LOOKS[key]
         points = math.ceil(LOOK * points)
     return confirmed
 
 
-def _merged(confirmed: Iterable[Transition], found: Sequence[Transition]) -> list[Transition]:
+def _merged(confirmed: Iterable["_Confirmed"], found: Sequence[Transition]) -> list[Transition]:
     """What is found, with each confirmed transition as it is now, or as it was where it isn't found any more."""
     settled, missing = set(), []
     for old in confirmed:
-        shared = {i: min(t.end, old.end) - max(t.start, old.start) for i, t in enumerate(found) if _continues(t, old)}
+        shared = {i: old.at.shared(at) for i, t in enumerate(found) if (at := _Stretch.of(t)).continues(old.at)}
         if not shared:
-            missing.append(old)
+            missing.append(old.transition)
             continue
         settled.add(max(shared, key=shared.__getitem__))
         # Since it was confirmed, it may have been split.
@@ -180,10 +179,47 @@ def _merged(confirmed: Iterable[Transition], found: Sequence[Transition]) -> lis
     return sorted([*kept, *missing], key=lambda t: t.start)
 
 
-def _continues(transition: Transition, old: Transition) -> bool:
-    """Not `is_same_transition`: what was confirmed may change its kind with the loss, and its length by a split."""
-    same_sign = (transition.change.value > 0) == (old.change.value > 0)
-    return same_sign and transition.start < old.end and old.start < transition.end
+class _Stretch(NamedTuple):
+    """Between which steps a signal rises or falls."""
+
+    start: int
+    end: int
+    rises: bool
+
+    @classmethod
+    def of(cls, transition: Transition) -> "_Stretch":
+        """That of a transition."""
+        return cls(transition.start, transition.end, transition.change.value > 0)
+
+    def continues(self, old: "_Stretch") -> bool:
+        """Not `is_same_transition`: what was confirmed may change its kind with the loss, and its length by a split."""
+        return self.rises == old.rises and self.shared(old) > 0
+
+    def shared(self, other: "_Stretch") -> int:
+        """How many steps both have in common; negative for as many between them."""
+        return min(self.end, other.end) - max(self.start, other.start)
+
+
+@dataclass(frozen=True)
+class _Confirmed:
+    """A stage that was confirmed. Its changes are only found if it has to stand for itself.
+
+    Attributes:
+        at: where it is.
+        columns: on which it was found.
+        signal: of which it is a stage.
+    """
+
+    at: _Stretch
+    columns: Columns
+    signal: str
+
+    @functools.cached_property
+    def transition(self) -> Transition:
+        """As it was found."""
+        search = _Search(self.columns, self.signal)
+        [stage] = (stage for stage in search.stages if search.stretch(stage) == self.at)
+        return replace(search.transition(stage), provisional=False)
 
 
 class _Search:
@@ -206,6 +242,17 @@ class _Search:
         found = stages(self._evidence.curve, self._holds, self._evidence.surely)
         self.stages = [s for s in found if self._evidence.error_and_confidence(s.start, s.end)[1] >= CONFIDENT]
 
+    @property
+    def sure(self) -> list[_Confirmed]:
+        """The stages that are sure enough to be confirmed."""
+        sure = [stage for stage in self.stages if self._is_sure(stage)]
+        return [_Confirmed(self.stretch(stage), self._columns, self._signal) for stage in sure]
+
+    def stretch(self, stage: Segment) -> _Stretch:
+        """Where a stage is."""
+        start, end = self._columns.steps[[stage.start, stage.end]].tolist()
+        return _Stretch(start, end, self._evidence.change(stage.start, stage.end) > 0)
+
     def _holds(self, start: int, end: int) -> bool:
         evidence = self._evidence
         return (
@@ -214,8 +261,7 @@ class _Search:
             and evidence.is_confident(start, end)
         )
 
-    def is_sure(self, stage: Segment) -> bool:
-        """Whether a stage is sure enough to be confirmed."""
+    def _is_sure(self, stage: Segment) -> bool:
         change = abs(self._evidence.change(stage.start, stage.end))
         return (
             self._columns.size * (len(self._x) - 1 - stage.end_interval[1]) >= SETTLED

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 
 from phasewatch.monitor.trajectories.smoothing import smooth
@@ -86,3 +88,16 @@ def test_a_stage_that_may_be_two_has_an_interval_that_reaches_to_where_its_large
         assert 90 < only.end <= only.end_interval[1]
         assert (only.start_interval[1] >= slowest) == (first < second)
         assert (only.end_interval[0] <= slowest) == (first > second)
+
+
+def test_the_boundary_of_two_stages_that_may_be_one_has_intervals_that_reach_over_both():
+    x = np.linspace(0, 20, 120)
+    y = 40 / (1 + np.exp(-1.5 * (x - 5))) + 60 / (1 + np.exp(-1.5 * (x - 12)))
+    known = smooth(x, y + np.random.default_rng(0).normal(0, 0.4, 120))
+    barely = replace(known, slope_root=30 * known.slope_root)  # the same curve, but a slow-down may be chance
+    for curve, is_certain in [(known, True), (barely, False)]:
+        first, second = stages(curve, anything_large(curve, 5), surely=lambda weights: True)
+        assert (first.end_interval[1] < second.end_interval[0]) == is_certain
+        assert (first.start_interval[1] < second.start_interval[0]) == is_certain
+        assert (first.end_interval[1] == second.end_interval[1]) == (not is_certain)
+        assert (second.start_interval[0] == first.start_interval[0]) == (not is_certain)
