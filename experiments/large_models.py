@@ -102,8 +102,9 @@ def main() -> None:
         SHAPES["14M"] = SHAPES["70M"] = (1, 16, 2)
         bench_large.LENGTH, bench_large.VOCABULARY = 8, 5_000
         arguments.models, arguments.minutes = ["70M"], 0.1
+    steps = 54 if arguments.quick else bench_large.STEPS
     for name in arguments.models:
-        measure(name, device, compare=False, steps=54 if arguments.quick else bench_large.STEPS, sharded=False)
+        measure(name, device, compare=False, chains=bench_large.CHAINS, steps=steps, also=[])
     if arguments.minutes:
         data = EnglishData(arguments.corpus, context=4 if arguments.quick else 256)
         bench_large.VOCABULARY = data.vocabulary
