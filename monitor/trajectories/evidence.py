@@ -7,7 +7,7 @@ from scipy.special import stdtr, stdtrit  # Student's t: degrees of freedom, the
 
 from phasewatch.monitor.estimates.uncertainty import standard_error
 from phasewatch.monitor.trajectories.chain_tests import p_value_of_a_rise, variance_of_a_change
-from phasewatch.monitor.trajectories.smoothing import ALONE, WITNESSED, Curve, smooth_with_each
+from phasewatch.monitor.trajectories.smoothing import ALONE, WITNESSED, Curve, smooth_with_each, witnessed
 
 CONFIDENT = 0.95
 """A change counts from this confidence on, a probability. The usual 95 %."""
@@ -74,7 +74,7 @@ class Evidence:
             chains: λ̂ of each chain, shape (point, chain), at least two; None for another signal.
             is_loss: whether it is the loss.
         """
-        slacks = WITNESSED if is_loss else (ALONE if chains is None else WITNESSED).at(len(values))
+        slacks = WITNESSED if is_loss else ALONE if chains is None else witnessed(len(values))
         unit = unit_of(values, *([] if chains is None else [chains]))
         curve, cautious = smooth_with_each(x, values / unit, slacks)
         return cls(curve, cautious, None if chains is None else chains / unit, unit)

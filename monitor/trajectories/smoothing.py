@@ -54,30 +54,11 @@ class Slack:
     correlation: float
 
 
-MANY = 100
-"""With fewer points than this, the correlation's slack is less in proportion, down to half.
-
-A few points can't tell shared noise from a curve. With the whole slack, 40 points of λ̂ with chains, chosen coarse to
-fine, showed the published kinds in 56 instead of 81 % of starts; 30 and 64 points without chains showed all stages of
-32 and 61 instead of 41 and 64 of 100 simulated curves. Half of it for any number makes errors of changes too small.
-"""
-
-
 class Slacks(NamedTuple):
     """The slack of the curve itself, and the larger one of the cautious curve, which only confirms signs."""
 
     shape: Slack
     signs: Slack
-
-    def at(self, points: int) -> "Slacks":
-        """Those for so many points, see `MANY`.
-
-        Example:
-            >>> [WITNESSED.at(points).shape.correlation for points in (20, 75, 200)]
-            [1.0, 1.5, 2.0]
-        """
-        share = min(max(points / MANY, 0.5), 1.0)
-        return Slacks(Slack(self.shape.stiffness, share * self.shape.correlation), self.signs)
 
 
 ALONE = Slacks(shape=Slack(0.25, 3.0), signs=Slack(0.25, 4.5))
@@ -89,6 +70,25 @@ More slack takes more of the scatter for noise. How the four numbers were chosen
 WITNESSED = Slacks(shape=Slack(0.0, 2.0), signs=Slack(0.1, 4.5))
 """For λ̂ with chains, whose agreement is judged too, and for the loss. How the four numbers were
 chosen is not recorded."""
+
+MANY = 100
+"""With fewer points of λ̂ than this, the correlation's slack is less in proportion, down to half.
+
+A few points can't tell shared noise from a curve. With the whole slack, 40 points chosen coarse to fine showed the
+published kinds in 56 instead of 81 % of starts; half of it for any number makes errors of changes too small.
+"""
+
+
+def witnessed(points: int) -> Slacks:
+    """`WITNESSED` for λ̂ at so many points.
+
+    Example:
+        >>> [witnessed(points).shape.correlation for points in (20, 75, 200)]
+        [1.0, 1.5, 2.0]
+    """
+    shape, signs = WITNESSED
+    share = min(max(points / MANY, 0.5), 1.0)
+    return Slacks(Slack(shape.stiffness, share * shape.correlation), signs)
 
 
 def log_steps(steps: np.ndarray) -> np.ndarray:
