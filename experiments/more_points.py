@@ -4,9 +4,9 @@ Eight real trajectories (the two published, and the six longest of results/point
 tests/scenarios.py. At 24 points, at 15 % more, and so on, `find_transitions` looks at the points so far. Each boundary
 of a transition that was confirmed at one size is compared with every later size. It has *left* if no boundary there, of
 the same side and sign, has a 95 % interval that overlaps its own. It is *outside* if one does, but lies beyond the
-earlier interval itself. Costs about two minutes on a core.
+earlier interval itself. Costs about a minute on a core.
 
-Of the real ones 0.75 % have left and 3.2 % are outside, of the simulated ones 0.71 % and 3.7 %. Nearly all that have
+Of the real ones 0.75 % have left and 3.2 % are outside, of the simulated ones 0.67 % and 4.0 %. Nearly all that have
 left are of stages that only some sizes show, or lie between two stages of one direction that others show as one.
 
     python experiments/more_points.py [--quick]
