@@ -156,13 +156,8 @@ class WandbSink:
             if self._feed is None and not self._results.rows:
                 return
             feed = self._open()
-            if feed.finished:
-                return
-            try:
-                feed.deliver()
-            finally:
-                if feed.ours:
-                    feed.finish()
+            if not feed.finished:
+                feed.close()
 
     def _is_apart(self) -> bool:
         """Whether the run lies in a process of its own: nobody can have given one, or opened one, without W&B."""

@@ -130,6 +130,7 @@ class Feed:
         self._defined: set[str] = set()
         self._poller: threading.Thread | None = None
         self.failure: Exception | None = None
+        self._closing: float | None = None
         opened = choice.open(self._on_finish)
         self.run, self.ours, self.finished = opened.run, opened.ours, opened.finished
         self._commits = opened.commits or in_own_rows
@@ -156,6 +157,18 @@ class Feed:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
+
+    def close(self) -> None:
+        """Log what can be logged, and finish a run of our own."""
+        self._closing = time.monotonic()
+        try:
+            try:
+                self.deliver()
+            finally:
+                if self.ours:
+                    self.finish()
+        finally:
+            self._closing = None
 
     def finish(self) -> None:
         """Finish the run."""
@@ -210,7 +223,10 @@ class Feed:
         self._settle_in_time()
 
     def _settle_in_time(self, *, finished: bool = False) -> None:
-        """Settle in a thread, which is left alone after `CLOSE_SECONDS`: a table waits for W&B's server."""
+        """Settle in a thread, which is left alone after `CLOSE_SECONDS`: a table waits for W&B's server.
+
+        Where `close` still waits for it, its seconds count.
+        """
 
         def settle() -> None:
             with self._lock:
@@ -221,7 +237,8 @@ class Feed:
         thread = threading.Thread(target=settle, name="phasewatch-wandb-end", daemon=True)
         settle_at_exit(thread)
         thread.start()
-        thread.join(CLOSE_SECONDS)
+        waited = 0.0 if self._closing is None else time.monotonic() - self._closing
+        thread.join(max(CLOSE_SECONDS - waited, 0.0))
         if thread.is_alive():
             warn(
                 f"WandbSink left its last results out of the W&B run {self.run.id}, since W&B hasn't taken them within "

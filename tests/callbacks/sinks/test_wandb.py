@@ -380,6 +380,26 @@ def test_the_end_of_the_users_run_waits_seconds_for_what_wandb_does_not_take(
     assert values(written, "phase/llc") == [11.0]
 
 
+def test_the_end_of_the_users_run_does_not_wait_again_for_a_sink_that_still_closes(
+    offline: Path, drawn: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_feed, "CLOSE_SECONDS", 60.0)
+    run, sink, over = open_run(), AttachedSink(), threading.Event()
+    send(sink, a_point(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(sink._feed, "deliver", lambda: over.wait(100))
+        closing = threading.Thread(target=sink.close)
+        closing.start()
+        wait_for(lambda: sink._feed._closing is not None)
+        sink._feed._closing -= 100
+        with pytest.warns(PhasewatchWarning, match="left its last results out"):
+            run.finish()
+        assert closing.is_alive()
+        over.set()
+        closing.join()
+    assert sink._feed._closing is None
+
+
 def test_a_picture_that_cannot_be_drawn_costs_itself_alone(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_rows, "find_and_draw", _refuse)
     run = open_run()
