@@ -38,6 +38,7 @@ SHAPES = {  # layers, width, heads of Pythia (Biderman et al. 2023)
 VOCABULARY, LENGTH, BATCH = 50_304, 512, 8
 CHAINS, STEPS = 4, 150
 WARM_UP = 25
+"""Steps of each chain in the estimate before."""
 TIMED = 20
 """Raw passes, and steps of the plain loop, that are timed."""
 HELD: list[int] = []

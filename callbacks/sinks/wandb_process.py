@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,7 +23,7 @@ from typing import Any, TextIO
 from phasewatch.callbacks.sinks.wandb_run import end_service
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning, in_words, warn
 from phasewatch.monitor.runs.exiting import call_at_exit, call_no_more
-from phasewatch.monitor.runs.orphans import PARENT_POLL_SECONDS
+from phasewatch.monitor.runs.orphans import end_with
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 from phasewatch.monitor.trajectories.transitions import Transition
 
@@ -131,7 +130,7 @@ def serve(parent: int) -> None:
     os.dup2(2, 1)  # what W&B prints is no answer
     signal.signal(signal.SIGTERM, lambda *_: _end())
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    end_with(parent, _end)
     threading.Thread(target=_work, args=(requests, answers), daemon=True).start()
     for line in os.fdopen(0, encoding="utf-8"):
         requests.put(json.loads(line))
@@ -179,13 +178,6 @@ def _do(asked: Mapping[str, Any], sink: Any, points: dict[int, Point]) -> Any:
         sink.close()
         end_service()
     return sink
-
-
-def _watch(parent: int) -> None:
-    """A pipe alone doesn't tell that the parent is gone: what the parent forked holds the other end open."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_SECONDS)
-    _end()
 
 
 def _end() -> None:

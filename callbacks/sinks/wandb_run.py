@@ -29,6 +29,9 @@ INIT_SECONDS = 20.0
 """Seconds that W&B may take to open a run of our own before the attempt counts as failed; the next item tries again.
 A slow server answers in 5."""
 
+SERVICE_SECONDS = 1.0
+"""Seconds that W&B's service has to end. A run that is finished is on disk only some milliseconds later."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -218,10 +221,6 @@ def end_service_with_process() -> None:
         return
 
 
-SERVICE_SECONDS = 1.0
-"""Seconds that W&B's service has to end. A run that is finished is on disk only some milliseconds later."""
-
-
 def _end_service(setup: Any, connection: Any, process: int) -> None:
     if os.getpid() != process or setup.most_recent_active_run is not None or not connection.owns_service:
         return
@@ -237,9 +236,10 @@ def end_service(*, at_once: bool = False) -> None:
     """
     setup: Any = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
     with suppress(AttributeError, OSError):
-        if not at_once:
+        if at_once:
+            setup._connection._proc._process.kill()
+        else:
             _tear_down(setup._connection)
-        setup._connection._proc._process.kill()
 
 
 def _tear_down(connection: Any) -> None:

@@ -43,7 +43,7 @@ class Passes:
         self._captured: CapturedGradient | None = None
 
     def add_gradient(self, batch: Any, scale: float) -> Tensor:
-        """As `ModelLoss.add_gradient`. Hooks of parameters are called, which a graph and a compiled loss would not."""
+        """As `ModelLoss.add_gradient`, by a plain pass where parameters have hooks, of which a graph calls none."""
         if watched(self._parameters):
             self.lend()
             return self._loss.add_gradient(batch, scale)

@@ -4,20 +4,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 PARENT_POLL_SECONDS = 1.0
 """Seconds between looks whether the process that started this one still runs: how long an orphan may live."""
-
-
-def end_with(parent: int) -> None:
-    """Have this process end within `PARENT_POLL_SECONDS` of its parent, from now on.
-
-    A pipe alone doesn't tell that the parent is gone: what the parent forked holds the other end open.
-
-    Args:
-        parent: process id of the one that started this one.
-    """
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def end() -> None:
@@ -27,7 +17,19 @@ def end() -> None:
     os._exit(1)
 
 
-def _watch(parent: int) -> None:
+def end_with(parent: int, ending: Callable[[], object] = end) -> None:
+    """Have this process end within `PARENT_POLL_SECONDS` of its parent, from now on.
+
+    A pipe alone doesn't tell that the parent is gone: what the parent forked holds the other end open.
+
+    Args:
+        parent: process id of the one that started this one.
+        ending: ends this process.
+    """
+    threading.Thread(target=_watch, args=(parent, ending), daemon=True).start()
+
+
+def _watch(parent: int, ending: Callable[[], object]) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_SECONDS)
-    end()
+    ending()

@@ -47,8 +47,11 @@ def _normals(key, counter):
 
 @triton.jit
 def _pair_of_normals(one, other):
-    """Two independent ones from two uniform numbers, by the GPU's sine and cosine, right to 2^-20 between -π and π."""
-    length = tl.sqrt(-2.0 * tl.log(tl.maximum(one, 1e-7)))
+    """Two independent ones, as `tl.pair_uniform_to_normal`, by the GPU's sine and cosine.
+
+    Those are right to about 2^-20 between -π and π, so the angle is turned by half a circle, and with it the signs.
+    """
+    length = -tl.sqrt(-2.0 * tl.log(tl.maximum(one, 1e-7)))
     angle = 6.283185307179586 * (other - 0.5)
     sine: tl.constexpr = "sin.approx.f32 $0, $1;"
     cosine: tl.constexpr = "cos.approx.f32 $0, $1;"
