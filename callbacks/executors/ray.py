@@ -53,22 +53,36 @@ class Ray:
         Raises:
             PhasewatchError: if the cluster can't be reached.
         """
-        ray, place = self._ray, self._order.place
+        ray = self._ray
         if not ray.is_initialized():
-            try:
-                ray.init(place if "://" in place else "auto", log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-                raise PhasewatchError(
-                    f"replay(on={place!r}) can't reach the cluster ({in_words(error)}). Check the address (the port is "
-                    "usually 10001), that Ray and Python have the same versions there and phasewatch[ray] is "
-                    "installed, and, where the head asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
-                ) from error
+            self._connect()
             self._package, self._actors = None, {}
         if self._package is None:
             self._package = ray.put(packed_work(self._order))
         for _ in range(count):
             actor = self._actor.remote()
             self._actors[actor.work.remote(self._package)] = actor
+
+    def _connect(self) -> None:
+        """Open a session.
+
+        The head starts a server for each session by forking a process that has threads of gRPC, which now and then
+        kills the new server. So an aborted start is tried once more.
+        """
+        try:
+            with suppress(ConnectionAbortedError):
+                return self._init()
+            self._init()
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise PhasewatchError(
+                f"replay(on={self._order.place!r}) can't reach the cluster ({in_words(error)}). Check the address (the "
+                "port is usually 10001), that Ray and Python have the same versions there and phasewatch[ray] is "
+                "installed, and, where the head asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
+            ) from error
+
+    def _init(self) -> None:
+        place = self._order.place
+        self._ray.init(place if "://" in place else "auto", log_to_driver=False, logging_level="ERROR")
 
     def count(self) -> int | None:
         """The actors that wait, work, or are being started again; none without a connection."""

@@ -16,6 +16,8 @@ from ray_head import ray_head
 from tiny_run import a_snapshot, make_probe, wait_for
 
 import phasewatch as pw
+from phasewatch.callbacks.executors.ray import Ray
+from phasewatch.monitor.runs.executor import Order
 
 pytestmark = pytest.mark.ray
 
@@ -76,7 +78,8 @@ def test_killed_actors_and_a_killed_replay_lose_nothing(folder, head):
     run = folder / "run"
     with head() as (env, address):
         with replay(folder, "run", env, "--on", address, "--workers", "2", "--ray", "num_cpus=1") as first:
-            wait_for(lambda: points(run), 90)
+            wait_for(lambda: points(run) or first.poll() is not None, 120)
+            assert first.poll() is None, first.stderr.read()
             os.kill(workers_in(run, first)[0], signal.SIGKILL)
             wait_for(lambda: len(points(run)) > 3, 60)
             first.kill()
@@ -86,6 +89,28 @@ def test_killed_actors_and_a_killed_replay_lose_nothing(folder, head):
     series = pw.SnapshotFolder(folder / "checkpoints")
     alone = pw.replay(series, make_probe(metrics={"naps": lambda model, batch: 1.0}))
     assert list(map(json.loads, points(run))) == [point.as_json() for point in alone]
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_session_that_is_aborted_at_its_start_is_tried_twice(folder, monkeypatch, failures):
+    ray = pytest.importorskip("ray")
+    asked = []
+
+    def init(address, **options):
+        asked.append(address)
+        if len(asked) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "put", len)
+    snapshots = pw.SnapshotFolder(folder / "checkpoints")
+    workers = Ray(Order(make_probe(), snapshots, folder / "run", "ray://head:1", 1, {}))
+    if failures == 1:
+        workers.start(0)
+    else:
+        with pytest.raises(pw.PhasewatchError, match="Initialization failure from server"):
+            workers.start(0)
+    assert asked == ["ray://head:1"] * 2
 
 
 @pytest.mark.slow
