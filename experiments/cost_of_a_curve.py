@@ -17,13 +17,15 @@ for the difference of the last two. Its whole curve wasn't measured.
 
 Costs about half an hour on a core.
 
-    python experiments/cost_of_a_curve.py [--task regression|induction] [--seed 0] [--every 1] [--quick]
+    python experiments/cost_of_a_curve.py [--task regression|induction|gpt2] [--seed 0] [--every 1] [--quick]
 """
 
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ import torch
 from command_line import command_line
 from tables import kinds, markdown, stretches
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from phasewatch import Point, Probe, Snapshot, Trajectory, calibrate, difference, find_transitions, log_spaced
 from phasewatch.monitor.sampling.chains import gradients_of_a_point
@@ -62,6 +65,45 @@ class Task:
         return kept
 
 
+class SourceCode:
+    """Windows of 64 bytes of the standard library's source."""
+
+    def __init__(self) -> None:
+        files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+        self.text = torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8)
+
+    def __call__(self, generator: torch.Generator, batch_size: int) -> dict[str, Tensor]:
+        """Draw a batch, input_ids of shape (batch_size, 64)."""
+        starts = torch.randint(len(self.text) - 64, (batch_size, 1), generator=generator)
+        return {"input_ids": self.text[starts + torch.arange(64)].long()}
+
+
+def gpt2() -> nn.Module:
+    """A small Hugging Face GPT-2 for bytes."""
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=256, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None)
+    )
+
+
+def gpt2_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Next-byte cross-entropy."""
+    return model(**batch, labels=batch["input_ids"]).loss
+
+
+def gpt2_training(
+    model: nn.Module, data: Callable[[torch.Generator, int], dict[str, Tensor]], *, seed: int = 0
+) -> Iterator[int]:
+    """Train, and yield the steps done."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    generator = torch.Generator().manual_seed(seed)
+    for step in count(1):
+        loss = gpt2_loss(model, data(generator, 32))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield step
+
+
 TASKS = {
     "regression": Task(
         make_model=partial(regression.RegressionTransformer, width=32),
@@ -77,6 +119,7 @@ TASKS = {
         training=induction.training,
         steps=3500,
     ),
+    "gpt2": Task(make_model=gpt2, loss=gpt2_loss, data=SourceCode(), training=gpt2_training, steps=2000),
 }
 
 
