@@ -248,8 +248,7 @@ class ModelLoss:
         Args:
             pieces: in which a minibatch is taken.
         """
-        gradient = sum(parameter.numel() * parameter.itemsize for parameter in self.model.parameters)
-        return max(int(TRANSIENT * self.activations) // pieces, gradient) if self.activations else 0
+        return max(int(TRANSIENT * self.activations) // pieces, self.model.nbytes) if self.activations else 0
 
     def bytes_of_a_row(self, batch: Any) -> int:
         """Memory that one more row takes: what the backward pass needs, and the row's weights, gradient and noise.

@@ -32,8 +32,7 @@ class LossOnBatches:
         self._pieces = self._beside = 1
         self._passes = Passes(loss, batches)
         if loss.model.device.type == "cuda" and not loss.vectorised and loss.splits(self._first):
-            held = sum(parameter.numel() * parameter.itemsize for parameter in loss.model.parameters)
-            self._beside = self.vector.most(pieces_beside(held, loss.activations, samples_in(batches[0])))
+            self._beside = self.vector.most(pieces_beside(loss.model.nbytes, loss.activations, samples_in(batches[0])))
         self.whole = batches.whole
         self.vectorised = loss.vectorised and bool(forms)
 

@@ -126,8 +126,7 @@ class Passes:
     def _fits_twice(self) -> bool:
         """Whether memory allows another pass beside the one that a graph holds."""
         free = torch.cuda.mem_get_info(self._loss.model.device)[0]
-        held = sum(parameter.numel() * parameter.itemsize for parameter in self._parameters)
-        return 0 < 2 * self._loss.bytes_of_a_pass(1) + 2 * held < SHARE_OF_FREE * free
+        return 0 < 2 * self._loss.bytes_of_a_pass(1) + 2 * self._loss.model.nbytes < SHARE_OF_FREE * free
 
     def _traces(self, add_gradient: AddGradient) -> list[Trace]:
         """Those of two minibatches, one of them at other weights; the weights are put back but for rounding."""

@@ -97,6 +97,11 @@ class SampledModel:
         return sum(parameter.numel() for parameter in self.parameters)
 
     @property
+    def nbytes(self) -> int:
+        """The bytes that the sampled parameters take."""
+        return sum(parameter.nbytes for parameter in self.parameters)
+
+    @property
     def fixed(self) -> list[Tensor]:
         """The parameters and buffers that are not sampled."""
         is_sampled = frozenset(self.names)
