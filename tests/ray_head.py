@@ -34,6 +34,7 @@ def ray_head(folder, *, cpus=2, **changes):
         HOME=str(folder),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_DISABLE_IMPORT_WARNING="1",
+        RAY_worker_niceness="0",  # else workers starve beside other tests
         GRPC_ENABLE_FORK_SUPPORT="false",  # its handlers kill one in four of the servers that the head forks
         **{"RAY_AUTH_MODE": "disabled", **changes},
     )
