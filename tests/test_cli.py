@@ -297,7 +297,7 @@ def test_points_left_out_are_counted(phasewatch, tmp_path):
 def test_transitions_need_no_torch_and_little_time(tmp_path, plot):
     code = (
         "import atexit, sys, time; from phasewatch.cli import main; atexit.register(lambda: print("
-        "{'torch', 'wandb', 'transformer_lens', 'devinterp', 'safetensors'} & set(sys.modules), "
+        "{'torch', 'wandb', 'transformer_lens', 'devinterp', 'safetensors', 'scipy.interpolate'} & set(sys.modules), "
         "time.process_time())); main()"
     )
     picture = tmp_path / "x.png"

@@ -73,8 +73,9 @@ def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray
     everywhere = float(np.median(squares)) / 0.455  # the median of a squared normal value
     weights = np.ones(n)
     variance = squares
+    first, last = _windows(n, max(5, n // WINDOW))
     for _ in range(8):
-        variance = _local_mean(weights * squares, reach=max(5, n // WINDOW), prior=everywhere, counts=COUNTS)
+        variance = _local_mean(weights * squares, first, last, prior=everywhere, counts=COUNTS)
         weights = np.minimum(1, OUTLIER**2 * variance / squares) ** 2
         everywhere = float(np.exp(np.mean(np.log(variance))))
     noise = np.sqrt(variance / weights).clip(*(np.sqrt(np.median(variance)) * np.array([1e-3, 1e3])))
@@ -91,14 +92,18 @@ def local_bends(curvature: np.ndarray) -> np.ndarray:
         Relative sizes with a geometric mean of 1, shape (knot,).
     """
     squares = np.ldexp(curvature, -np.frexp(np.abs(curvature).max())[1]) ** 2  # their sizes may have any unit
-    around = _local_mean(squares, reach=max(2, len(squares) // 20), prior=0.0, counts=0)
+    around = _local_mean(squares, *_windows(len(squares), max(2, len(squares) // 20)), prior=0.0, counts=0)
     size = np.sqrt(around + LEAST_BEND**2 * around.mean() + ROUNDING**2)
     return size / np.exp(np.mean(np.log(size)))
 
 
-def _local_mean(values: np.ndarray, *, reach: int, prior: float, counts: int) -> np.ndarray:
-    """The mean over `reach` neighbours on both sides, and over `counts` values of `prior`."""
+def _windows(n: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of n places, the first of its `reach` neighbours on both sides, and the one after the last."""
+    i = np.arange(n)
+    return np.maximum(i - reach, 0), np.minimum(i + reach + 1, n)
+
+
+def _local_mean(values: np.ndarray, first: np.ndarray, last: np.ndarray, *, prior: float, counts: int) -> np.ndarray:
+    """The mean over each window, and over `counts` values of `prior`."""
     total = np.concatenate([[0.0], np.cumsum(values)])
-    i = np.arange(len(values))
-    first, last = np.maximum(i - reach, 0), np.minimum(i + reach + 1, len(values))
     return (total[last] - total[first] + counts * prior) / (last - first + counts)

@@ -3,7 +3,15 @@ import pytest
 from scenarios import correlated
 from scipy.interpolate import CubicSpline
 
-from phasewatch.monitor.trajectories.smoothing import ALONE, UNKNOWN, WITNESSED, log_steps, smooth, smooth_with_each
+from phasewatch.monitor.trajectories.smoothing import (
+    ALONE,
+    UNKNOWN,
+    WITNESSED,
+    _Spline,
+    log_steps,
+    smooth,
+    smooth_with_each,
+)
 
 
 def test_step_zero_lies_one_gap_before_the_first():
@@ -71,6 +79,15 @@ def test_white_noise_is_smoothed_to_nearly_a_line():
     x = np.linspace(0, 1, 50)
     freedom = [smooth(x, np.random.default_rng(seed).normal(size=50)).freedom for seed in range(100)]
     assert np.median(freedom) < 3.5
+
+
+@pytest.mark.parametrize("n", [3, 4, 60, 500])
+def test_splines_are_those_of_scipy(n):
+    x = np.sort(np.random.default_rng(n).uniform(-2, 8, n))
+    ours = _Spline(x)
+    natural = CubicSpline(ours.knots, np.eye(len(ours.knots)), bc_type="natural")
+    for found, derivative, at in ((ours.value, 0, x), (ours.slope, 1, x), (ours.bend, 2, ours.knots)):
+        np.testing.assert_allclose(found, natural(at, derivative), rtol=1e-12, atol=1e-12 * np.abs(found).max())
 
 
 def test_two_snapshots_a_step_apart_late_in_a_run_do_not_disturb_the_curve():
