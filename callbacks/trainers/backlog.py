@@ -20,7 +20,7 @@ from phasewatch.monitor.trajectories.trajectory import Point
 DOUBTS_IN_A_ROW = 3
 """Points in a row with one verdict after which the sampler's setting is called in question."""
 
-OF_A_SETTING = frozenset(Health) - {Health.OK, Health.LOCALIZED, Health.NEGATIVE, Health.OFF_MINIMUM}
+OF_A_SETTING = frozenset(health for health in Health if health.doubtful) - {Health.NEGATIVE, Health.OFF_MINIMUM}
 """Verdicts that another setting mends. That a snapshot is at no minimum, as early in training, isn't one."""
 
 

@@ -8,6 +8,10 @@ import numpy as np
 
 from phasewatch.monitor.estimates.uncertainty import standard_error
 
+SPREAD = 30.0
+"""Take curvatures to be spread evenly over this factor where the memory of chains tells what λ̂ lacks. Where they are
+spread over 10 or 100, about half or nearly twice as much is missing at the same memory."""
+
 
 class Checks(NamedTuple):
     """Numbers that say whether an estimate means what it says; NaN where one couldn't be had.
@@ -36,6 +40,10 @@ class Checks(NamedTuple):
             see `localization_bias`. Directions that chains hadn't the time to reach are not in it. NaN for large
             models.
         held_error: its standard error.
+        memory: ∇L in the last third of the steps times the mean δ of the middle third, as a share of ∇L·δ: how much of
+            λ̂ is of directions that move so slowly that a third of the chain tells the next. NaN for large models.
+        short: by how much of itself λ̂ is too small for the length of the chains, by their memory; see `share_lacking`.
+        short_error: its standard error.
         below: share of the draws with a loss more than 1/nβ below the snapshot's own, where minibatches don't blur it.
         curvature: h, the largest absolute curvature met at the snapshot and along the chains.
     """
@@ -53,6 +61,9 @@ class Checks(NamedTuple):
     noise_error: float = math.nan
     held: float = math.nan
     held_error: float = math.nan
+    memory: float = math.nan
+    short: float = math.nan
+    short_error: float = math.nan
     below: float = math.nan
     curvature: float = math.nan
 
@@ -79,6 +90,8 @@ class ChainRecord:
         along_slope: mean of ∇L(w*)·δ, shape (chain,); NaN where it isn't known.
         past_products: mean of ∇L·Σ ε·δ, the sum over the chain's steps so far, shape (chain,); NaN where it isn't
             known.
+        memory: mean of ∇L over the last third of the steps times the mean of δ over the middle third, shape (chain,);
+            NaN where it isn't known.
         noise: tr Cov(∇L_m) along the chain, shape (chain,); NaN where it isn't known.
     """
 
@@ -90,6 +103,7 @@ class ChainRecord:
     own_products: np.ndarray
     along_slope: np.ndarray
     past_products: np.ndarray
+    memory: np.ndarray
     noise: np.ndarray
 
     @classmethod
@@ -137,6 +151,9 @@ def checks_of(
     along = float(record.noise.mean())
     heated = eps * nbeta**2 / 8 * gain * (record.noise if math.isfinite(along) else noise)
     held = _held(record, gamma, gain)
+    own = float(record.own_products.mean())
+    memory = record.memory / own if own > 0 else np.full(len(eps), math.nan)
+    short, slope_of_short = share_lacking(float(memory.mean()), burn_in / (burn_in + draws))
     curvature = float(record.curvature.max())
     kappa = float((eps * (nbeta * record.curvature + gamma)).max())
     steepness = 2 * max(curvature, gamma / nbeta)
@@ -157,6 +174,9 @@ def checks_of(
         noise_error=standard_error(heated) if math.isfinite(along) else 0.0,
         held=float(held.mean()),
         held_error=standard_error(held),
+        memory=float(memory.mean()),
+        short=short,
+        short_error=standard_error(memory) * slope_of_short,
         below=float((excess < -1).mean()) if alone else math.nan,
     )
 
@@ -171,6 +191,37 @@ def _unsettled(rate: float, burn_in: int, draws: int) -> float:
     """
     during = rate * draws
     return math.exp(-rate * burn_in) * (-math.expm1(-during) / during if during else 1.0)
+
+
+def share_lacking(memory: float, burn_in: float) -> tuple[float, float]:
+    """By how much of itself λ̂ is too small for the length of its chains, from how much they remember.
+
+    A direction that relaxes x times within a chain has E[w²] ∝ 1 − exp(−x·t) at the part t of it, and E[w(t)·w(s)] ∝
+    exp(−x·(t − s)/2) − exp(−x·(t + s)/2). How x is spread can't be told from one number: it is taken to be even in its
+    logarithm, over a factor `SPREAD`. Directions much slower than the chain look flat, and aren't in it.
+
+    Args:
+        memory: ∇L over the last third of the chain times the mean δ over the middle third, as a share of ∇L·δ.
+        burn_in: the share of the chain that doesn't count.
+
+    Returns:
+        The share of λ̂, and by how much it grows with the memory.
+
+    Example:
+        >>> round(share_lacking(0.31, burn_in=0.25)[0], 2)
+        0.11
+    """
+    if math.isnan(memory):
+        return math.nan, math.nan
+    x = np.geomspace(0.2, 300 * SPREAD, 500)
+    lacking = (np.exp(-x * burn_in) - np.exp(-x)) / (x * (1 - burn_in))
+    remembered = -np.expm1(-x / 2) * (np.expm1(-x / 6) / (x / 6)) ** 2
+    each = np.ones(int(np.searchsorted(x, SPREAD * x[0])))
+    own = np.convolve(1 - lacking, each, "valid")
+    memories = np.convolve(remembered, each, "valid")[::-1] / own[::-1]
+    shares = np.convolve(lacking, each, "valid")[::-1] / own[::-1]
+    found, further = np.interp([memory, memory + 0.01], memories, shares)
+    return float(found), float(further - found) / 0.01
 
 
 def _held(record: ChainRecord, gamma: float, gain: float) -> np.ndarray:

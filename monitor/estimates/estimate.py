@@ -59,6 +59,10 @@ class Health(enum.Enum):
         "The localization is as strong as the loss in many directions, so the estimate is smaller than without it. "
         "Compare points of one setting with each other; for the level, lower the sampler's localization or raise nbeta."
     )
+    SHORT = (
+        "The chains are too short for the loss's softer directions, so the estimate is smaller than with longer ones. "
+        "Compare points of one setting with each other; for the level, raise the sampler's burn_in and draws."
+    )
 
     @property
     def failed(self) -> bool:
@@ -67,8 +71,8 @@ class Health(enum.Enum):
 
     @property
     def doubtful(self) -> bool:
-        """Whether the value isn't what its setting defines. What the localization takes is a part of the setting."""
-        return self is not Health.OK and self is not Health.LOCALIZED
+        """Whether the value isn't what its setting defines, of which localization and length of chains are a part."""
+        return self not in {Health.OK, Health.LOCALIZED, Health.SHORT}
 
     @property
     def has_level(self) -> bool:

@@ -48,6 +48,10 @@ TOO_SMALL = 0.02
 TOLERATED_LACK = 0.05
 """Share of its λ̂ that even the steepest direction may lack for want of steps, others lacking more."""
 
+TOLERATED_SHORT = 0.055
+"""Share of itself by which λ̂ may be too small for the length of the chains, as their memory tells. Where chains lack
+10 % of λ̂ nearly all show more, and where they lack 2 % nearly none (experiments/planted_biases.py)."""
+
 
 def estimate_from_losses(
     losses: np.ndarray,
@@ -156,4 +160,6 @@ def verdict(
         return short or Health.UNMIXED
     if checks.localization_bias - checks.held_error > TOLERATED_BIAS:
         return Health.LOCALIZED
+    if checks.short > TOLERATED_SHORT:
+        return Health.SHORT
     return Health.OK

@@ -124,7 +124,7 @@ def widen(attempts: Attempts, proposals: Proposals, trial: Trial) -> Trial:
         if now.checks.kappa > STEEPER * max(last.checks.kappa, proposals.kappa):
             attempts.reasons[-1] += " The loss is too steep there for steps that are so much longer."
             break
-        if flat or now.health is not Health.OK or last.health is not Health.OK:
+        if flat or not {now.health, last.health} <= USABLE - {Health.LOCALIZED}:
             break
         attempts.reasons[-1] += " So nβ was lowered."
         trial = wider

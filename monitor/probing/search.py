@@ -8,7 +8,7 @@ from phasewatch.monitor.formatting import integer, number
 from phasewatch.monitor.probing.attempts import Attempts
 from phasewatch.monitor.probing.calibration import Trial
 from phasewatch.monitor.probing.lengths import of_chains, of_length
-from phasewatch.monitor.probing.proposals import Proposals
+from phasewatch.monitor.probing.proposals import SETTLING, Proposals
 from phasewatch.monitor.probing.refinements import weaken, widen
 from phasewatch.monitor.probing.survey import LEAST_NBETA, lowered_for_noise, survey
 from phasewatch.monitor.probing.trials import (
@@ -228,18 +228,34 @@ class Search:
         sharpest = max(range(len(self._attempts.snapshots)), key=lambda i: self.curvatures[i])
         stiff = max(trial.points, key=lambda point: point.llc.checks.kappa)
         cost = trial.cost // len(trial.points)
-        settling = self._proposals.relaxations(sampler)
+        short = max((point.llc.checks for point in trial.points), key=lambda checks: checks.short)
         self._reasons += [
             f"The sharpest snapshot is that of step {integer(self._attempts.snapshots[sharpest].step)}, with curvature "
             f"{number(self.curvatures[sharpest])}. κ = ε·(nβ·h + γ) reaches {stiff.llc.checks.kappa:.2f} along the "
             "chains, where 4 is unstable.",
-            f"γ is such that chains of this length settle: the burn-in is {settling:.1f} times what the softest "
-            "directions take to forget where they started. A weaker one sees softer directions, and takes longer "
-            "chains and a larger budget.",
+            self._horizon(sampler),
             f"The minibatches' noise and the length of the steps add about {percent(added_bias(trial))} to λ̂.",
+            f"By what they remember, chains of this length lack about {percent(short.short)} ± "
+            f"{percent(short.short_error)} of λ̂.",
             f"The standard error at step {integer(last.step)} is {percent(last.llc.error, abs(last.llc.value))} of λ̂, "
             f"where at most {percent(error)} was asked for. A point costs {integer(cost)} gradient evaluations.",
         ]
         for health in dict.fromkeys(point.llc.health for point in trial.points):
             if health is not Health.OK:
                 self._reasons.append(f"What remains is {verdicts(trial, {health})}. {health.value}")
+
+    def _horizon(self, sampler: Sampler) -> str:
+        """Which directions chains of this length see."""
+        settling = self._proposals.relaxations(sampler)
+        if settling >= 0.9 * SETTLING:
+            return (
+                f"γ is such that chains of this length settle: the burn-in is {settling:.1f} times what the softest "
+                "directions take to forget where they started. A weaker one sees softer directions, and takes longer "
+                "chains and a larger budget."
+            )
+        softest = sampler.localization * (SETTLING / settling - 1) / sampler.nbeta if settling else math.inf
+        share = softest / max(self.curvatures)
+        return (
+            f"The horizon of chains of this length is a curvature of {number(softest)}, {share:.1g} of the largest: "
+            "stiffer directions settle in the burn-in, and softer ones count in part."
+        )

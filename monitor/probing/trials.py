@@ -13,7 +13,7 @@ BIAS = 0.05
 the localization may hold back unless a weaker one takes chains that are too long."""
 
 
-USABLE = {Health.OK, Health.LOCALIZED}
+USABLE = {Health.OK, Health.LOCALIZED, Health.SHORT}
 """Verdicts of an estimate that nothing in the chains speaks against."""
 
 

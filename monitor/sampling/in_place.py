@@ -71,6 +71,7 @@ class _Chain:
         kept = sampler.velocity_kept
         self._velocity = [torch.empty_like(weight) for weight in self._weights] if kept else None
         self._past = [torch.zeros_like(weight) for weight in self._weights] if schedule.sums else None
+        self._middle: list[Tensor] = []
         self._scatter: list[float] = []
         self._fused = None
         if FusedStep.fits(self._position, self._vector):
@@ -89,17 +90,18 @@ class _Chain:
             if step in schedule.compared:
                 losses.append(loss.double())
             if self._past is not None:
-                self._add_up()
+                self._add_up(step)
             if step in schedule.products:
-                products.append(self._products())
+                products.append(self._products(step))
             self._advance()
         drawn = torch.stack(losses).cpu().numpy()
         reference = self._start.reference[[self._order[step] for step in schedule.compared]]
         if not (np.isfinite(drawn).all() and np.isfinite(reference).all()):
             return None
-        squares, work, past = torch.stack(products).mean(0).cpu().numpy()
+        squares, work, past, middle = torch.stack(products).mean(0).cpu().numpy()
+        memory = middle * schedule.share_of_middle / self._eps
         noise = float(np.mean(self._scatter)) if self._scatter else math.nan
-        seen = self._eps, self._curvature, squares, work, math.nan, past, noise
+        seen = self._eps, self._curvature, squares, work, math.nan, past, memory, noise
         return ChainRecord(drawn[None], reference[None], *(np.array([value]) for value in seen))
 
     @torch.no_grad()
@@ -250,17 +252,22 @@ class _Chain:
             self._position.put(group, torch._foreach_add(weights, along, alpha=distance))  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
-    def _add_up(self) -> None:
+    def _add_up(self, step: int) -> None:
         """Add the displacement, times ε, to the sum of the earlier ones."""
         assert self._past is not None
+        if step == self._schedule.middle.start:
+            self._middle = [past.clone() for past in self._past]
+        if step == self._schedule.middle.stop:
+            for middle, past in zip(self._middle, self._past, strict=True):
+                torch.sub(past, middle, out=middle)
         for k, (past, weight) in enumerate(zip(self._past, self._weights, strict=True)):
             past.add_(weight - self._position.origin(k), alpha=self._eps)
 
     @torch.no_grad()
-    def _products(self) -> Tensor:
-        """‖∇L‖², ∇L·δ and ∇L·Σδ, with δ the displacement, shape (3,)."""
+    def _products(self, step: int) -> Tensor:
+        """‖∇L‖², ∇L·δ, ∇L·Σδ and ∇L·Σδ over the chain's middle third, with δ the displacement, shape (4,)."""
         device, grads = self._weights[0].device, list(gradients(self._target.parameters, self._start.masks))
-        squares, along, past = [], [], []
+        squares, along, past, middle = [], [], [], []
         for k in self._vector.counted(range(len(grads))):
             weight = self._weights[k]
             away, slope = (weight - self._position.origin(k)).flatten(), grads[k].flatten().to(weight.dtype)
@@ -268,9 +275,13 @@ class _Chain:
             along.append(torch.dot(away, slope))
             if self._past is not None:
                 past.append(torch.dot(self._past[k].flatten(), slope))
-        first = torch.tensor([0.0, 0.0, math.nan if self._past is None else 0.0], device=device)
+            if step in self._schedule.late and self._past is not None:
+                middle.append(torch.dot(self._middle[k].flatten(), slope))
+        missing = math.nan if self._past is None else 0.0
+        first = torch.tensor([0.0, 0.0, missing, missing], device=device)
         sums = [
-            torch.stack([zero, *some]).double().sum() for zero, some in zip(first, [squares, along, past], strict=True)
+            torch.stack([zero, *some]).double().sum()
+            for zero, some in zip(first, [squares, along, past, middle], strict=True)
         ]
         return self._vector.total(torch.stack(sums))
 

@@ -53,6 +53,7 @@ class StackedChains:
         self._slopes = None if None in slopes else _stacked([slope for slope in slopes if slope is not None])
         self._products: list[Tensor] = []
         self._past: Weights = []
+        self._middle: Weights = []
         self._noise: list[Tensor] = []
         self._w: Weights = []
         self._velocity: list[Tensor | None] = []
@@ -76,9 +77,9 @@ class StackedChains:
         if step in self._schedule.looks:
             losses, grads = self._look(losses, grads, step)
         if self._schedule.sums:
-            self._add_up()
+            self._add_up(step)
         if step in self._schedule.products:
-            self._multiply(grads)
+            self._multiply(grads, step)
         noise = self._draw()
         for k, grad in enumerate(grads):
             self._w[k], self._velocity[k] = self._sampler.step(
@@ -99,8 +100,11 @@ class StackedChains:
             if not (np.isfinite(losses[i]).all() and np.isfinite(reference).all()):
                 found.append(None)
                 continue
-            squares, work, past, along = products[i].mean(0).T
-            found.append(ChainRecord(losses[i], reference, eps[i], curvature[i], squares, work, along, past, noise[i]))
+            squares, work, past, along, middle = products[i].mean(0).T
+            memory = middle * self._schedule.share_of_middle / eps[i]
+            found.append(
+                ChainRecord(losses[i], reference, eps[i], curvature[i], squares, work, along, past, memory, noise[i])
+            )
         return found
 
     def _begin(self, noise: Weights) -> None:
@@ -177,15 +181,19 @@ class StackedChains:
             apart = [after - before for after, before in zip(other, grads, strict=True)]
             self._noise.append(_lengths(apart).square() / 2)
 
-    def _add_up(self) -> None:
+    def _add_up(self, step: int) -> None:
         """Add the chains' displacements, each times ε, to the sum of the earlier ones."""
+        if step == self._schedule.middle.start:
+            self._middle = [past.clone() for past in self._past]
+        if step == self._schedule.middle.stop:
+            self._middle = [past - before for past, before in zip(self._past, self._middle, strict=True)]
         if not self._past:
             self._past = [torch.zeros_like(w) for w in self._w]
         for past, w, anchor in zip(self._past, self._w, self._anchors, strict=True):
             past.add_((w - anchor) * _like(self._eps, w))
 
-    def _multiply(self, grads: Weights) -> None:
-        """‖∇L‖², ∇L·δ, ∇L·Σδ and ∇L(w*)·δ of each chain, with δ its displacement."""
+    def _multiply(self, grads: Weights, step: int) -> None:
+        """‖∇L‖², ∇L·δ, ∇L·Σδ, ∇L(w*)·δ and ∇L·Σδ over the middle third of each chain, with δ its displacement."""
         total: Tensor | float = 0.0
         for k, grad in enumerate(grads):
             away, grad = _vectors(self._w[k] - self._anchors[k]), _vectors(grad)
@@ -193,7 +201,11 @@ class StackedChains:
             past = (grad * _vectors(self._past[k])).sum(-1) if self._past else missing
             along = missing if self._slopes is None else (away * _vectors(self._slopes[k])).sum(-1)
             square, work = grad.square().sum(-1), (grad * away).sum(-1)
-            total = total + torch.stack([square, work, past, along], -1).double()
+            middle = missing
+            if self._schedule.sums:
+                late = step in self._schedule.late
+                middle = (grad * _vectors(self._middle[k])).sum(-1) if late else torch.zeros_like(missing)
+            total = total + torch.stack([square, work, past, along, middle], -1).double()
         assert isinstance(total, Tensor)
         self._products.append(total)
 

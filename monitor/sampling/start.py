@@ -1,5 +1,6 @@
 """What is known of an anchor before its chains start, and at which of their steps they are looked at."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,8 @@ class Schedule:
         products: where its displacement and gradient are multiplied.
         sums: whether its displacements are summed up; not for a large model, where that takes as much memory as the
             weights.
+        middle: the middle third of its steps, burn-in included.
+        late: those of `products` after it, where the chain's gradient is multiplied with its mean displacement there.
     """
 
     def __init__(self, sampler: Sampler, orders: Tensor, minibatches: int, parameters: int) -> None:
@@ -90,6 +93,13 @@ class Schedule:
             self.looks |= {step for step in range(steps) if step < FOLLOWED or step % FOLLOWED == 0}
         self.products = set(self.compared[:: -(-len(self.compared) // PRODUCTS)])
         self.sums = not large
+        self.middle = range(steps // 3, 2 * steps // 3)
+        self.late = {step for step in self.products if step >= self.middle.stop}
+
+    @property
+    def share_of_middle(self) -> float:
+        """Factor from a mean over `products` of sums over `middle` to a mean over `late` of means over `middle`."""
+        return len(self.products) / (len(self.late) * len(self.middle)) if self.late and self.middle else math.nan
 
 
 def _stride(sampler: Sampler, orders: Tensor) -> int:

@@ -72,8 +72,8 @@ def test_the_record_is_plain_json():
         "checks": {
             "step_size": "nan", "kappa": 2.5, "unsettled": "nan", "descent": "nan", "descent_error": "nan",
             "drop": "nan", "drop_error": "nan", "overshoot": "nan", "overshoot_error": "nan",
-            "noise": "nan", "noise_error": "nan", "held": "nan", "held_error": "nan", "below": "nan",
-            "curvature": "nan",
+            "noise": "nan", "noise_error": "nan", "held": "nan", "held_error": "nan", "memory": "nan", "short": "nan",
+            "short_error": "nan", "below": "nan", "curvature": "nan",
         },
     }  # fmt: skip
 

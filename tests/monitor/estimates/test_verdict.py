@@ -248,6 +248,9 @@ def test_a_drift_is_seldom_found_by_few_chains_that_have_none(chains):
         (Checks(held=0.1, held_error=0.01), Health.LOCALIZED),
         (Checks(held=0.1, held_error=0.08), Health.OK),
         (Checks(held=0.04, held_error=0.0), Health.OK),
+        (Checks(short=0.07), Health.SHORT),
+        (Checks(short=0.04), Health.OK),
+        (Checks(short=0.07, held=0.1, held_error=0.01), Health.LOCALIZED),
         (Checks(kappa=0.01), Health.OK),
     ],
 )

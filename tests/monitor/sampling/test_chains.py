@@ -127,6 +127,21 @@ def test_what_the_localization_holds_back_is_known_from_one_run(momentum, gamma)
     assert checks.held_error < 0.25 * exact + 0.01
 
 
+@pytest.mark.parametrize(("momentum", "vectorised"), [(0.0, True), (0.0, False), (0.9, True)])
+@pytest.mark.parametrize("relaxed", [1.3, 4.0, 40.0])
+def test_what_chains_lack_is_known_from_how_much_they_remember(momentum, vectorised, relaxed):
+    """By the formula for curvatures spread over a factor 30 whose softest relaxes so many times within a chain."""
+    nbeta, steps, burn_in = 100.0, 400, 100
+    h = torch.logspace(-math.log10(30), 0, 200, dtype=torch.float64)
+    eps = relaxed / (steps * nbeta * h[0].item() * (1 + momentum) / (1 - momentum))
+    sampler = sampler_of(momentum, eps, 0.0, nbeta, 6, steps - burn_in, burn_in, None)
+    checks = run(Quadratic(h, torch.zeros(200, dtype=torch.float64), vectorised=vectorised), sampler, 0).checks
+    x = relaxed * h / h[0]
+    share = ((torch.exp(-x / 4) - torch.exp(-x)) / (0.75 * x)).mean().item()
+    assert abs(checks.short - share / (1 - share)) < 4 * checks.short_error + 0.01
+    assert checks.short_error < 0.05
+
+
 class Steeper(Quadratic):
     """A quadratic that some minibatches see steeper than others, all with their minimum at the centre."""
 
