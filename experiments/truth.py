@@ -17,9 +17,8 @@ near w*; most singular points: nβ 7e4 and γ 0.1.
 
 `--calibrated` asks `calibrate` for the setting, with nothing but a snapshot and the data: fresh deep linear networks as
 trained and at most singular points, six of them with minibatches that a function draws, and regressions, of 100 to
-2,400 parameters, whose inputs are drawn. Claims: every network of a condition number of at most 1,000 within 5 % or
-called LOCALIZED, the median within 2 %, for at most 5,000 gradient evaluations, 2,500 in the median. It takes four
-minutes on a core.
+2,400 parameters, whose inputs are drawn. Claims: every network within 5 %, the median within 2 %, for at most 5,000
+gradient evaluations, 2,500 in the median. It takes four minutes on a core.
 
     python experiments/truth.py [--quick] [--only PART] [--calibrated]
 """

@@ -1,5 +1,6 @@
 """A sound setting at the last snapshot, varied: whether a weaker γ or a lower nβ shows more of λ̂."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,8 @@ STEEPER = 2.0
 """A lower nβ isn't taken where κ grows along its chains by more than this: the steps then add what λ̂ rises by."""
 
 WEAKER = 10.0
-"""By how much the localization is lowered, to see whether λ̂ rises by what it held back and no more."""
+"""By how much the localization is lowered, to see whether λ̂ rises by what it held back and no more. Where chains then
+leave the surroundings and λ̂ has risen by more than `BIAS`, its square root is tried."""
 
 WANDERED = 1.5
 """A weaker localization is not taken if the curvature that chains meet becomes so many times as large."""
@@ -47,6 +49,7 @@ def weaken(attempts: Attempts, proposals: Proposals, trial: Trial) -> Trial:
         The last trial that is as sound; the given one where no other is.
     """
     doubt = 2.0  # of a first trial, a held share that isn't surely small is lowered too
+    by = WEAKER
     while True:
         sampler, last = trial.sampler, trial.points[-1].llc
         held = last.checks.localization_bias
@@ -57,7 +60,7 @@ def weaken(attempts: Attempts, proposals: Proposals, trial: Trial) -> Trial:
             "weaker γ",
             replace(
                 sampler,
-                localization=rounded(sampler.localization / WEAKER),
+                localization=rounded(sampler.localization / by),
                 burn_in=max(most, sampler.burn_in),
                 draws=max(2 * most, sampler.draws),
             ),
@@ -78,7 +81,12 @@ def weaken(attempts: Attempts, proposals: Proposals, trial: Trial) -> Trial:
         if now.health not in USABLE:
             return trial
         if now.checks.kappa > WANDERED * last.checks.kappa:
-            attempts.reasons[-1] += " The chains go to where the curvature is much larger, so γ stays."
+            attempts.reasons[-1] += " The chains go to where the curvature is much larger"
+            if by == WEAKER and rise.value > BIAS * abs(last.value):
+                attempts.reasons[-1] += ", so a γ between the two was tried."
+                by = math.sqrt(WEAKER)
+                continue
+            attempts.reasons[-1] += ", so γ stays."
             return trial
         if rise.value - 2 * rise.error > (max(held, 0) + BIAS) * abs(last.value):
             attempts.reasons[-1] += " That is more than was held back, so γ stays: it decides which directions count."
