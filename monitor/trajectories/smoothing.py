@@ -211,20 +211,19 @@ def _fitted(
         bends = local_bends(spline.bend @ fit.mean)
     moments = _Moments(spline.value, u, noise)
     fits = spline.fits(moments, bends, CORRELATIONS)
-    value, slope = scale * spline.value, scale * spline.slope
     curves = []
     for slack in slacks:
         fit = fits.chosen(slack)
         curves.append(
             Curve(
                 x=x,
-                value=level + value @ fit.mean,
-                slope=slope @ fit.mean,
+                value=level + scale * spline.value @ fit.mean,
+                slope=scale * spline.slope @ fit.mean,
                 noise=scale * fit.sigma * noise,
                 correlation=fit.correlation,
                 freedom=fit.freedom,
-                value_root=value @ fit.root,
-                slope_root=slope @ fit.root,
+                value_root=scale * spline.value @ fit.root,
+                slope_root=scale * spline.slope @ fit.root,
             )
         )
     return curves

@@ -269,14 +269,13 @@ def _halfway(value: np.ndarray, start: int, end: int) -> int:
 
 def _off_the_plateau(x: np.ndarray, values: np.ndarray, milestone: np.ndarray, end: int) -> np.ndarray:
     """The last index, up to the middle of the stage that ends at `end`, that lies on the milestone's plateau."""
-    first = int(milestone.min())
-    x, values, milestone, end = x[first : end + 1], values[:, first : end + 1], milestone - first, end - first
-    at = values[np.arange(len(values)), milestone]
+    rows = np.arange(len(values))
+    at = values[rows, milestone]
     whole, length = np.abs(values[:, end] - at), np.maximum(x[end] - x[milestone], 1e-300)
     change, distance = np.abs(values - at[:, None]), x - x[milestone][:, None]
     i = np.arange(len(x))
     flat = (change * length[:, None] <= FLAT * whole[:, None] * distance) & (i >= milestone[:, None]) & (i < end)
-    return first + np.where(flat.any(axis=1), len(x) - 1 - np.argmax(flat[:, ::-1], axis=1), milestone)
+    return np.where(flat.any(axis=1), len(x) - 1 - np.argmax(flat[:, ::-1], axis=1), milestone)
 
 
 def _interval(indices: np.ndarray, n: int) -> Interval:
