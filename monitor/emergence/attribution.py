@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from phasewatch.monitor.emergence.checks import Axis
-from phasewatch.monitor.emergence.items import Items
+from phasewatch.monitor.emergence.items import Items, check_items
 from phasewatch.monitor.errors import PhasewatchError
 
 FEWEST = 3
@@ -78,12 +78,13 @@ def attribute(items: Items) -> Attribution:
     >>> found.mean["log_p"] > 0.9, found.lost_at
     (True, 'accuracy')
     """
+    check_items("attribute", items)
     if len(items.x) < FEWEST:
         raise PhasewatchError(
             f"attribute(items) has {len(items.x)} place{'s' if len(items.x) > 1 else ''} along the axis, and a "
             f"correlation takes {FEWEST}; read more checkpoints."
         )
-    if np.asarray(items.correct).all():
+    if (np.asarray(items.correct) >= 1).all():
         raise PhasewatchError(
             "attribute(items): all items are right from the start, so no accuracy goes with the axis."
         )

@@ -1,6 +1,6 @@
 """What every function of this room asks of its arrays, and the axis along which they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,11 @@ from phasewatch.monitor.errors import PhasewatchError, real_number
 
 DECADE = 10.0
 """An increasing axis of positive numbers that spans at least this factor is read on a logarithmic scale."""
+
+
+LARGEST = 1e100
+"""Numbers beyond it on either side, and places on an axis nearer to 0 than its inverse, are refused: no score, step or
+amount of compute is of that size, and their squares and ratios leave what a float can hold."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,34 @@ def check_chance(call: str, chance: object) -> float:
             f"{call}(chance=None): chance isn't given. Pass the score of a guess: 1 / the number of choices, or 0 for "
             "exact match."
         )
-    return real_number(f"{call}(chance=...)", chance, least=0, below=1)
+    return real_number(f"{call}(chance=...)", chance, least=0, below=1, hint="as a share (divide percentages by 100)")
+
+
+def as_numbers(call: str, name: str, values: Any) -> np.ndarray:
+    """An array of floats, of any shape and perhaps with NaN, which also stands for masked values.
+
+    Args:
+        call: the function as it is typed.
+        name: the argument's name.
+        values: what came.
+
+    Returns:
+        The array.
+
+    Raises:
+        PhasewatchError: if they are no real numbers.
+    """
+    if values is None:
+        raise PhasewatchError(f"{call}({name}=None): {name} isn't given. Pass an array of numbers.")
+    try:
+        kind = np.asarray(values).dtype
+        if kind.kind in "cmM":  # complex numbers, durations and dates, which numpy would turn into numbers
+            raise TypeError(f"values of the type {kind} came")
+        if isinstance(values, np.ma.MaskedArray):
+            return np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PhasewatchError(f"{call}({name}=...) must be an array of numbers ({error}).") from error
 
 
 def check_numbers(call: str, name: str, values: Any, *, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
@@ -74,12 +106,9 @@ def check_numbers(call: str, name: str, values: Any, *, shape: tuple[int | None,
         The array.
 
     Raises:
-        PhasewatchError: if they are no numbers, not finite, or of another shape.
+        PhasewatchError: if they are no numbers, not finite, beyond `LARGEST`, or of another shape.
     """
-    try:
-        array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise PhasewatchError(f"{call}({name}=...) must be an array of numbers ({error}).") from error
+    array = as_numbers(call, name, values)
     fits = shape is None or (
         array.ndim == len(shape) and all(s is None or s == n for s, n in zip(shape, array.shape, strict=True))
     )
@@ -89,7 +118,56 @@ def check_numbers(call: str, name: str, values: Any, *, shape: tuple[int | None,
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
         raise PhasewatchError(f"{call}({name}=...) has {bad} values that are NaN or infinite; leave their points out.")
+    if (abs(array) > LARGEST).any():
+        raise PhasewatchError(
+            f"{call}({name}=...) has a value of size {abs(array).max():g}, beyond {LARGEST:g}; correct it, or use "
+            "another unit."
+        )
     return array
+
+
+def check_smooth(call: str, smooth: Any, count: int | None = None) -> np.ndarray:
+    """A smooth score of each point, or several columns of it.
+
+    Args:
+        call: the function as it is typed.
+        smooth: what came.
+        count: of the points, where other arguments tell it.
+
+    Returns:
+        Shape (point,) or (point, column).
+
+    Raises:
+        PhasewatchError: if it is of another shape, has no column, or isn't finite.
+    """
+    array = check_numbers(call, "smooth", smooth)
+    if array.ndim not in (1, 2) or (count is not None and len(array) != count) or 0 in array.shape[1:]:
+        point = "point" if count is None else count
+        raise PhasewatchError(
+            f"{call}(smooth=...) must have the shape ({point},), or ({point}, column) with at least one column; "
+            f"{array.shape} came."
+        )
+    return array
+
+
+def check_series(call: str, series: Any) -> list[str] | None:
+    """The name of each point's run, in the order of the points, whatever a table calls its rows.
+
+    Args:
+        call: the function as it is typed.
+        series: what came.
+
+    Returns:
+        The names; None if there are none.
+
+    Raises:
+        PhasewatchError: if it is no list of names.
+    """
+    if series is None:
+        return None
+    if isinstance(series, str) or not isinstance(series, Iterable):
+        raise PhasewatchError(f"{call}(series={series!r}) must be a list with the name of each point's run.")
+    return list(map(str, series))
 
 
 def check_share(call: str, name: str, values: np.ndarray) -> np.ndarray:
@@ -120,7 +198,7 @@ def check_log_p(call: str, name: str, log_p: np.ndarray) -> np.ndarray:
     return np.minimum(log_p, 0.0)
 
 
-def check_axis(call: str, x: Any, *, least: int, series: Sequence[Any] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def check_axis(call: str, x: Any, *, least: int, series: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """An axis that rises or falls throughout.
 
     Args:
@@ -140,6 +218,8 @@ def check_axis(call: str, x: Any, *, least: int, series: Sequence[Any] | None = 
     if len(array) < least:
         points = "1 point" if len(array) == 1 else f"{len(array)} points"
         raise PhasewatchError(f"{call}(x=...) has {points}, and this takes at least {least}; add more.")
+    if ((array != 0) & (abs(array) < 1 / LARGEST)).any():
+        raise PhasewatchError(f"{call}(x=...) has places nearer to 0 than {1 / LARGEST:g}; use another unit.")
     if series is None:
         steps = np.diff(array)
         if (steps == 0).any():
@@ -159,9 +239,10 @@ def check_axis(call: str, x: Any, *, least: int, series: Sequence[Any] | None = 
         return array, np.arange(len(array))
     if len(series) != len(array):
         raise PhasewatchError(f"{call}(series=...) has {len(series)} names for {len(array)} points.")
-    labels = [str(label) for label in series]
-    for label in dict.fromkeys(labels):
-        own = array[[i for i, other in enumerate(labels) if other == label]]
+    if len(array) > 1 and (array == array[0]).all():
+        raise PhasewatchError(f"{call}(x=...) is {array[0]:g} at every point; add points at other places.")
+    for label in dict.fromkeys(series):
+        own = array[[i for i, other in enumerate(series) if other == label]]
         if len(set(own.tolist())) < len(own):
             raise PhasewatchError(f"{call}(x=...) has a value twice within the series {label!r}.")
     return array, np.argsort(array, kind="stable")

@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from phasewatch.monitor.emergence.checks import Axis, check_axis, check_chance, check_numbers, check_share
+from phasewatch.monitor.emergence.checks import (
+    Axis,
+    as_numbers,
+    check_axis,
+    check_chance,
+    check_numbers,
+    check_series,
+    check_share,
+    check_smooth,
+)
 from phasewatch.monitor.emergence.onset import Onset, find_onset
 from phasewatch.monitor.emergence.prediction import predict
 from phasewatch.monitor.emergence.several import forecast_of_columns
@@ -52,7 +61,7 @@ class Forecast:
         if self.onset is not None:
             lines.append(f"It leaves chance ({self.chance:g}) at {self.onset}.")
         if self.trust < 0.5:
-            lines.append("The smooth score explains little so far; the forecast rests on the axis alone.")
+            lines.append("No smooth score explains the points so far; the forecast rests on the axis alone.")
         return "\n".join(lines)
 
 
@@ -105,7 +114,8 @@ def forecast(
     chance = check_chance(call, chance)
     if np.ndim(x) == 2:
         return _of_columns(x, sharp, smooth, at, chance)
-    targets = np.atleast_1d(check_numbers(call, "at", at))
+    series = check_series(call, series)
+    targets = check_numbers(call, "at", np.atleast_1d(as_numbers(call, "at", at)), shape=(None,))
     axis, u, score, guide, _ = sorted_points(call, x, sharp, smooth, series, targets)
     if axis.logarithmic and (targets < 0).any():
         raise PhasewatchError(
@@ -117,7 +127,7 @@ def forecast(
 
 
 def sorted_points(
-    call: str, x: Any, sharp: Any, smooth: Any, series: Sequence[Any] | None, targets: np.ndarray
+    call: str, x: Any, sharp: Any, smooth: Any, series: Sequence[str] | None, targets: np.ndarray
 ) -> tuple[Axis, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
     """The checked arrays of a call from early to late.
 
@@ -140,11 +150,7 @@ def sorted_points(
     check_moves(call, score)
     guide = None
     if smooth is not None:
-        guide = check_numbers(call, "smooth", smooth)
-        if guide.ndim not in (1, 2) or len(guide) != len(values):
-            raise PhasewatchError(
-                f"{call}(smooth=...) must have the shape ({len(values)},) or ({len(values)}, column); {guide.shape}."
-            )
+        guide = check_smooth(call, smooth, len(values))
     if series is None:
         falling = bool(values[-1] < values[0])
     else:
@@ -158,29 +164,32 @@ def sorted_points(
     return axis, u, score[order], None if guide is None else guide[order], order
 
 
-def check_moves(call: str, sharp: np.ndarray) -> None:
+def check_moves(call: str, sharp: np.ndarray, name: str = "sharp") -> None:
     """Refuse a score that is at its top from the first point on.
 
     Raises:
         PhasewatchError: if so.
     """
-    if (sharp >= 1).all():
+    if sharp.size and (sharp >= 1).all():
         raise PhasewatchError(
-            f"{call}(sharp=...) is 1 at every point: all items are right from the start, and nothing is left to "
+            f"{call}({name}=...) is 1 at every point: all items are right from the start, and nothing is left to "
             "emerge. Start earlier, or use harder items."
         )
 
 
 def _of_columns(x: Any, sharp: Any, smooth: Any, at: Any, chance: float) -> Forecast:
-    columns, targets = np.asarray(x, dtype=float), np.asarray(at, dtype=float)
+    columns, targets = as_numbers("forecast", "x", x), as_numbers("forecast", "at", at)
+    for name, values in (("x", columns), ("at", targets)):
+        check_numbers("forecast", name, np.where(np.isnan(values), 0.0, values))
     if smooth is not None:
         raise PhasewatchError(
             "forecast(smooth=...) with several columns of x: a smooth score is known before the jump only; pass "
             "smooth=None, and what is known of the targets too as columns of x and at."
         )
-    if targets.ndim != 2 or targets.shape[1] != columns.shape[1]:
+    if not columns.shape[1] or targets.ndim != 2 or targets.shape[1] != columns.shape[1]:
         raise PhasewatchError(
-            f"forecast(at=...) must have the {columns.shape[1]} columns of x, shape (target, column); {targets.shape}."
+            f"forecast(at=...) must have the {columns.shape[1]} columns of x (at least one), shape (target, column); "
+            f"{targets.shape} came."
         )
     score = check_share("forecast", "sharp", check_numbers("forecast", "sharp", sharp, shape=(len(columns),)))
     check_moves("forecast", score)

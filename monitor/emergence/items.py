@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from phasewatch.monitor.emergence.checks import check_axis, check_log_p, check_numbers
+from phasewatch.monitor.emergence.checks import as_numbers, check_axis, check_log_p, check_numbers, check_share
 from phasewatch.monitor.errors import PhasewatchError
 
 CHAIN = ("log_p", "p", "p_among_choices", "brier", "accuracy")
 """From the smoothest to the sharpest (Schaeffer et al. 2024, arXiv 2406.04391)."""
+
+LEAST_LOG_P = -1e12
+"""A log probability below is none: a text of a gigabyte has about -1e9."""
 
 SUM_SLACK = 0.01
 """Probabilities of the choices may sum to this much above 1, for rounding."""
@@ -46,7 +49,7 @@ class Items:
 
     def __post_init__(self) -> None:
         x, _ = check_axis("Items", self.x, least=1)
-        log_p = np.asarray(self.log_p, dtype=float)
+        log_p = as_numbers("Items", "log_p", self.log_p)
         if log_p.ndim != 3 or len(log_p) != len(x) or 0 in log_p.shape:
             raise PhasewatchError(
                 f"Items(log_p=...) must have the shape ({len(x)}, item, choice), x first; {log_p.shape} came."
@@ -64,6 +67,12 @@ class Items:
             raise PhasewatchError(
                 f"Items(log_p=...): item {item} lacks a choice before its last one; score all of them."
             )
+        if (log_p < LEAST_LOG_P).any():
+            item = int(np.argmax((log_p < LEAST_LOG_P).any(axis=(0, 2))))
+            raise PhasewatchError(
+                f"Items(log_p=...): item {item} has the log probability {np.nanmin(log_p):g}; no text has one below "
+                f"{LEAST_LOG_P:g}. Take the logarithm before it underflows, or leave the item out."
+            )
         log_p = np.where(there, check_log_p("Items", "log_p", np.where(there, log_p, -1.0)), np.nan)
         sums = np.nansum(np.exp(log_p), axis=2)
         if (sums > 1 + SUM_SLACK).any():
@@ -73,14 +82,17 @@ class Items:
                 f"{x[step]:g}, and must not exceed 1. Pass log p of whole answers to the same question."
             )
         count = log_p.shape[1]
-        target = np.zeros(count, dtype=int) if self.target is None else np.asarray(self.target, dtype=int)
-        inside = target.shape == (count,) and bool(((target >= 0) & (target < log_p.shape[2])).all())
+        given = np.zeros(count) if self.target is None else as_numbers("Items", "target", self.target)
+        inside = given.shape == (count,) and bool(((given >= 0) & (given < log_p.shape[2]) & (given % 1 == 0)).all())
+        target = given.astype(int) if inside else np.zeros(count, dtype=int)
         if not inside or not there[0, np.arange(count), target].all():
             raise PhasewatchError("Items(target=...) must hold, for each item, the index of a choice that it has.")
         correct = self.correct
         if correct is None:
             correct = np.nanargmax(log_p, axis=2) == target
-        correct = check_numbers("Items", "correct", correct, shape=log_p.shape[:2])
+        correct = check_share("Items", "correct", check_numbers("Items", "correct", correct, shape=log_p.shape[:2]))
+        if self.tokens is not None and as_numbers("Items", "tokens", self.tokens).shape != log_p.shape[1:]:
+            raise PhasewatchError(f"Items(tokens=...) must have the shape {log_p.shape[1:]}, item and choice.")
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "log_p", log_p)
         object.__setattr__(self, "correct", correct)
@@ -165,10 +177,23 @@ class Scores:
 
     def __str__(self) -> str:
         def words(name: str, curve: Curve) -> str:
-            return f"{name} {curve.value[0]:.3f} to {curve.value[-1]:.3f} ± {curve.error[-1]:.3f}"
+            error = f" ± {curve.error[-1]:.3f}" if np.isfinite(curve.error[-1]) else ""  # one item has none
+            return f"{name} {curve.value[0]:.3f} to {curve.value[-1]:.3f}{error}"
 
         chain = ", ".join(words(name, curve) for name, curve in self.curves().items())
         return f"From {self.x[0]:g} to {self.x[-1]:g}: {chain}. A guess is right in {self.chance:.3f} of cases."
+
+
+def check_items(call: str, items: object) -> None:
+    """Refuse anything but items.
+
+    Raises:
+        PhasewatchError: if they are none.
+    """
+    if not isinstance(items, Items):
+        raise PhasewatchError(
+            f"{call}(items) takes Items, as read_samples(folder, task) gives them; {type(items).__name__} came."
+        )
 
 
 def scores(items: Items) -> Scores:
@@ -178,7 +203,7 @@ def scores(items: Items) -> Scores:
         items: as `read_samples` gives them.
 
     Returns:
-        Each score's mean over the items, with its standard error.
+        Each score's mean over the items, with its standard error, which is NaN for one item.
 
     >>> import numpy as np
     >>> log_p = np.log([[[0.2, 0.2], [0.1, 0.3]], [[0.4, 0.1], [0.4, 0.2]]])
@@ -186,6 +211,7 @@ def scores(items: Items) -> Scores:
     >>> found.accuracy.value.tolist(), found.p_among_choices.value.round(3).tolist()
     ([0.5, 1.0], [0.375, 0.733])
     """
+    check_items("scores", items)
     found = {name: _curve(values) for name, values in items.per_item.items()}
     brier = found.get("brier")
     return Scores(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from phasewatch.monitor.emergence.checks import check_chance, check_numbers, check_share
+from phasewatch.monitor.emergence.forecast import check_moves
 from phasewatch.monitor.emergence.onset import Onset
 from phasewatch.monitor.errors import PhasewatchError, real_number
 
@@ -92,6 +93,7 @@ class EmergenceLaw:
         loss = check_numbers(call, "loss", loss, shape=(None,))
         amount = check_numbers(call, "amount", amount, shape=(len(loss),))
         score = check_share(call, "score", check_numbers(call, "score", score, shape=(len(loss),)))
+        check_moves(call, score, "score")
         if (amount <= 1).any():
             raise PhasewatchError(f"{call}(amount=...) has {amount.min():g}; the law takes log(amount), so above 1.")
         _check_told(loss, amount, score, chance)
@@ -143,6 +145,11 @@ def _check_told(loss: np.ndarray, amount: np.ndarray, score: np.ndarray, chance:
             "fewer, how the elbow moves is a guess."
         )
     bends = [np.diff(score[amount == a][np.argsort(loss[amount == a])], n=2) for a in np.unique(amount)]
+    if not np.concatenate(bends).size:
+        raise PhasewatchError(
+            "EmergenceLaw.fit(amount=...): no amount of data has three checkpoints, so no elbow can be seen. "
+            "Finetune the same checkpoints on each amount."
+        )
     noise = max(float(np.median(np.abs(np.concatenate(bends)))) / 0.6745 / 6**0.5, 1e-3)
     emerged = [a for a in np.unique(amount) if score[amount == a].max() > chance + CLEARLY * noise]
     if not emerged:

@@ -4,10 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from phasewatch.monitor.emergence.items import LEAST_LOG_P
 from phasewatch.monitor.strict_json import loads
-
-LEAST_LOG_P = -1e12
-"""A log probability below is none: a text of a gigabyte has about -1e9."""
 
 ROUNDING = 1e-6
 """A log p may be this far above 0: a probability of 1, rounded."""

@@ -7,7 +7,14 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.special import expit, logit
 
-from phasewatch.monitor.emergence.checks import check_chance, check_log_p, check_numbers, check_share
+from phasewatch.monitor.emergence.checks import (
+    as_numbers,
+    check_chance,
+    check_log_p,
+    check_numbers,
+    check_share,
+    check_smooth,
+)
 from phasewatch.monitor.errors import PhasewatchError
 
 FEWEST = 4
@@ -60,9 +67,7 @@ class Link:
         """
         call = "Link.fit"
         chance = check_chance(call, chance)
-        smooth = check_numbers(call, "smooth", smooth)
-        if smooth.ndim not in (1, 2):
-            raise PhasewatchError(f"{call}(smooth=...) must have the shape (point,) or (point, item); {smooth.shape}.")
+        smooth = check_smooth(call, smooth)
         if len(smooth) < FEWEST:
             raise PhasewatchError(f"{call}(smooth=...) has {len(smooth)} points, and a link takes {FEWEST}.")
         sharp = check_share(call, "sharp", check_numbers(call, "sharp", sharp, shape=(len(smooth),)))
@@ -70,7 +75,7 @@ class Link:
 
     def __call__(self, smooth: Any) -> np.ndarray:
         """The sharp score at values of the smooth one: shape (point,), or (point, column) if it was fitted so."""
-        return _curve(np.asarray(smooth, dtype=float), self.perfect, self.scale, self.shape, self.chance)
+        return _curve(as_numbers("Link", "smooth", smooth), self.perfect, self.scale, self.shape, self.chance)
 
     def __str__(self) -> str:
         if self.perfect is None:
@@ -197,10 +202,7 @@ def exact_match(token_log_p: Any) -> float:
     >>> round(exact_match(np.log([[0.9, 0.8], [0.9, 0.1], [0.7, 0.95], [0.8, 0.7]])), 2)
     0.76
     """
-    try:
-        log_p = np.asarray(token_log_p, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise PhasewatchError(f"exact_match(token_log_p=...) must be an array of numbers ({error}).") from error
+    log_p = as_numbers("exact_match", "token_log_p", token_log_p)
     if log_p.ndim != 2 or 0 in log_p.shape or np.isnan(log_p).all(axis=1).any():
         raise PhasewatchError(
             f"exact_match(token_log_p=...) must have the shape (item, token) with a token in each item; {log_p.shape} "

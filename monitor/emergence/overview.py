@@ -161,7 +161,7 @@ def _of_samples(
             raise PhasewatchError(
                 f"phasewatch emergence {printable(folder)}: there is no score {name!r}, but {', '.join(values)}."
             )
-    told = attribute(items) if len(items.x) > 2 and not np.asarray(items.correct).all() else None
+    told = attribute(items) if len(items.x) > 2 and not (np.asarray(items.correct) >= 1).all() else None
     chance = chain.chance if chance is None else chance
     return _overview(items.x, values, sharp, smooth, chance, at, told, [str(items)])
 

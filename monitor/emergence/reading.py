@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from phasewatch.monitor.emergence.columns import Columns, together
-from phasewatch.monitor.emergence.items import Items
-from phasewatch.monitor.emergence.lines import LEAST_LOG_P, ROUNDING, LeftOut, Line, parse_line
+from phasewatch.monitor.emergence.items import LEAST_LOG_P, Items
+from phasewatch.monitor.emergence.lines import ROUNDING, LeftOut, Line, parse_line
 from phasewatch.monitor.errors import LARGEST_STEP, PhasewatchError
 from phasewatch.monitor.files import MOST_BYTES, MOST_JSON_BYTES, open_regular, read_json
 from phasewatch.monitor.strict_json import parse_json
@@ -53,6 +53,10 @@ def read_samples(folder: str | Path, task: str | None = None, *, axis: Literal["
     Raises:
         PhasewatchError: if there is no such file, task or step, or no line can be used.
     """
+    if not isinstance(folder, (str, Path)):
+        raise PhasewatchError(f"read_samples({folder!r}): the folder must be a path.")
+    if axis not in ("step", "tokens"):
+        raise PhasewatchError(f"read_samples(axis={axis!r}) must be 'step' or 'tokens'.")
     path = Path(folder)
     if not path.exists():
         raise PhasewatchError(f"read_samples({str(folder)!r}): there is no such folder or file.")
@@ -200,7 +204,10 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
         if not LEAST_LOG_P <= log_p <= ROUNDING:
             left_out["lines with a log probability above 0, or none"] += 1
             continue
-        choices.setdefault(key, {})[choice] = row
+        if choice in choices.setdefault(key, {}):
+            left_out["further lines of a choice"] += 1
+            continue
+        choices[key][choice] = row
     steps: Steps = {}
     for (at, item), own in choices.items():
         rows = [own[i] for i in sorted(own)]
@@ -208,6 +215,9 @@ def _of_file(path: Path, task: str | None, axis: str) -> tuple[Steps, Counter[st
             left_out["items with a choice missing"] += 1
             continue
         right = [i for i, row in enumerate(rows) if _number(row.get("right")) == 1]
+        if len(right) > 1:
+            left_out["items with more than one right choice"] += 1
+            continue
         log_p = tuple(min(float(row["log_p"]), 0.0) for row in rows)
         target = 0 if len(rows) == 1 else (right[0] if right else None)
         given = _number(rows[0].get("correct"), most=1.0)
@@ -244,7 +254,8 @@ def _rows(path: Path, left_out: Counter[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _number(cell: Any, most: float = 2.0**53) -> float:
-    """A cell's number from 0 to `most`; NaN where it holds anything else."""
+    """A cell's number from 0 to `most`, or True and False; NaN where it holds anything else."""
+    cell = {"true": 1, "false": 0}.get(str(cell).strip().lower(), cell)
     try:
         value = float(cell)
     except (TypeError, ValueError, OverflowError):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from phasewatch.monitor.emergence.checks import check_chance
+from phasewatch.monitor.emergence.checks import check_chance, check_series
 from phasewatch.monitor.emergence.forecast import FEWEST, Forecast, forecast, sorted_points
 from phasewatch.monitor.errors import PhasewatchError, real_number
 
@@ -72,21 +72,24 @@ def retrodict(
     call = "retrodict"
     chance = check_chance(call, chance)
     cut = real_number("retrodict(cut=...)", cut)
-    targets = np.array([cut])
-    axis, u, score, guide, order = sorted_points(call, x, sharp, smooth, series, targets)
+    targets, labels = np.array([cut]), check_series(call, series)
+    axis, u, score, guide, order = sorted_points(call, x, sharp, smooth, labels, targets)
     known = u <= axis.position(targets)[0]
+    if (u[known] == u[0]).all() and known.sum() >= FEWEST:
+        raise PhasewatchError(f"retrodict(cut={cut:g}) leaves points at one place up to the cut. Move the cut.")
     if known.sum() < FEWEST or known.all():
         raise PhasewatchError(
             f"retrodict(cut={cut:g}) leaves {int(known.sum())} points up to the cut and {int((~known).sum())} behind "
             f"it; it takes {FEWEST} and 1. Move the cut."
         )
-    names = None if series is None else [series[i] for i in order[known]]
+    names = None if labels is None else [labels[i] for i in order[known]]
     places = axis.value(u)
     earlier = None if guide is None else guide[known]
     blind = forecast(places[known], score[known], earlier, at=places[~known], chance=chance, series=names)
     truth = score[~known]
-    slope, intercept = np.polyfit(u[known][-6:], score[known][-6:], 1)
-    line = np.clip(slope * u[~known] + intercept, 0, 1)
+    last = float(u[known][-1])
+    slope, intercept = np.polyfit(u[known][-6:] - last, score[known][-6:], 1)
+    line = np.clip(slope * (u[~known] - last) + intercept, 0, 1)
     return Retrodiction(
         error=float(np.abs(blind.mean - truth).mean()),
         naive_error=float(np.abs(score[known][-1] - truth).mean()),
