@@ -20,6 +20,7 @@ Weights are random but for `ranks`: it is about cost and rounding.
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -129,7 +130,7 @@ def run_on_ray(folder: str, run: str, name: str, gpus: str) -> None:
     """Replay by actors, one for each GPU; prints the seconds."""
     import ray  # pyright: ignore[reportMissingImports]
 
-    ray.init(num_gpus=int(gpus), num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_gpus=int(gpus), num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     series, probe = pw.open_series(folder), probe_of(name, "cuda" if torch.cuda.is_available() else "cpu")
     began = time.perf_counter()
     for _ in pw.replay(series, probe, run=run, on="ray", workers=2):
