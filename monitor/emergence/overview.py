@@ -81,6 +81,7 @@ def overview(
     smooth: str | None = None,
     chance: float | None = None,
     at: Sequence[float] = (),
+    step: str | None = None,
 ) -> Overview:
     """Look at one task's scores in all ways that the data allow.
 
@@ -92,6 +93,7 @@ def overview(
         smooth: the smooth one's; "log_p" for samples if not given.
         chance: the sharp score of a guess; for samples by the number of choices if not given.
         at: steps to forecast.
+        step: the column of a table that counts the steps, or the tokens; found by its name if not given.
 
     Returns:
         The table and its sentences.
@@ -112,7 +114,7 @@ def overview(
             f"{name}: --chance isn't given. Pass the sharp score of a guess: 1 / the number of choices, or 0 for exact "
             "match."
         )
-    trajectory = Trajectory.read(path, signal=sharp)
+    trajectory = Trajectory.read(path, signal=sharp, step=step)
     known = np.isfinite(trajectory.signal(sharp)) & np.isfinite(trajectory.signal(smooth))
     values = {name: trajectory.signal(name)[known] for name in (smooth, sharp)}
     if _LOG_P.search(smooth):

@@ -316,12 +316,15 @@ def emergence(
     smooth: Annotated[str | None, typer.Option(help="The smooth score of the same items, best a log p.")] = None,
     chance: Annotated[float | None, typer.Option(help="The sharp score of a guess.")] = None,
     at: Annotated[list[float] | None, typer.Option(help="Forecast this step; may be given again.")] = None,
+    step: Annotated[
+        str | None, typer.Option(help="A table's column of the steps or tokens; step if not given.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Save the picture: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Say whether a jump is the metric's or the model's, and forecast it."""
     from phasewatch.monitor.emergence.overview import overview
 
-    found = overview(path, task=task, sharp=sharp, smooth=smooth, chance=chance, at=at or ())
+    found = overview(path, task=task, sharp=sharp, smooth=smooth, chance=chance, at=at or (), step=step)
     if plot:
         _import_matplotlib()
         from phasewatch.callbacks.figures.emergence import draw_emergence

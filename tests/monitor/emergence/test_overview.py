@@ -36,6 +36,15 @@ def test_a_table_gets_a_verdict_a_forecast_and_no_red_flag(tmp_path):
     assert "100 000" in str(found)
 
 
+def test_a_table_may_count_tokens(tmp_path):
+    file = table(tmp_path)
+    by_step = str(overview(file, sharp="acc", smooth="log_p", chance=0.25))
+    file.write_text(file.read_text().replace("step", "tokens", 1))
+    with pytest.raises(PhasewatchError, match=r"no column 'step'.*--step"):
+        overview(file, sharp="acc", smooth="log_p", chance=0.25)
+    assert str(overview(file, sharp="acc", smooth="log_p", chance=0.25, step="tokens")) == by_step
+
+
 def test_a_smooth_score_that_turns_raises_a_red_flag_whatever_its_sign(tmp_path):
     z = np.linspace(0, 1, 30)
     noise = 0.01 * np.random.default_rng(1).normal(size=30)
