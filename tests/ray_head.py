@@ -58,6 +58,7 @@ def ray_head(folder, *, cpus=2, **changes):
         except subprocess.TimeoutExpired:
             pass
         end_group(head.pid)
+        head.wait()
         shutil.rmtree(short, ignore_errors=True)
 
 

@@ -103,6 +103,7 @@ def slurm(folder):
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         shutil.rmtree(folder / "spool", ignore_errors=True)
 
 
