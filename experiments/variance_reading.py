@@ -13,9 +13,10 @@ The full measurement is the mean of three times as many steps with another seed.
 snapshots beside it (Kendall's τ; once more for those at no minimum alone, by the verdict of the full measurement), its
 standard error over the range of λ̂, and the stages that are found in it.
 
-Measured on regression, seed 0 (results/variance_reading.md): the mean orders the snapshots as the full measurement, also
-those at no minimum (τ 0.97 and 0.95); the variances order them otherwise (0.50 and -0.53 along chains, 0.56 and -0.60
-across them), with errors 6 to 10 times as large, and have none of its stages. Induction wasn't measured.
+Measured on regression, seed 0 (results/variance_reading.md): the mean orders the snapshots as the full measurement,
+also those at no minimum (τ 0.97 and 0.95); the variances order them otherwise (0.50 and -0.53 along chains, 0.56 and
+-0.60 across them), with errors 6 to 10 times as large, and show one of its two stages at most. Induction wasn't
+measured.
 
 Costs about half an hour for regression, and more than forty minutes for induction, on a core.
 
