@@ -26,7 +26,7 @@ Costs about half an hour on a core.
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ import torch
 from command_line import command_line
 from tables import kinds, markdown, stretches
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from phasewatch import Point, Probe, Snapshot, Trajectory, calibrate, difference, find_transitions, log_spaced
 from phasewatch.monitor.sampling.chains import gradients_of_a_point
@@ -71,9 +70,11 @@ class Task:
 class SourceCode:
     """Windows of 64 bytes of the standard library's source."""
 
-    def __init__(self) -> None:
+    @cached_property
+    def text(self) -> Tensor:
+        """All of it as bytes, shape (byte,)."""
         files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-        self.text = torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8)
 
     def __call__(self, generator: torch.Generator, batch_size: int) -> dict[str, Tensor]:
         """Draw a batch, input_ids of shape (batch_size, 64)."""
@@ -83,6 +84,8 @@ class SourceCode:
 
 def gpt2() -> nn.Module:
     """A small Hugging Face GPT-2 for bytes."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=256, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None)
     )

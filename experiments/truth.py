@@ -18,7 +18,8 @@ near w*; most singular points: nβ 7e4 and γ 0.1.
 `--calibrated` asks `calibrate` for the setting, with nothing but a snapshot and the data: fresh deep linear networks as
 trained and at most singular points, six of them with minibatches that a function draws, and regressions, of 100 to
 2,400 parameters, whose inputs are drawn. Claims: every network within 5 %, the median within 2 %, for at most 5,000
-gradient evaluations, 2,500 in the median. It takes four minutes on a core.
+gradient evaluations, 2,500 in the median. Of eight more, drawn later, two aren't within 5 %, one of them called
+LOCALIZED, and the other, of condition 10,000,000, OK. It takes six minutes on a core.
 
     python experiments/truth.py [--quick] [--only PART] [--calibrated]
 """
@@ -29,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -255,13 +256,24 @@ def hopeless(quick: bool) -> Iterator[Case]:
         yield Case("hopeless", name, model, deep_linear.loss, (x, y), 25.0, settings | changed, meant=meant)
 
 
-FRESH = [
+Network: TypeAlias = tuple[tuple[int, ...], int]
+"""Widths and rank."""
+
+FRESH: list[Network] = [
     ((10, 10, 10), 4), ((8, 12, 8), 5), ((6, 6, 6, 6), 3), ((20, 20, 20), 5), ((30, 20, 30), 8), ((16, 16, 16, 16), 6),
     ((25, 20, 25, 20), 6), ((40, 30, 40), 10),
 ]  # fmt: skip
-FRESH_SINGULAR = [((8, 8, 8), 2), ((7, 7, 7, 7), 3), ((10, 6, 10), 3), ((12, 12, 12), 4), ((20, 10, 20), 4)]
-
-
+FRESH_SINGULAR: list[Network] = [
+    ((8, 8, 8), 2),
+    ((7, 7, 7, 7), 3),
+    ((10, 6, 10), 3),
+    ((12, 12, 12), 4),
+    ((20, 10, 20), 4),
+]
+LATER: list[Network] = [
+    ((16, 16, 16, 16), 6), ((12, 14, 12, 14), 5), ((9, 9, 9, 9, 9), 4), ((18, 12, 12, 18), 7), ((10, 10, 10, 10), 5),
+]  # fmt: skip
+LATER_SINGULAR: list[Network] = [((9, 9, 9), 3), ((8, 8, 8, 8), 3), ((14, 10, 14), 4)]
 FRESH_DRAWN = [
     (91_000, ((10, 10, 10), 4), False), (91_001, ((8, 12, 8), 5), False), (91_003, ((20, 20, 20), 5), False),
     (91_005, ((16, 16, 16, 16), 6), False), (93_000, ((8, 8, 8), 2), True), (93_003, ((12, 12, 12), 4), True),
@@ -289,23 +301,36 @@ def from_minibatches(seed: int, widths: tuple[int, ...], rank: int, *, singular:
 
 def fresh(quick: bool) -> Iterator[Case]:
     """Networks that are calibrated, with inputs x ~ N(0, I)."""
-    for number, (widths, rank) in enumerate(FRESH[:2] if quick else FRESH):
-        _, model, data = drawn(91_000 + number, widths, rank)
-        deep_linear.train(model, data)
-        h = deep_linear.curvatures(model)
-        yield Case(
-            "trained", f"{widths} rank {rank}", model, deep_linear.loss, data, deep_linear.local_llc(model), {},
-            (h[-1] / h[0]).item(), seed=5,
-        )  # fmt: skip
-    for number, (widths, rank) in enumerate(FRESH_SINGULAR[:1] if quick else FRESH_SINGULAR):
-        truth, _, data = drawn(93_000 + number, widths, rank)
-        model = deep_linear.most_singular_point(widths, truth, Generator().manual_seed(94_000 + number))
-        llc = deep_linear.most_singular_llc(widths, rank)
-        yield Case("most singular", f"{widths} rank {rank}", model, deep_linear.loss, data, llc, {}, seed=5)
+    yield from networks_from(91_000, FRESH[:2] if quick else FRESH, FRESH_SINGULAR[:1] if quick else FRESH_SINGULAR)
     for number, (widths, rank), singular in FRESH_DRAWN[:1] if quick else FRESH_DRAWN:
         yield from_minibatches(number, widths, rank, singular=singular)
     for d in (100,) if quick else (100, 300, 1000):
         yield regression(95_000 + d, d, {}, seed_of_chains=5)
+
+
+def later(quick: bool) -> Iterator[Case]:
+    """Networks that were drawn when the rules of `calibrate` stood."""
+    if not quick:
+        yield from networks_from(191_000, LATER, LATER_SINGULAR, "later: ")
+
+
+def networks_from(
+    seed: int, as_trained: list[Network], at_singular_points: list[Network], prefix: str = ""
+) -> Iterator[Case]:
+    """Deep linear networks as trained, and at most singular points."""
+    for number, (widths, rank) in enumerate(as_trained):
+        _, model, data = drawn(seed + number, widths, rank)
+        deep_linear.train(model, data)
+        h = deep_linear.curvatures(model)
+        yield Case(
+            f"{prefix}trained", f"{widths} rank {rank}", model, deep_linear.loss, data, deep_linear.local_llc(model),
+            {}, (h[-1] / h[0]).item(), seed=5,
+        )  # fmt: skip
+    for number, (widths, rank) in enumerate(at_singular_points):
+        truth, _, data = drawn(seed + 2000 + number, widths, rank)
+        model = deep_linear.most_singular_point(widths, truth, Generator().manual_seed(seed + 3000 + number))
+        llc = deep_linear.most_singular_llc(widths, rank)
+        yield Case(f"{prefix}most singular", f"{widths} rank {rank}", model, deep_linear.loss, data, llc, {}, seed=5)
 
 
 def drawn(seed: int, widths: tuple[int, ...], rank: int) -> tuple[Tensor, deep_linear.DeepLinear, deep_linear.Batch]:
@@ -342,6 +367,8 @@ PARTS = {
     "100M": hundred_million,
 }  # fmt: skip
 
+CALIBRATED_PARTS = {"fresh": fresh, "later": later}
+
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Median and worst relative error of each part."""
@@ -353,12 +380,12 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     """Measure, print and keep the table."""
     parser = command_line(__doc__, quick="the smallest cases, in a minute")
-    parser.add_argument("--only", choices=PARTS, help="measure one part of the table again")
+    parser.add_argument("--only", choices=[*PARTS, *CALIBRATED_PARTS], help="measure one part of the table again")
     parser.add_argument("--calibrated", action="store_true", help="the networks whose setting calibrate chooses")
     parser.add_argument("--output", type=Path, help="the table; cases that this run leaves out stay")
     options = parser.parse_args()
     rows = []
-    parts = {"calibrated": fresh} if options.calibrated else PARTS
+    parts = CALIBRATED_PARTS if options.calibrated else PARTS
     for part, cases in parts.items():
         for case in cases(options.quick) if options.only in {None, part} else ():
             row = measure(case)

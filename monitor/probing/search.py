@@ -228,18 +228,22 @@ class Search:
         sharpest = max(range(len(self._attempts.snapshots)), key=lambda i: self.curvatures[i])
         stiff = max(trial.points, key=lambda point: point.llc.checks.kappa)
         cost = trial.cost // len(trial.points)
-        short = max((point.llc.checks for point in trial.points), key=lambda checks: checks.short)
         self._reasons += [
             f"The sharpest snapshot is that of step {integer(self._attempts.snapshots[sharpest].step)}, with curvature "
             f"{number(self.curvatures[sharpest])}. κ = ε·(nβ·h + γ) reaches {stiff.llc.checks.kappa:.2f} along the "
             "chains, where 4 is unstable.",
             self._horizon(sampler),
             f"The minibatches' noise and the length of the steps add about {percent(added_bias(trial))} to λ̂.",
-            f"By what they remember, chains of this length lack about {percent(short.short)} ± "
-            f"{percent(short.short_error)} of λ̂.",
             f"The standard error at step {integer(last.step)} is {percent(last.llc.error, abs(last.llc.value))} of λ̂, "
             f"where at most {percent(error)} was asked for. A point costs {integer(cost)} gradient evaluations.",
         ]
+        known = [point.llc.checks for point in trial.points if not math.isnan(point.llc.checks.short)]
+        short = max(known, key=lambda checks: checks.short, default=None)
+        if short:
+            self._reasons.append(
+                f"By what they remember, chains of this length lack about {percent(short.short)} ± "
+                f"{percent(short.short_error)} of λ̂."
+            )
         for health in dict.fromkeys(point.llc.health for point in trial.points):
             if health is not Health.OK:
                 self._reasons.append(f"What remains is {verdicts(trial, {health})}. {health.value}")

@@ -17,6 +17,7 @@ from phasewatch.monitor.probing.calibrate import calibrate
 from phasewatch.monitor.probing.calibration import Calibration
 from phasewatch.monitor.probing.lengths import FEWEST_DRAWS
 from phasewatch.monitor.probing.probe import Probe
+from phasewatch.monitor.sampling import start
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
@@ -108,6 +109,15 @@ def test_momentum_lets_a_weaker_localization_settle():
         found[momentum] = sampler.localization / sampler.nbeta, exact
     assert found[0.95][0] < 0.6 * found[0.0][0]
     assert found[0.95][1] > 0.95 * D / 2
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_short_chains_lack_is_told_where_it_is_known(monkeypatch, large):
+    """Of a large model's chains no sums are kept that would tell it."""
+    if large:
+        monkeypatch.setattr(start, "LARGE", 1)
+    found = calibrated(series(1.0), make_probe())
+    assert any("By what they remember" in reason for reason in found.reasons) is not large
 
 
 def test_the_sharpest_snapshot_decides_the_step_size_wherever_it_stands():
