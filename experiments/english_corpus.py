@@ -10,13 +10,12 @@ In `--folder` it leaves
     english.txt     the documents in an order of no meaning, each ended by a line with a null character
     tokenizer.json  the byte-pair encoding of 5,000 tokens
     tokens.bin      the documents in tokens, uint16, each begun by token 0
-    carried.xz      the first of these tokens, as many as make `--carried` megabytes when compressed
     sources.csv     characters kept of each package
 
-    python experiments/english_corpus.py [--folder build/corpus] [--carried 48] [--jobs 2]
+    python experiments/english_corpus.py [--folder build/corpus] [--jobs 2]
 
-Measured: 59 packages, 446 MB of text and 120.6 million tokens, of which carried.xz holds 59.8 million in 49 MB. About
-half of the text is RFCs; the rest is dictionaries, and documentation of the kernel, of Python, Perl and others.
+Measured: 59 packages, 446 MB of text and 120.6 million tokens. About half of the text is RFCs; the rest is
+dictionaries, and documentation of the kernel, of Python, Perl and others.
 """
 
 import argparse
@@ -24,7 +23,6 @@ import csv
 import gzip
 import hashlib
 import html
-import lzma
 import re
 import subprocess
 import tarfile
@@ -233,31 +231,16 @@ def encode(folder: Path) -> None:
                 np.array([0, *encoded.ids], dtype="<u2").tofile(file)
 
 
-def carry(folder: Path, megabytes: float) -> None:
-    """Compress the first tokens, as many as fit."""
-    tokens = np.fromfile(folder / "tokens.bin", dtype="<u2")
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 27, "lc": 3, "lp": 1, "pb": 1}]
-    compressor = lzma.LZMACompressor(check=lzma.CHECK_CRC32, filters=filters)
-    written, taken, step = 0, 0, 2**20
-    with (folder / "carried.xz").open("wb") as file:
-        while written < megabytes * 1e6 and taken < len(tokens):
-            written += file.write(compressor.compress(tokens[taken : taken + step].tobytes()))
-            taken += step
-        file.write(compressor.flush())
-
-
 def main() -> None:
     """Make what isn't there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("build/corpus"), help="default: %(default)s")
-    parser.add_argument("--carried", type=float, default=48.0, help="megabytes of carried.xz (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     for name, make in {
         "english.txt": lambda: collect(fetch(given.folder), given.folder, given.jobs),
         "tokens.bin": partial(encode, given.folder),
-        "carried.xz": partial(carry, given.folder, given.carried),
     }.items():
         if not (given.folder / name).exists():
             make()

@@ -29,6 +29,7 @@ from phasewatch import (
     Transition,
     heads,
     log_spaced,
+    replay,
 )
 from phasewatch.callbacks.trainers.schedule import Steps
 from phasewatch.monitor.probing.probe import measure_whole
@@ -51,16 +52,23 @@ steps."""
 AVERAGED = 0.02
 """Share of the steps so far that averaged weights are the mean of."""
 
-EXTRAS: dict[str, tuple[Sampler, int]] = {
+REPLAY = "replay"
+BUDGET = 0.5
+"""Share of a run's snapshots that its replay by coarse to fine measures."""
+
+SAMPLERS: dict[str, tuple[Sampler, int | None]] = {
     "nbeta-10": (replace(SAMPLER, nbeta=10.0), 16),
     "nbeta-30": (replace(SAMPLER, nbeta=30.0), 16),
     "nbeta-60": (replace(SAMPLER, nbeta=60.0, step_size=1e-3, burn_in=30), 16),
-    "longer": (replace(SAMPLER, draws=100, burn_in=100), 8),
+    "longer": (replace(SAMPLER, draws=100, burn_in=100), None),
     "averaged": (SAMPLER, 24),
     "heads": (replace(SAMPLER, chains=2), 5),
-    "published": (PUBLISHED, 3),
+    "published": (PUBLISHED, 8),
 }
-"""What else snapshots can be measured with, and at how many steps at most: around the bump, or late in the run."""
+"""What else snapshots can be measured with, and at how many steps at most: around the bump, or late in the run. None is
+all of them."""
+
+EXTRAS = (*SAMPLERS, REPLAY)
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,6 @@ def train_run(
     states: Path,
     device: str,
     deadline: float,
-    whole: bool = False,
 ) -> bool:
     """Train a run under a monitor, from where it was left, and keep its points.
 
@@ -217,7 +224,6 @@ def train_run(
         states: the folder of the states that runs are left in.
         device: where everything happens.
         deadline: of `time.monotonic`, at which it is left.
-        whole: leave it after its first steps if it can't be ended by then.
 
     Returns:
         Whether it is at its end.
@@ -252,7 +258,6 @@ def train_run(
         at=size.at,
         on_due=measure,
         deadline=deadline,
-        whole=whole,
     )
     begun = time.monotonic()
     monitor.close()
@@ -336,18 +341,23 @@ def measure_again(name: str, extra: str, size: Size, *, runs: Path, results: Pat
     folder = SnapshotFolder(runs / name / ("averaged" if extra == "averaged" else "snapshots"))
     if kept.exists() or not points.exists():
         return
-    sampler, most = EXTRAS[extra]
-    there = set(folder.steps)
-    steps = [step for step in bump_steps(Trajectory.read(points), most) if step in there]
-    sampler, layers = size.sampler(sampler), int(name.split("-")[0])
-    if extra == "heads" or sampler.batch_size != size.sampler(SAMPLER).batch_size:
-        measure: Callable[[Snapshot], Point] = plain_probe(layers, size, device, sampler, extra == "heads")
+    begun, layers = time.monotonic(), int(name.split("-")[0])
+    if extra == REPLAY:
+        budget = max(4, round(BUDGET * len(folder.steps)))
+        again = replay(folder, kit(layers, size, device).probe, run=runs / f"{name}-{REPLAY}", budget=budget)
+        measured = Trajectory(sorted(again, key=lambda point: point.step))
     else:
-        measure = partial(measure_whole, kit(layers, size, device).probe, sampler=sampler)
-    begun = time.monotonic()
-    measured = Trajectory(measure(folder.load(step)) for step in steps)
+        sampler, most = SAMPLERS[extra]
+        sampler = size.sampler(sampler)
+        if extra == "heads" or sampler.batch_size != size.sampler(SAMPLER).batch_size:
+            measure: Callable[[Snapshot], Point] = plain_probe(layers, size, device, sampler, extra == "heads")
+        else:
+            measure = partial(measure_whole, kit(layers, size, device).probe, sampler=sampler)
+        there = set(folder.steps)
+        steps = [step for step in bump_steps(Trajectory.read(points), most) if step in there] if most else folder.steps
+        measured = Trajectory(measure(folder.load(step)) for step in steps)
     keep_points(measured, results, f"{EXPERIMENT}_{extra}", name)
-    print(f"{name}, {extra}: {len(steps)} points in {time.monotonic() - begun:.1f} s", flush=True)
+    print(f"{name}, {extra}: {len(measured)} points in {time.monotonic() - begun:.1f} s", flush=True)
 
 
 @cache

@@ -24,6 +24,7 @@ No run of the published size has been made yet; `--quick` and the tests go throu
 import argparse
 import tarfile
 import time
+import traceback
 from pathlib import Path
 
 import language_table
@@ -54,9 +55,8 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20_000, help="of training (default: %(default)s)")
     parser.add_argument("--other-steps", type=int, default=5_000, help="of Llama and Pythia (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which it ends (default: %(default)s)")
-    parser.add_argument("--whole", action="store_true", help="give up runs that can't be ended in that time, and go on")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda with one GPU visible (default: %(default)s)")
-    parser.add_argument("--corpus", type=Path, default=Path("build/corpus/carried.xz"), help="default: %(default)s")
+    parser.add_argument("--corpus", type=Path, default=Path("build/corpus/tokens.bin"), help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs") / EXPERIMENT, help="default: %(default)s")
     parser.add_argument("--states", type=Path, default=None, help="of runs that were left (default: --runs/states)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where points go (default: results/)")
@@ -65,36 +65,49 @@ def command_line() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def work(given: argparse.Namespace, size: Size, deadline: float) -> None:
-    """Do the items of the queue."""
-    states = given.states or given.runs / "states"
+def work(given: argparse.Namespace, size: Size, deadline: float) -> list[str]:
+    """Do the items of the queue.
+
+    Returns:
+        The items that failed; the others went on.
+    """
+    failed = []
     for item in filter(None, given.queue.split(",")):
         if deadline - time.monotonic() < SHORTEST * (not size.quick):
             print(f"{item}: not begun, {deadline - time.monotonic():.0f} s are left", flush=True)
             continue
-        what, *extras = item.split("+")
-        extras = list(EXTRAS) if extras == ["all"] else extras
-        kind, seed = what.split(":")[0], int(what.split(":")[1])
-        if not kind.isdigit():
-            from language_models import train_model
-
-            where = {"runs": given.runs, "results": given.results, "device": given.device}
-            train_model(kind, seed, size, steps=given.other_steps, deadline=deadline, **where)
-            continue
-        name = run_of(int(kind), seed)
         begun = time.monotonic()
-        where = {"runs": given.runs, "results": given.results, "device": given.device}
-        ended = (states / f"{name}.ended").exists() or train_run(
-            int(kind), seed, size, states=states, deadline=deadline, whole=given.whole, **where
-        )
-        if ended:
-            (states / f"{name}.ended").touch()
-        for extra in extras if ended else []:
-            if time.monotonic() > deadline:
-                print(f"{name}, {extra}: not begun")
-                continue
-            measure_again(name, extra, size, **where)
+        try:
+            do(item, given, size, deadline)
+        except Exception:
+            traceback.print_exc()
+            failed.append(item)
         print(f"{item}: {time.monotonic() - begun:.0f} s in all", flush=True)
+    return failed
+
+
+def do(item: str, given: argparse.Namespace, size: Size, deadline: float) -> None:
+    """Train the run of an item, if it isn't at its end, and measure it again in the ways that the item names."""
+    what, *extras = item.split("+")
+    kind, seed = what.split(":")
+    where = {"runs": given.runs, "results": given.results, "device": given.device}
+    if not kind.isdigit():
+        from language_models import train_model
+
+        train_model(kind, int(seed), size, steps=given.other_steps, deadline=deadline, **where)
+        return
+    states = given.states or given.runs / "states"
+    name = run_of(int(kind), int(seed))
+    ended = states / f"{name}.ended"
+    if not ended.exists():
+        if not train_run(int(kind), int(seed), size, states=states, deadline=deadline, **where):
+            return
+        ended.touch()
+    for extra in EXTRAS if extras == ["all"] else extras:
+        if time.monotonic() > deadline:
+            print(f"{name}, {extra}: not begun", flush=True)
+        else:
+            measure_again(name, extra, size, **where)
 
 
 def pack(given: argparse.Namespace) -> None:
@@ -107,7 +120,7 @@ def pack(given: argparse.Namespace) -> None:
         for file in sorted(given.runs.rglob("*")):
             if file.is_file() and not {"snapshots", "averaged", "states"} & set(file.relative_to(given.runs).parts):
                 archive.add(file, f"runs/{file.relative_to(given.runs)}")
-    for file in sorted(states.glob("*-weights.pt")) if not given.whole else ():
+    for file in sorted(states.glob("*-weights.pt")):
         name = file.name.removesuffix("-weights.pt")
         if not (states / f"{name}.ended").exists():
             for part in ("weights", "moments"):
@@ -123,11 +136,14 @@ def main() -> None:
     deadline = time.monotonic() + 60 * given.minutes
     torch.set_float32_matmul_precision("high")
     size = smallest_size(given.corpus, given.steps) if given.quick else published_size(given.corpus, given.steps)
+    failed: list[str] = []
     try:
-        work(given, size, deadline)
+        failed = work(given, size, deadline)
     finally:
         if given.out is not None:
             pack(given)
+    if failed:
+        raise SystemExit(f"These failed: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ PUBLISHED = (
 )
 """The published stages that end within 20,000 steps: name, end, type, change of the loss and of λ̂ (2 layers)."""
 
+WHOLE = ("longer", "replay")
+"""The ways in which a whole run is measured again."""
+
 FALLS_FROM = 500
 """The first step from which falls of λ̂ are looked for: before, it only rises."""
 
@@ -43,11 +46,13 @@ def nearest(trajectory: Trajectory, step: float) -> Point:
     return min(trajectory, key=lambda point: abs(np.log((point.step + 1) / (step + 1))))
 
 
-def stage_row(name: str, trajectory: Trajectory) -> dict[str, object]:
+def stage_row(name: str, trajectory: Trajectory, way: str = "live") -> dict[str, object]:
     """A run's stages, as `find_transitions` finds them."""
     found = find_transitions(trajectory)
     return {
         "run": name,
+        "measured": way,
+        "points": len(trajectory),
         "last step": int(trajectory.steps[-1]),
         "loss there": float(trajectory.loss[-1]),
         "kinds": kinds(found),
@@ -185,10 +190,16 @@ def main(results: Path) -> None:
     trajectories, kept = read(results), beside(results)
     own = {name: t for name, t in trajectories.items() if "layers" in name}
     bumps = {name: bump_of(trajectory) for name, trajectory in own.items()}
-    lines = [*markdown(rates(own, bumps)), "", *markdown([stage_row(*item) for item in trajectories.items()])]
+    ways = {"live": trajectories} | {extra: read(results, extra) for extra in EXTRAS}
+    stages = [
+        stage_row(name, ways[way][name], way)
+        for name in trajectories
+        for way in ("live", *WHOLE)
+        if name in ways[way]
+    ]
+    lines = [*markdown(rates(own, bumps)), "", *markdown(stages)]
     lines += ["", *markdown([published_row(), *(ends_row(*item) for item in own.items())])]
     lines += ["", *markdown([bump_row(name, t, bumps[name]) for name, t in own.items()])]
-    ways = {"live": own} | {extra: read(results, extra) for extra in EXTRAS}
     by_way = [
         way_row(name, way, some[name], bump)
         for name, bump in bumps.items()

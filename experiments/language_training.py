@@ -20,10 +20,6 @@ from phasewatch.toy_tasks.language import LanguageModel, Shape
 BLOCK = 1_000
 """Steps whose batches are drawn at once, by a seed of their own, so that a run that goes on draws the same."""
 
-TRIED, AROUND = 600, 1.2
-"""From the seconds of TRIED steps after the first TRIED ones it is told how long a run takes: AROUND times as long, for
-what is measured at later steps."""
-
 AGREE = 0.05
 """What is faster is used if its gradient differs from the plain one by less than this share of its length."""
 
@@ -53,7 +49,6 @@ def train(
     at: Callable[[int], bool],
     on_due: Callable[[int], None],
     deadline: float,
-    whole: bool = False,
 ) -> Left:
     """Train a model in place, from where `state` says that it was left.
 
@@ -68,7 +63,6 @@ def train(
         at: the steps that are due.
         on_due: is called at these, outside of the time that counts; before training at step 0.
         deadline: of `time.monotonic`, at which it is left.
-        whole: leave it after its first steps if it can't be ended by then.
 
     Returns:
         Where it stands.
@@ -80,7 +74,7 @@ def train(
     if left.step == 0 and at(0):
         on_due(0)
     synchronize(device)
-    step, seconds, begun, paced = left.step, left.seconds, time.monotonic(), 0.0
+    step, seconds, begun = left.step, left.seconds, time.monotonic()
     starts = torch.empty(0)
     while step < steps:
         if step % BLOCK == 0 or not len(starts):
@@ -98,17 +92,7 @@ def train(
             begun = time.monotonic()
         if step % 50 == 0:
             synchronize(device)
-            now = time.monotonic()
-            if now > deadline:
-                break
-            if whole and step - left.step == TRIED:
-                paced = now
-            if (
-                whole
-                and step - left.step == 2 * TRIED
-                and now + AROUND * (steps - step) * (now - paced) / TRIED > deadline
-            ):
-                print(f"left at step {step}: {(now - paced) / TRIED * 1e3:.1f} ms a step", flush=True)
+            if time.monotonic() > deadline:
                 break
     synchronize(device)
     left = Left(step, seconds + time.monotonic() - begun)

@@ -1,6 +1,5 @@
 """English text in tokens, as `experiments/english_corpus.py` makes it: windows of it, and its bigrams and trigrams."""
 
-import lzma
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +25,12 @@ class EnglishData:
     Called as `data(generator, batch_size)`, it returns tokens of shape (batch, context) on the generator's device.
 
     Attributes:
-        file: tokens as uint16, compressed where its name ends in ".xz".
+        file: tokens as uint16.
         vocabulary: V, the number of tokens.
         context: T, the length of a window.
     """
 
-    file: Path = Path("build/corpus/carried.xz")
+    file: Path = Path("build/corpus/tokens.bin")
     vocabulary: int = 5_000
     context: int = 1_024
 
@@ -47,9 +46,7 @@ class EnglishData:
                 f"EnglishData(file={str(self.file)!r}): there is no such file. Make it with "
                 "`python experiments/english_corpus.py`."
             )
-        raw = self.file.read_bytes()
-        raw = lzma.decompress(raw) if self.file.suffix == ".xz" else raw
-        return torch.from_numpy(np.frombuffer(raw, dtype="<u2").astype(np.int16))
+        return torch.from_numpy(np.fromfile(self.file, dtype="<u2").astype(np.int16))
 
     @property
     def trained_on(self) -> int:

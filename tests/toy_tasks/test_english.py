@@ -1,6 +1,5 @@
 """Windows of a text in tokens, the part of it that is held out, and its bigrams and trigrams."""
 
-import lzma
 from collections import Counter
 from itertools import pairwise
 
@@ -21,8 +20,8 @@ def text():
 
 @pytest.fixture
 def data(text, tmp_path):
-    file = tmp_path / "tokens.xz"
-    file.write_bytes(lzma.compress(text.astype("<u2").tobytes()))
+    file = tmp_path / "tokens.bin"
+    file.write_bytes(text.astype("<u2").tobytes())
     return EnglishData(file, vocabulary=VOCABULARY, context=CONTEXT)
 
 
@@ -62,4 +61,4 @@ def test_a_token_is_told_by_trigrams_if_two_predecessors_say_it_and_one_does_not
 
 def test_a_corpus_that_was_not_made_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no such file. Make it with .*english_corpus.py"):
-        EnglishData(tmp_path / "none.xz").tokens  # noqa: B018
+        EnglishData(tmp_path / "none.bin").tokens  # noqa: B018
