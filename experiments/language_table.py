@@ -192,10 +192,7 @@ def main(results: Path) -> None:
     bumps = {name: bump_of(trajectory) for name, trajectory in own.items()}
     ways = {"live": trajectories} | {extra: read(results, extra) for extra in EXTRAS}
     stages = [
-        stage_row(name, ways[way][name], way)
-        for name in trajectories
-        for way in ("live", *WHOLE)
-        if name in ways[way]
+        stage_row(name, ways[way][name], way) for name in trajectories for way in ("live", *WHOLE) if name in ways[way]
     ]
     lines = [*markdown(rates(own, bumps)), "", *markdown(stages)]
     lines += ["", *markdown([published_row(), *(ends_row(*item) for item in own.items())])]
