@@ -29,7 +29,7 @@ from phasewatch.toy_tasks.language_scores import EARLY, LATE, around
 
 CONTEXT, BATCH, RATE = 512, 64, 1e-3
 
-SAMPLER = Langevin(step_size=1e-3, localization=300, nbeta=30, chains=4, draws=20, burn_in=10, batch_size=16)
+SAMPLER = Langevin(step_size=1e-3, localization=300, nbeta=30, chains=3, draws=16, burn_in=8, batch_size=16)
 """The ε, γ and nβ that are published for Pythia's 14M (arXiv 2510.12077)."""
 
 

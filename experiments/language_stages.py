@@ -25,6 +25,7 @@ import argparse
 import tarfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import language_table
@@ -41,7 +42,7 @@ from language_runs import (
     train_run,
 )
 
-SHORTEST = 45.0
+SHORTEST = 20.0
 """Seconds that must be left for anything else to be begun."""
 
 
@@ -65,31 +66,38 @@ def command_line() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def parts(queue: str) -> Iterator[tuple[str, str]]:
+    """Each item of a queue's run with "", and then with each of its extras."""
+    for item in filter(None, queue.split(",")):
+        run, *extras = item.split("+")
+        for extra in ["", *(EXTRAS if extras == ["all"] else extras)]:
+            yield run, extra
+
+
 def work(given: argparse.Namespace, size: Size, deadline: float) -> list[str]:
-    """Do the items of the queue.
+    """Do the queue.
 
     Returns:
-        The items that failed; the others went on.
+        The parts that failed; the others went on.
     """
     failed = []
-    for item in filter(None, given.queue.split(",")):
-        if deadline - time.monotonic() < SHORTEST * (not size.quick):
-            print(f"{item}: not begun, {deadline - time.monotonic():.0f} s are left", flush=True)
+    for run, extra in parts(given.queue):
+        left = deadline - time.monotonic()
+        if left < SHORTEST * (not size.quick):
+            print(f"{run}+{extra}: not begun, {left:.0f} s are left", flush=True)
             continue
-        begun = time.monotonic()
         try:
-            do(item, given, size, deadline)
+            do(run, extra, given, size, deadline)
         except Exception:
             traceback.print_exc()
-            failed.append(item)
-        print(f"{item}: {time.monotonic() - begun:.0f} s in all", flush=True)
+            failed.append(f"{run}+{extra}")
+        print(f"{run}+{extra}: {left - deadline + time.monotonic():.0f} s in all", flush=True)
     return failed
 
 
-def do(item: str, given: argparse.Namespace, size: Size, deadline: float) -> None:
-    """Train the run of an item, if it isn't at its end, and measure it again in the ways that the item names."""
-    what, *extras = item.split("+")
-    kind, seed = what.split(":")
+def do(run: str, extra: str, given: argparse.Namespace, size: Size, deadline: float) -> None:
+    """Train a run, if it isn't at its end, or measure it again."""
+    kind, seed = run.split(":")
     where = {"runs": given.runs, "results": given.results, "device": given.device}
     if not kind.isdigit():
         from language_models import train_model
@@ -99,15 +107,10 @@ def do(item: str, given: argparse.Namespace, size: Size, deadline: float) -> Non
     states = given.states or given.runs / "states"
     name = run_of(int(kind), int(seed))
     ended = states / f"{name}.ended"
-    if not ended.exists():
-        if not train_run(int(kind), int(seed), size, states=states, deadline=deadline, **where):
-            return
+    if extra and ended.exists():
+        measure_again(name, extra, size, **where)
+    elif not ended.exists() and train_run(int(kind), int(seed), size, states=states, deadline=deadline, **where):
         ended.touch()
-    for extra in EXTRAS if extras == ["all"] else extras:
-        if time.monotonic() > deadline:
-            print(f"{name}, {extra}: not begun", flush=True)
-        else:
-            measure_again(name, extra, size, **where)
 
 
 def pack(given: argparse.Namespace) -> None:
