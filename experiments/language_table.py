@@ -1,18 +1,19 @@
 """The tables of language_stages.py, made of the points that are kept."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from induction_substages import Bump, bump_of, sequence
-from language_runs import EXPERIMENT, EXTRAS
-from stages import change_between
+from language_runs import EXPERIMENT, REPLAY
 from tables import keep_table, kinds, llc_changes, markdown, not_ok, stretches, with_error
 
 from phasewatch import Point, Trajectory, difference, find_transitions
+from phasewatch.monitor.trajectories.smoothing import log_steps, smooth
 
 PUBLISHED = (
     ("LM1", 900, "A", -2.33, +26.4),
@@ -22,17 +23,59 @@ PUBLISHED = (
 )
 """The published stages that end within 20,000 steps: name, end, type, change of the loss and of λ̂ (2 layers)."""
 
-WHOLE = ("longer", "replay")
-"""The ways in which a whole run is measured again."""
+FROM = 500
+"""The first step from which scores' rises and falls of λ̂ are looked for: before, the model learns bigrams."""
 
-FALLS_FROM = 500
-"""The first step from which falls of λ̂ are looked for: before, it only rises."""
+NEAR = 1.15
+"""A point stands for a step that is less than this factor away."""
+
+FIRST_LAYER = "previous_token_first_layer"
+"""The best previous-token score of the heads that induction heads can read: those of the first layer."""
+
+SCORES = {
+    "previous token": "previous_token",
+    "previous token, first layer": FIRST_LAYER,
+    "K-composition": "k_composition",
+    "prefix matching": "prefix_matching",
+    "repeated tokens": "repeat_p_among_choices",
+    "in-context score": "icl_score",
+}
+"""The scores whose rise (or fall, of the last) is timed. Of the repeated tokens, the probability of the right one."""
+
+SHARES = (0.25, 0.5, 0.9)
+"""Of a score's change; a rise begins at the first of them."""
+
+LEARNT = 0.3
+"""Rise of the probability of repeated tokens from which there is induction. One layer comes to 0.25."""
+
+AS_SET = "as set"
+"""Measured by `language_runs.SAMPLER`."""
 
 
-def read(results: Path, of: str = "") -> dict[str, Trajectory]:
-    """The trajectories that are kept, by the names of their runs."""
-    folder = results / "points" / (f"{EXPERIMENT}_{of}" if of else EXPERIMENT)
-    return {file.stem: Trajectory.read(file) for file in sorted(folder.glob("*.jsonl"))}
+def read(results: Path, kept: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Trajectory]]:
+    """The trajectories that are kept: by the way in which they were measured, and then by the names of their runs.
+
+    Args:
+        results: the folder of points.
+        kept: what is kept of each run beside its points, for `FIRST_LAYER`.
+    """
+
+    def scored(name: str, point: Point) -> Point:
+        if name not in kept or not point.metrics:
+            return point
+        heads = kept[name]["by head"].get(str(point.step))
+        best = max(heads["previous_token"][0]) if heads else math.nan
+        return replace(point, metrics={**point.metrics, FIRST_LAYER: best})
+
+    ways = {}
+    for folder in sorted((results / "points").glob(f"{EXPERIMENT}*")):
+        found = {
+            file.stem: Trajectory(scored(file.stem, point) for point in Trajectory.read(file))
+            for file in sorted(folder.glob("*.jsonl"))
+        }
+        if found:
+            ways[folder.name.removeprefix(EXPERIMENT).removeprefix("_") or AS_SET] = found
+    return ways
 
 
 def beside(results: Path) -> dict[str, dict[str, Any]]:
@@ -41,12 +84,86 @@ def beside(results: Path) -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))}
 
 
-def nearest(trajectory: Trajectory, step: float) -> Point:
-    """The point that was measured nearest to a step, in log step."""
-    return min(trajectory, key=lambda point: abs(np.log((point.step + 1) / (step + 1))))
+def each(ways: Mapping[str, Mapping[str, Trajectory]]) -> Iterator[tuple[str, str, Trajectory]]:
+    """Run, way and trajectory, run by run."""
+    for name in sorted({name for runs in ways.values() for name in runs}):
+        yield from ((name, way, runs[name]) for way, runs in ways.items() if name in runs)
 
 
-def stage_row(name: str, trajectory: Trajectory, way: str = "live") -> dict[str, object]:
+def change(trajectory: Trajectory, start: float, end: float) -> tuple[float, float] | None:
+    """The change of λ̂ between the points nearest to two steps, and its error; None if there are none near them."""
+    nearest = [min(trajectory, key=lambda point: abs(np.log((point.step + 1) / (step + 1)))) for step in (start, end)]
+    for point, step in zip(nearest, (start, end), strict=True):
+        if not 1 / NEAR < (point.step + 1) / (step + 1) < NEAR:
+            return None
+    found = difference(nearest[1].llc, nearest[0].llc)
+    return found.value, found.error
+
+
+def cell(found: tuple[float, float] | None) -> str:
+    """A change with its error."""
+    return "" if found is None else with_error(*found)
+
+
+def reached(trajectory: Trajectory, metric: str) -> list[float]:
+    """The steps at which a score has made `SHARES` of its change from step `FROM` to the end, smoothed over log step.
+
+    The first is the last step at which it hadn't; the others are the first ones after it.
+    """
+    late = Trajectory(point for point in trajectory if point.step >= FROM).usable(metric)
+    x = log_steps(late.steps)
+    curve = smooth(x, late.signal(metric)).value
+    done = (curve - curve[0]) / (curve[-1] - curve[0])
+    begun = int(np.flatnonzero(done < SHARES[0])[-1])
+    risen = np.maximum.accumulate(done[begun:])
+    return [float(np.exp(np.interp(share, risen, np.log(late.steps[begun:])))) for share in SHARES]
+
+
+def whole(trajectory: Trajectory) -> bool:
+    """Whether points lie all through a run."""
+    return trajectory.steps[0] <= 1 and len(trajectory) > len(PUBLISHED) * 5
+
+
+def rates(ways: Mapping[str, Mapping[str, Trajectory]]) -> list[dict[str, object]]:
+    """In how many runs λ̂ falls where it does in print, a type B is found, or a boundary lies where one does."""
+    rows: list[dict[str, object]] = []
+    for way, layers in ((way, layers) for way in ways for layers in (2, 1)):
+        runs = [t for name, t in ways[way].items() if name.startswith(f"{layers}-layers") and whole(t)]
+        if not runs:
+            continue
+        changes = [found for t in runs if (found := change(t, PUBLISHED[1][1], PUBLISHED[2][1]))]
+        stages = [find_transitions(t) for t in runs]
+        ends = [[t.end for t in found] for found in stages]
+        end = PUBLISHED[1][1]
+        rows.append(
+            {
+                "layers": layers,
+                "measured": way,
+                "runs": len(runs),
+                "λ̂ falls from 6,500 to 8,500": share_of(sum(v < -2 * e for v, e in changes), len(changes)),
+                "it rises": share_of(sum(v > 2 * e for v, e in changes), len(changes)),
+                f"a type B from step {FROM} on": share_of(
+                    sum(any(t.kind.label == "B" and t.start >= FROM for t in found) for found in stages), len(runs)
+                ),
+                "a stage ends within 20 % of 6,500": share_of(
+                    sum(any(end / 1.2 <= e <= 1.2 * end for e in some) for some in ends), len(runs)
+                ),
+            }
+        )
+    return rows
+
+
+def share_of(count: int, of: int) -> str:
+    """A rate with its interval of 95 % (Wilson)."""
+    if not of:
+        return ""
+    z, p = 1.96, count / of
+    middle, half = p + z**2 / (2 * of), z * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / of) for sign in (-1, 1))
+    return f"{count} of {of} ({low:.0%} to {high:.0%})"
+
+
+def stage_row(name: str, way: str, trajectory: Trajectory) -> dict[str, object]:
     """A run's stages, as `find_transitions` finds them."""
     found = find_transitions(trajectory)
     return {
@@ -59,95 +176,94 @@ def stage_row(name: str, trajectory: Trajectory, way: str = "live") -> dict[str,
         "steps": stretches(found),
         "Δλ̂": llc_changes(found),
         "Δloss": ", ".join(f"{t.loss_change:+.2f}" for t in found),
-        "largest fall of λ̂": largest_fall(trajectory),
-        "points not OK": not_ok(trajectory),
     }
 
 
-def largest_fall(trajectory: Trajectory, least: int = FALLS_FROM) -> str:
+def published_row() -> dict[str, object]:
+    """The published changes, as a row of the next table."""
+    row: dict[str, object] = {"run": "published, 2 layers", "measured": "by its authors"}
+    for name, end, kind, loss, llc in PUBLISHED:
+        row[f"{name}, to {end}"] = f"{kind}: {llc:+.1f}; {loss:+.2f}"
+    return row
+
+
+def ends_row(name: str, way: str, trajectory: Trajectory) -> dict[str, object]:
+    """How λ̂ and the loss change between the published ends, and where λ̂ falls furthest."""
+    row: dict[str, object] = {"run": name, "measured": way}
+    ends = [1, *(end for _, end, *_ in PUBLISHED)]
+    x = log_steps(trajectory.steps)
+    for (label, end, *_), (before, after) in zip(PUBLISHED, pairwise(ends), strict=True):
+        if found := change(trajectory, before, after):
+            loss = np.interp(log_steps(np.array([before, after])), x, trajectory.loss)
+            row[f"{label}, to {end}"] = f"{cell(found)}; {loss[1] - loss[0]:+.2f}"
+    return row | {"largest fall of λ̂": largest_fall(trajectory), "points not OK": not_ok(trajectory)}
+
+
+def largest_fall(trajectory: Trajectory) -> str:
     """How far λ̂ falls at most from one point to a later one, as a paired difference, with where it does."""
-    late = [point for point in trajectory.usable() if point.step >= least]
+    late = [point for point in trajectory.usable() if point.step >= FROM]
     pairs = [(after.llc.value - before.llc.value, before, after) for before, after in combinations(late, 2)]
     if not pairs:
         return ""
     fall, before, after = min(pairs, key=lambda pair: pair[0])
     if fall >= 0:
         return "none"
-    change = difference(after.llc, before.llc)
-    return f"{with_error(change.value, change.error)}, {before.step} to {after.step}"
+    found = difference(after.llc, before.llc)
+    return f"{with_error(found.value, found.error)}, {before.step} to {after.step}"
 
 
-def published_row() -> dict[str, object]:
-    """The published changes, as a row of the next table."""
-    row: dict[str, object] = {"between the published ends": "published, 2 layers"}
-    for name, end, kind, loss, llc in PUBLISHED:
-        row[f"{name}, to {end}"] = f"{kind}: {llc:+.1f}; {loss:+.2f}"
+def times_row(name: str, scored: Trajectory, measured: Mapping[str, Trajectory]) -> dict[str, object]:
+    """When each score makes its rise, and what λ̂ does between the heads' beginnings and over induction's rise."""
+    row: dict[str, object] = {"run": name}
+    at: dict[str, list[float]] = {}
+    for label, metric in SCORES.items():
+        values = scored.usable(metric).signal(metric)
+        row[label] = f"{values[0]:.2f} to {values[-1]:.2f}"
+        if np.ptp(values) > 0:
+            at[label] = reached(scored, metric)
+            row[label] = f"{row[label]}: {', '.join(f'{step:.0f}' for step in at[label])}"
+    heads, induction = at["previous token, first layer"], at["repeated tokens"]
+    if np.ptp(scored.signal(SCORES["repeated tokens"])) > LEARNT and heads[0] < induction[0]:
+        for way, trajectory in measured.items():
+            row[f"Δλ̂ from these heads to induction, {way}"] = cell(change(trajectory, heads[0], induction[0]))
+            row[f"Δλ̂ over induction, {way}"] = cell(change(trajectory, induction[0], induction[-1]))
     return row
 
 
-def ends_row(name: str, trajectory: Trajectory) -> dict[str, object]:
-    """How λ̂ and the loss change between the published ends, smoothed."""
-    row: dict[str, object] = {"between the published ends": name}
-    ends = [trajectory.steps[0], *(end for _, end, *_ in PUBLISHED)]
-    for (label, end, *_), (before, after) in zip(PUBLISHED, pairwise(ends), strict=True):
-        if end <= trajectory.steps[-1]:
-            llc = change_between(trajectory, "llc", before, after)
-            loss = change_between(trajectory, "loss", before, after)
-            row[f"{label}, to {end}"] = f"{llc:+.1f}; {loss:+.2f}"
-    return row
-
-
-def bump_row(name: str, trajectory: Trajectory, bump: Bump | None) -> dict[str, object]:
-    """Whether there is a bump, what comes first in it and what λ̂ does."""
-    row: dict[str, object] = {"run": name, "bump": "yes" if bump else "no"}
-    for metric in ("previous_token", "prefix_matching", "k_composition", "icl_score", "bigram", "trigram_loss"):
-        values = trajectory.signal(metric)
-        row[metric.replace("_", " ")] = f"{values[0]:.2f} to {values[-1]:.2f}"
-    return row | (sequence(trajectory, bump) if bump else {})
-
-
-def way_row(name: str, way: str, trajectory: Trajectory, bump: Bump) -> dict[str, object]:
-    """What λ̂ does in a bump, by one way to measure it."""
-    first, second = (rise.transition for rise in bump.rises)
-    places = {
-        "first to second start": (min(first.start, second.start), max(first.start, second.start)),
-        "to the end": (max(first.start, second.start), bump.last),
-    }
-    row: dict[str, object] = {"run": name, "measured by": way}
-    for label, (start, end) in places.items():
-        before, after = nearest(trajectory, start), nearest(trajectory, end)
-        change = difference(after.llc, before.llc)
-        row[label] = f"{with_error(change.value, change.error)}, {before.step} to {after.step}"
-    return row | {"largest fall of λ̂": largest_fall(trajectory), "points not OK": not_ok(trajectory)}
-
-
-def heads_row(name: str, trajectory: Trajectory) -> dict[str, object]:
+def heads_row(name: str, way: str, trajectory: Trajectory) -> dict[str, object]:
     """How each head's own λ̂ changes between the first and the last point that have it."""
-    row: dict[str, object] = {"run": name, "steps": f"{trajectory.steps[0]} to {trajectory.steps[-1]}"}
+    row: dict[str, object] = {"run": name, "measured": way, "steps": f"{trajectory.steps[0]} to {trajectory.steps[-1]}"}
     for part in trajectory[0].parts:
         own = trajectory.part(part)
-        change = difference(own[-1].llc, own[0].llc)
-        row[part] = with_error(change.value, change.error)
+        found = difference(own[-1].llc, own[0].llc)
+        row[part] = with_error(found.value, found.error)
     return row
 
 
-def cost_row(name: str, trajectory: Trajectory, kept: Mapping[str, Any], bump: Bump | None) -> dict[str, object]:
-    """What a run's monitor cost, and how well neighbouring points are told apart."""
-    low, high = (bump.first / 2, bump.last * 2) if bump else (1_000, trajectory.steps[-1])
-    around = [point for point in trajectory.usable() if low <= point.step <= high]
-    errors = [difference(after.llc, before.llc).error for before, after in pairwise(around)]
+def cost_row(name: str, kept: Mapping[str, Any], measured: Mapping[str, Trajectory]) -> dict[str, object]:
+    """What a run's monitor cost, and how well neighbouring points are told apart from a tenth of the run on."""
     training, measuring = kept["training seconds"], sum(kept["monitoring seconds"])
-    return {
+    row = {
         "run": name,
+        "device": kept["device"],
         "steps a second": kept["steps"] / training,
         "training, s": training,
         "measuring, s": measuring,
+        "points": len(kept["monitoring seconds"]) - 1,
         "share": f"{measuring / training:.0%}",
-        "error of a neighbour's difference, median": float(np.median(errors)) if errors else "",
-        "largest": max(errors, default=""),
         "confirmed live": confirmed(kept["called"]),
-        "device": kept["device"],
     }
+    for way, trajectory in measured.items():
+        errors = neighbours([point for point in trajectory.usable() if point.step >= trajectory.steps[-1] / 10])
+        row[f"error of a neighbour's difference, median and largest, {way}"] = (
+            f"{np.median(errors):.2f}, {max(errors):.2f}"
+        )
+    return row
+
+
+def neighbours(points: Sequence[Point]) -> list[float]:
+    """The errors of the differences of neighbouring points."""
+    return [difference(after.llc, before.llc).error for before, after in pairwise(points)]
 
 
 def confirmed(called: Sequence[Mapping[str, Any]]) -> str:
@@ -155,57 +271,25 @@ def confirmed(called: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{c['kind']} {c['start']} to {c['end']} at {c['confirmed at']}" for c in called)
 
 
-def rates(trajectories: Mapping[str, Trajectory], bumps: Mapping[str, Bump | None]) -> list[dict[str, object]]:
-    """In how many seeds there is a bump, a split one, and a type B in it."""
-    rows = []
-    for layers in (2, 1):
-        runs = {name: t for name, t in trajectories.items() if name.startswith(f"{layers}-layers")}
-        seen = [sequence(runs[name], bump) for name in runs if (bump := bumps[name])]
-        falls = [t for t in runs.values() if any(f.kind.label == "B" and f.start >= 1_000 for f in find_transitions(t))]
-        rows.append(
-            {
-                "layers": layers,
-                "runs": len(runs),
-                "bump": share(len(seen), len(runs)),
-                "split": share(sum(row["split"] == "yes" for row in seen), len(seen)),
-                "a type B over the bump": share(sum("B" in str(row["kinds over the bump"]) for row in seen), len(seen)),
-                "a type B that begins at step 1,000 or later": share(len(falls), len(runs)),
-            }
-        )
-    return rows
-
-
-def share(count: int, of: int) -> str:
-    """A rate with its interval of 95 % (Wilson)."""
-    if not of:
-        return ""
-    z, p = 1.96, count / of
-    middle, half = p + z**2 / (2 * of), z * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / of) for sign in (-1, 1))
-    return f"{count} of {of} ({low:.0%} to {high:.0%})"
-
-
 def main(results: Path) -> None:
     """Print the tables, and keep them."""
-    trajectories, kept = read(results), beside(results)
-    own = {name: t for name, t in trajectories.items() if "layers" in name}
-    bumps = {name: bump_of(trajectory) for name, trajectory in own.items()}
-    ways = {"live": trajectories} | {extra: read(results, extra) for extra in EXTRAS}
-    stages = [
-        stage_row(name, ways[way][name], way) for name in trajectories for way in ("live", *WHOLE) if name in ways[way]
-    ]
-    lines = [*markdown(rates(own, bumps)), "", *markdown(stages)]
-    lines += ["", *markdown([published_row(), *(ends_row(*item) for item in own.items())])]
-    lines += ["", *markdown([bump_row(name, t, bumps[name]) for name, t in own.items()])]
-    by_way = [
-        way_row(name, way, some[name], bump)
-        for name, bump in bumps.items()
-        if bump
-        for way, some in ways.items()
-        if name in some
-    ]
-    of_heads = [heads_row(*item) for item in ways["heads"].items()]
-    lines += ["", *markdown(by_way)] * bool(by_way) + ["", *markdown(of_heads)] * bool(of_heads)
-    costs = [cost_row(name, t, kept[name], bumps.get(name)) for name, t in trajectories.items() if name in kept]
+    kept = beside(results)
+    ways = read(results, kept)
+    of_heads = {way: ways.pop(way) for way in list(ways) if way.endswith("heads")}
+    all_through = [(name, way, t) for name, way, t in each(ways) if whole(t)]
+    own = [(name, way, t) for name, way, t in each(ways) if "layers" in name]
+    lines = [*markdown(rates(ways)), "", *markdown([stage_row(*some) for some in all_through])]
+    lines += ["", *markdown([published_row(), *(ends_row(*some) for some in own)])]
+    timed = []
+    for name in dict.fromkeys(name for name, *_ in own):
+        of_run = {way: t for other, way, t in own if other == name}
+        scored = next((t for t in of_run.values() if set(SCORES.values()) <= set(t[0].metrics) and whole(t)), None)
+        if scored:
+            timed.append(
+                times_row(name, scored, {way: t for way, t in of_run.items() if whole(t) and REPLAY not in way})
+            )
+    lines += ["", *markdown(timed)]
+    lines += ["", *markdown([heads_row(*some) for some in each(of_heads)])] * bool(of_heads)
+    costs = [cost_row(name, kept[name], {way: t for other, way, t in all_through if other == name}) for name in kept]
     lines += ["", *markdown(costs)]
     keep_table(results, EXPERIMENT, lines)

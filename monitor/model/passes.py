@@ -11,9 +11,8 @@ from phasewatch.monitor.model.gradients import watched
 from phasewatch.monitor.model.loss import ModelLoss, first_line
 from phasewatch.monitor.model.minibatches import Batches
 
-WORTH_CAPTURING = 100
-"""Gradients from which faster passes are made for them. A CUDA graph costs three gradients, four more the first time.
-"""
+WORTH_CAPTURING = 40
+"""Steps from which a CUDA graph is made for them. It costs three gradients, four more the first time."""
 
 WORTH_HOLDING = 0.95
 """A CUDA graph is used where it takes less than this share of a plain pass's time, since it holds a pass's memory."""
@@ -66,15 +65,15 @@ class Passes:
         """Compile the loss, where that was asked for, and make a CUDA graph, where it is faster and fits.
 
         Args:
-            passes: for how many gradients it is.
+            passes: for how many gradients it is; 0 for chains that don't take them.
         """
         self._captured = None
-        if not self._on_a_gpu or passes < WORTH_CAPTURING:
+        if not self._on_a_gpu or not passes:
             return
         with torch.enable_grad():
             if self._loss.to_compile:
                 self._compile()
-            if self._loss.captured is not False and self._fits_twice():
+            if passes >= WORTH_CAPTURING and self._loss.captured is not False and self._fits_twice():
                 self._capture()
 
     @property

@@ -111,6 +111,10 @@ class ShardedModel(SampledModel):
         self.refresh()
         super().load(snapshot)
 
+    def nearby(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot itself: no process has room for the whole."""
+        return snapshot
+
     def refresh(self) -> None:
         """Share memory with FSDP's parameters again, which may get other memory in their first pass."""
         for shard in self._shards.values():

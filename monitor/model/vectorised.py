@@ -1,12 +1,14 @@
 """A model's loss at many sets of weights at once, as one vectorised axis (`torch.func.vmap`)."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phasewatch.monitor.model.minibatches import Batches
@@ -48,7 +50,7 @@ class VectorisedLoss:
         """
         torch.clear_autocast_cache()  # it may hold half-precision copies of other weights
         shared = weights[0].shape == self._model.parameters[0].shape
-        with torch.no_grad(), sdpa_kernel(ATTENTION), self._left_as_it_was():
+        with torch.no_grad(), sdpa_kernel(ATTENTION), attention_of_one_type(), self._left_as_it_was():
             return vmap(self._functional_loss, (None if shared else 0, 0))(weights, batches.stacked)
 
     def rows_and_gradients(self, weights: Weights, batches: Batches) -> tuple[Tensor, Weights]:
@@ -64,7 +66,7 @@ class VectorisedLoss:
         torch.clear_autocast_cache()
         leaves = [weight.detach().requires_grad_() for weight in weights]
         function = self._compiled.get(len(weights[0])) or vmap(self._functional_loss)
-        with sdpa_kernel(ATTENTION), self._left_as_it_was():
+        with sdpa_kernel(ATTENTION), attention_of_one_type(), self._left_as_it_was():
             losses = function(leaves, batches.stacked)
             grads = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
         return losses.detach(), [grad if grad.layout is torch.strided else grad.to_dense() for grad in grads]
@@ -95,6 +97,32 @@ class VectorisedLoss:
         for name, weight, parameter in zip(self._model.names, weights, self._model.parameters, strict=True):
             tensors |= dict.fromkeys(self._slots[name], weight.to(parameter.dtype))
         return functional_call(self._called, tensors, (batch,), tie_weights=False)
+
+
+@contextmanager
+def attention_of_one_type() -> Iterator[None]:
+    """Cast what attention takes to the type of mixed precision, as torch does, but not under `vmap` on a GPU.
+
+    Rotary positions, say, leave queries and keys in float32 beside values in bfloat16.
+    """
+    attention = F.scaled_dot_product_attention
+
+    @functools.wraps(attention)
+    def cast(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        place = query.device.type
+        if torch.is_autocast_enabled(place) and not query.dtype == key.dtype == value.dtype:
+            dtype = torch.get_autocast_dtype(place)
+            query, key, value = (each.to(dtype) for each in (query, key, value))
+            attn_mask = attn_mask.to(dtype) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
+        return attention(query, key, value, attn_mask, *args, **kwargs)
+
+    F.scaled_dot_product_attention = cast
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = attention
 
 
 class _LossModule(nn.Module):

@@ -178,6 +178,19 @@ class SampledModel:
     def _take(self, name: str, tensor: Tensor) -> None:
         self._tensors[name].copy_(tensor)
 
+    def nearby(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot to load many times: copied to the model's GPU, if it has one and two more such copies would fit.
+
+        Args:
+            snapshot: of this model or one built like it.
+        """
+        if self.device.type != "cuda":
+            return snapshot
+        size = sum(tensor.nbytes for tensor in snapshot.tensors.values())
+        if 2 * size > torch.cuda.mem_get_info(self.device)[0]:
+            return snapshot
+        return Snapshot(snapshot.step, {name: tensor.to(self.device) for name, tensor in snapshot.tensors.items()})
+
     def fitting(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """A snapshot's tensors by the model's own names; those on the `meta` device tell whether others would fit.
 

@@ -222,11 +222,7 @@ class Probe:
                 with torch.no_grad():
                     with model.attributes_kept():
                         losses.append(float(subject.loss.value(subject.eval_batch)))
-                    metrics.append(
-                        {name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()}
-                    )
-                if self.metrics:
-                    model.load(snapshot)
+                    metrics.append(self._scores(snapshot))
                 anchors.append(model.weights(subject.anchors_on))
         of_parts = _estimates(subject, anchors, self.sampler, self.seed, subject.parts)
         return [
@@ -269,6 +265,15 @@ class Probe:
         loss = self.subject.loss
         chosen = (loss.vectorised, loss.path) if self.subject.model.device.type == "cuda" else None
         return _received, (replace(self._arguments, path=chosen), self.metrics)
+
+    def _scores(self, snapshot: Snapshot) -> dict[str, float]:
+        """The metrics at a snapshot, whose weights the model has afterwards too."""
+        if not self.metrics:
+            return {}
+        snapshot = self.subject.model.nearby(snapshot)
+        scores = {name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()}
+        self.subject.model.load(snapshot)
+        return scores
 
     def _metric(self, name: str, metric: Metric, snapshot: Snapshot) -> float:
         """A metric at the snapshot itself, whatever the one before it did to the model; NaN if it fails."""

@@ -32,6 +32,7 @@ from phasewatch.monitor.model.isolation import measuring
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
 from phasewatch.monitor.model.on_batches import LossOnBatches
+from phasewatch.monitor.model.vectorised import attention_of_one_type
 from phasewatch.monitor.model.weights import SampledModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -373,3 +374,18 @@ def test_a_loss_with_an_autocast_of_its_own_sees_the_weights_that_it_is_given(at
             expected.append(rounded(model, batches[0]))
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-2, atol=0)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(4, 4), torch.ones(4, 4, dtype=torch.bool)])
+def test_vectorised_attention_takes_one_type_in_mixed_precision(mask):
+    q, k, v = torch.randn(3, 2, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    plain = F.scaled_dot_product_attention
+    half = mask.bfloat16() if mask is not None and mask.is_floating_point() else mask
+    expected = plain(q.bfloat16(), k.bfloat16(), v.bfloat16(), half)
+    with attention_of_one_type():
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = F.scaled_dot_product_attention(q, k, v.bfloat16(), mask)
+        assert torch.equal(F.scaled_dot_product_attention(q, k, v, mask), plain(q, k, v, mask))
+    assert mixed.dtype == torch.bfloat16
+    assert torch.equal(mixed, expected)
+    assert F.scaled_dot_product_attention is plain
