@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from language_runs import EXPERIMENT, REPLAY
+from live import call, replayed
+from stages import as_stages
 from tables import keep_table, kinds, llc_changes, markdown, not_ok, stretches, with_error
 
 from phasewatch import Point, Trajectory, difference, find_transitions
@@ -166,6 +168,8 @@ def share_of(count: int, of: int) -> str:
 def stage_row(name: str, way: str, trajectory: Trajectory) -> dict[str, object]:
     """A run's stages, as `find_transitions` finds them."""
     found = find_transitions(trajectory)
+    looks = replayed(trajectory)
+    calls = [call(looks, stage) for stage in as_stages(found)]
     return {
         "run": name,
         "measured": way,
@@ -174,6 +178,8 @@ def stage_row(name: str, way: str, trajectory: Trajectory) -> dict[str, object]:
         "loss there": float(trajectory.loss[-1]),
         "kinds": kinds(found),
         "steps": stretches(found),
+        "seen at the point of step": ", ".join(str(each.called or "-") for each in calls),
+        "confirmed at that of": ", ".join(str(each.confirmed or "-") for each in calls),
         "Δλ̂": llc_changes(found),
         "Δloss": ", ".join(f"{t.loss_change:+.2f}" for t in found),
     }
@@ -251,7 +257,6 @@ def cost_row(name: str, kept: Mapping[str, Any], measured: Mapping[str, Trajecto
         "measuring, s": measuring,
         "points": len(kept["monitoring seconds"]) - 1,
         "share": f"{measuring / training:.0%}",
-        "confirmed live": confirmed(kept["called"]),
     }
     for way, trajectory in measured.items():
         errors = neighbours([point for point in trajectory.usable() if point.step >= trajectory.steps[-1] / 10])
@@ -264,11 +269,6 @@ def cost_row(name: str, kept: Mapping[str, Any], measured: Mapping[str, Trajecto
 def neighbours(points: Sequence[Point]) -> list[float]:
     """The errors of the differences of neighbouring points."""
     return [difference(after.llc, before.llc).error for before, after in pairwise(points)]
-
-
-def confirmed(called: Sequence[Mapping[str, Any]]) -> str:
-    """The transitions that were confirmed during training, and after which point."""
-    return ", ".join(f"{c['kind']} {c['start']} to {c['end']} at {c['confirmed at']}" for c in called)
 
 
 def main(results: Path) -> None:
