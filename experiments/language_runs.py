@@ -108,10 +108,14 @@ class Size:
         return replace(full, chains=2, draws=4, burn_in=2, batch_size=2) if self.quick else full
 
 
+def measured_steps(steps: int) -> Steps:
+    """The steps of a run that are measured: as many as a fifth of its time allows."""
+    return Steps(log_spaced(1, steps, num=11, linear=18).steps | {0})
+
+
 def published_size(corpus: Path, steps: int) -> Size:
     """The published size."""
-    at = log_spaced(1, steps, num=12, linear=24)
-    at = Steps(at.steps | {0})
+    at = measured_steps(steps)
     return Size(Shape(), EnglishData(corpus), steps, language.PUBLISHED_BATCH, at, held_out=128, scored=16)
 
 
