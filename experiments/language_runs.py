@@ -17,6 +17,7 @@ from torch import Generator
 
 from phasewatch import (
     SGLD,
+    Budget,
     ItemScores,
     Langevin,
     PhaseMonitor,
@@ -56,6 +57,9 @@ PUBLISHED = SGLD(step_size=3e-3, localization=300, nbeta=21.7, chains=4, draws=2
 """The published setting but for the chains: 4 and not 20, since one estimate by 20 takes 20 % of a training of 20,000
 steps."""
 
+SHARE = 0.19
+"""Share of training's time that the monitor takes."""
+
 AVERAGED = 0.02
 """Share of the steps so far that averaged weights are the mean of."""
 
@@ -64,6 +68,7 @@ BUDGET = 0.5
 """Share of a run's snapshots that its replay by coarse to fine measures."""
 
 SAMPLERS: dict[str, tuple[Sampler, int | None]] = {
+    "everywhere": (SAMPLER, None),
     "published-steps": (PUBLISHED_STEPS, None),
     "small-steps": (replace(SAMPLER, momentum=None, chains=2, draws=60, burn_in=100), 24),
     "nbeta-10": (replace(SAMPLER, nbeta=10.0), 16),
@@ -88,9 +93,10 @@ class Size:
         data: the text.
         steps: of training.
         batch_size: sequences in a batch of training.
-        at: the steps that are measured.
+        at: the steps whose snapshots are kept.
         held_out: sequences that the loss of a point and the in-context score are taken on.
         scored: of them, those that the other scores are taken on.
+        share: of training's time that the monitor may take; None measures at every step of `at`.
         quick: chains and repeated measurements of the smallest size.
     """
 
@@ -101,6 +107,7 @@ class Size:
     at: Steps
     held_out: int
     scored: int
+    share: float | None = None
     quick: bool = False
 
     def sampler(self, full: Sampler) -> Sampler:
@@ -108,15 +115,11 @@ class Size:
         return replace(full, chains=2, draws=4, burn_in=2, batch_size=2) if self.quick else full
 
 
-def measured_steps(steps: int) -> Steps:
-    """The steps of a run that are measured: as many as a fifth of its time allows."""
-    return Steps(log_spaced(1, steps, num=11, linear=18).steps | {0})
-
-
 def published_size(corpus: Path, steps: int) -> Size:
     """The published size."""
-    at = measured_steps(steps)
-    return Size(Shape(), EnglishData(corpus), steps, language.PUBLISHED_BATCH, at, held_out=128, scored=16)
+    at = Steps(log_spaced(1, steps, num=26, linear=32).steps | {0})
+    data, batch_size = EnglishData(corpus), language.PUBLISHED_BATCH
+    return Size(Shape(), data, steps, batch_size, at, held_out=128, scored=16, share=SHARE)
 
 
 def smallest_size(corpus: Path, steps: int) -> Size:
@@ -250,7 +253,8 @@ def train_run(
         each.keep = folder
     average, calls = RunningAverage(AVERAGED), Calls()
     averages, costs = SnapshotFolder(folder / "averaged"), list[float]()
-    monitor = PhaseMonitor(model, given.probe, run=folder, at=size.at, sinks=[calls])
+    at = Budget(size.share, at=size.at) if size.share else size.at
+    monitor = PhaseMonitor(model, given.probe, run=folder, at=at, sinks=[calls])
 
     def measure(step: int) -> None:
         begun = time.monotonic()

@@ -34,8 +34,8 @@ Measured: two layers, seeds 0 to 4, and seed 5 to step 14,650; one layer, seeds 
 - Each head's own λ̂ rises from step 2,501 to 20,000 or doesn't change: most, by 30 and 31, in the first layer's
   previous-token head.
 - Monitoring took 40 to 46 % of training's time (1.45 s a point); by the same chains with the loss compiled and CUDA
-  graphs 1.0 s a point, 31 %. Now 29 points are set and not 58. So many of the kept ones find the boundary too, in the
-  same three runs, at 5,626 to 7,501; no run was watched so yet.
+  graphs 1.0 s a point, 31 %. Now `Budget` holds it to 19 %, and chooses which snapshots are measured; no run was
+  watched so yet.
 - Llama's and Pythia's shapes have one type A, to the end or nearly.
 
 Not measured yet: one layer and seeds 4 and 5 by smaller steps, the published sampler, and other nβ, heads, averaged

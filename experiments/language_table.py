@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from language_runs import EXPERIMENT, REPLAY, measured_steps
+from language_runs import EXPERIMENT, REPLAY
 from live import call, replayed
 from stages import as_stages
 from tables import keep_table, kinds, llc_changes, markdown, not_ok, stretches, with_error
@@ -124,13 +124,6 @@ def reached(trajectory: Trajectory, metric: str) -> list[float]:
 def whole(trajectory: Trajectory) -> bool:
     """Whether points lie all through a run."""
     return trajectory.steps[0] <= 1 and len(trajectory) > len(PUBLISHED) * 5
-
-
-def thinned(trajectory: Trajectory) -> Trajectory:
-    """The points nearest to the steps that `language_runs.measured_steps` sets now; seeds 0 to 5 have twice as many."""
-    x = log_steps(trajectory.steps)
-    wanted = log_steps(np.array(sorted(measured_steps(int(trajectory.steps[-1])).steps)))
-    return Trajectory(trajectory[i] for i in sorted({int(np.abs(x - step).argmin()) for step in wanted}))
 
 
 def rates(ways: Mapping[str, Mapping[str, Trajectory]]) -> list[dict[str, object]]:
@@ -285,10 +278,7 @@ def main(results: Path) -> None:
     of_heads = {way: ways.pop(way) for way in list(ways) if way.endswith("heads")}
     all_through = [(name, way, t) for name, way, t in each(ways) if whole(t)]
     own = [(name, way, t) for name, way, t in each(ways) if "layers" in name]
-    fewer = [
-        (name, f"{way}, fewer points", thinned(t)) for name, way, t in all_through if way == AS_SET and "layers" in name
-    ]
-    lines = [*markdown(rates(ways)), "", *markdown([stage_row(*some) for some in [*all_through, *fewer]])]
+    lines = [*markdown(rates(ways)), "", *markdown([stage_row(*some) for some in all_through])]
     lines += ["", *markdown([published_row(), *(ends_row(*some) for some in own)])]
     timed = []
     for name in dict.fromkeys(name for name, *_ in own):
