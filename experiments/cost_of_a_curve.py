@@ -6,8 +6,9 @@ chains as have an error of 2 % of the range, and by four chains of 12 draws. A r
 error of λ̂ and that of the difference of neighbours as shares of λ̂'s range, and the stages that are found.
 
 Measured on regression, seed 1: 598 gradients a point have an error of 1.4 % of the range in the median and 2.4 % at
-most; between neighbours 0.4 %, within 1 % in 31 of 33. Four chains of 12 draws take 179: 2.7 %, and 1.0 % between
-neighbours, within 1 % in 16 of 33. Both find A, A, B, the B from step 1,139 on. What sets the price of a level: a draw
+most; between neighbours 0.4 %, within 1 % in 31 of 33. Six of these eight chains take 454: 1.7 %, and 0.5 % between
+neighbours. Four chains of 12 draws take 179: 2.7 %, and 1.0 % between neighbours, within 1 % in 16 of 33. All find A,
+A, B, the B from step 1,139 on. What sets the price of a level: a draw
 scatters by about 1/√λ̂ of λ̂, and an independent one comes every nine steps (experiments/cost_of_a_point.py), so that
 2 % of a λ̂ of 65 take some 8 chains of 19 + 45 steps. Kept minibatches, curvature and noise take a sixth more.
 
