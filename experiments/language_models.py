@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from phasewatch import HuggingFaceCallback, ItemScores, Langevin, log_spaced
+from phasewatch import Budget, HuggingFaceCallback, ItemScores, Langevin, log_spaced
 from phasewatch.toy_tasks.english import EnglishData
 from phasewatch.toy_tasks.language import token_losses
 from phasewatch.toy_tasks.language_scores import EARLY, LATE, around
@@ -142,8 +142,9 @@ def train_model(
     count = sum(p.numel() for p in model.parameters())
     items = ItemScores(text_questions(data), name="text", keep=runs / name)
     calls = Calls()
+    at = log_spaced(1, steps, num=4 if size.quick else 16, linear=4 if size.quick else 8)
     callback = Timed(
-        at=log_spaced(1, steps, num=4 if size.quick else 16, linear=4 if size.quick else 8),
+        at=Budget(size.share, at=at) if size.share else at,
         sinks=[calls],
         sampler=size.sampler(SAMPLER),
         metrics={"icl_score": icl_score, **items.metrics},

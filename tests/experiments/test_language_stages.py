@@ -153,6 +153,23 @@ def test_a_run_that_time_ends_is_packed_and_gone_on_with(smallest, monkeypatch, 
     assert points.steps[-1] == 60
 
 
+def test_a_share_of_training_keeps_every_snapshot_and_measures_some(
+    smallest, script, monkeypatch, corpus, tmp_path, capsys
+):
+    small = smallest.smallest_size
+    monkeypatch.setattr(
+        smallest, "smallest_size", lambda *given: script("language_runs").replace(small(*given), share=0.1)
+    )
+    given = ["--corpus", corpus, "--steps", 40, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    call(smallest.main, monkeypatch, *given, "--queue", "1:0+everywhere")
+    points = tmp_path / "results" / "points"
+    live = Trajectory.read(points / "language_stages" / "1-layers-seed-0.jsonl")
+    everywhere = Trajectory.read(points / "language_stages_everywhere" / "1-layers-seed-0.jsonl")
+    assert 0 < len(live) < len(everywhere)
+    assert set(live.steps) < set(everywhere.steps)
+    assert set(everywhere.steps) == small(corpus, 40).at.steps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "pythia"])
 def test_other_architectures_are_watched_through_their_trainer(
