@@ -24,8 +24,9 @@ Measured: two layers, seeds 0 to 4, and seed 5 to step 14,650; one layer, seeds 
   step size, and by 3.8 to 5.3 (each ± 0.9 to 1.9, 95 %) in the four that were measured by smaller steps; from the first
   layer's previous-token heads to induction by 1.5 to 4.7, and over induction by 9 to 12. The only type B of 2 layers is
   at steps 3 to 16. After step 500 the largest fall is 2.0 ± 0.8, at one point of one seed.
-- What there is at that place is the slowest part of the rise. In 3 of 4 runs a stage ends and another begins at 6,094,
-  6,251 and 7,501; the published boundary is 6,500. One layer has none there; it slows down all the way.
+- What there is near that place is a slower rise: by 22 to 24 for each e-fold of steps at first, by 10 to 14 at least
+  (from step 3,700 to 6,200 on), and by 22 to 31 again from 9,600 to 10,600 on, with induction. In 3 of 4 runs a stage
+  ends and another begins at 6,094, 6,251 and 7,501; the published boundary is 6,500. One layer has neither.
 - The published step size isn't small enough here: κ = ε (nβ h + γ) comes to 113, where chains are stable up to 2.
   Differences of neighbouring points then have errors of 0.5 to 0.75 in the median, and up to 8. Steps of 1e-4 with
   momentum 0.8 have 0.20 (largest 0.40 to 0.67); chains four times as long, without momentum, give the same λ̂ within

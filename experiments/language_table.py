@@ -28,6 +28,9 @@ PUBLISHED = (
 FROM = 500
 """The first step from which scores' rises and falls of λ̂ are looked for: before, the model learns bigrams."""
 
+WINDOW = 1.3
+"""The factor of steps over which a rise is taken."""
+
 NEAR = 1.15
 """A point stands for a step that is less than this factor away."""
 
@@ -202,7 +205,22 @@ def ends_row(name: str, way: str, trajectory: Trajectory) -> dict[str, object]:
         if found := change(trajectory, before, after):
             loss = np.interp(log_steps(np.array([before, after])), x, trajectory.loss)
             row[f"{label}, to {end}"] = f"{cell(found)}; {loss[1] - loss[0]:+.2f}"
+    if whole(trajectory):
+        row["rise for each e-fold of steps: most, least, most"] = pace(trajectory)
     return row | {"largest fall of λ̂": largest_fall(trajectory), "points not OK": not_ok(trajectory)}
+
+
+def pace(trajectory: Trajectory) -> str:
+    """How fast λ̂ rises for each e-fold of steps, smoothed: most before the end of LM2, least from there, most after."""
+    x = log_steps(trajectory.steps)
+    curve = smooth(x, trajectory.signal("llc")).value
+    steps = np.geomspace(2 * FROM, trajectory.steps[-1] / WINDOW, 200)
+    first, last = (np.interp(log_steps(ends), x, curve) for ends in (steps, WINDOW * steps))
+    rise = (last - first) / math.log(WINDOW)
+    before = int(rise[steps < PUBLISHED[1][1]].argmax())
+    least = before + int(rise[before : int(np.argmax(steps > PUBLISHED[2][1]))].argmin())
+    after = least + int(rise[least:].argmax())
+    return ", ".join(f"{rise[i]:.1f} at {steps[i]:.0f}" for i in (before, least, after))
 
 
 def largest_fall(trajectory: Trajectory) -> str:
