@@ -46,7 +46,8 @@ class Probe:
             map-style Dataset, a DataLoader over one, or a function `(generator, batch_size) -> batch`.
         eval_batch: the batch that `Point.loss` and the metrics are taken on; drawn once from `data` if not given.
         sampler: how to sample, the same for a whole trajectory: `Langevin(...)` or `SGLD(...)`.
-        metrics: name to `f(model, eval_batch) -> float`; one with a method `at(step)` is told the step first.
+        metrics: name to `f(model, eval_batch)`, which returns a number, or several in a dict: {"accuracy": 0.8} of the
+            metric "quiz" is recorded as quiz_accuracy. One with a method `at(step)` is told the step first.
         parts: the part of the model that is sampled, all other weights held fast: a name or pattern of parameters or
             modules, several, or masks by parameter. A dict of such parts by a name of their own, as `heads(model)`
             gives, adds their refined estimates to that of the whole model, as `Point.parts` (Wang et al. 2024).
@@ -127,7 +128,8 @@ class Probe:
         self._arguments = arguments
         self.subject = Subject(arguments)
         self.subject.hold_random_state_of(self.metrics)
-        self._failed_metrics: set[str] = set()
+        self._told_of_metrics: set[str] = set()
+        self._names_of_metric: dict[str, list[str]] = {}
         self._repeats = Repeats()
 
     @property
@@ -271,22 +273,36 @@ class Probe:
         if not self.metrics:
             return {}
         snapshot = self.subject.model.nearby(snapshot)
-        scores = {name: self._metric(name, metric, snapshot) for name, metric in self.metrics.items()}
+        scores: dict[str, float] = {}
+        for name, metric in self.metrics.items():
+            found = self._metric(name, metric, snapshot)
+            if twice := sorted(found.keys() & scores.keys()):
+                self._warn_once(name, f"gives {twice[0]!r}, which another metric is called, and is left out there.")
+            scores = found | scores
         self.subject.model.load(snapshot)
         return scores
 
-    def _metric(self, name: str, metric: Metric, snapshot: Snapshot) -> float:
+    def _metric(self, name: str, metric: Metric, snapshot: Snapshot) -> dict[str, float]:
         """A metric at the snapshot itself, whatever the one before it did to the model; NaN if it fails."""
         self.subject.model.load(snapshot)
         try:
             if callable(at := getattr(metric, "at", None)):
                 at(snapshot.step)
-            return float(metric(self.subject.model.module, self.subject.eval_batch))
+            found = metric(self.subject.model.module, self.subject.eval_batch)
+            if not isinstance(found, Mapping):
+                return {name: float(found)}
+            scores = {f"{name}_{key}": float(value) for key, value in found.items()}
+            self._names_of_metric[name] = list(scores)
+            return scores
         except Exception as error:
-            if name not in self._failed_metrics:
-                self._failed_metrics.add(name)
-                warn(f"Probe(metrics={{{name!r}: ...}}) failed and is recorded as NaN: {type(error).__name__}: {error}")
-            return math.nan
+            self._warn_once(name, f"failed and is recorded as NaN: {type(error).__name__}: {error}")
+            return dict.fromkeys(self._names_of_metric.get(name, [name]), math.nan)
+
+    def _warn_once(self, name: str, text: str) -> None:
+        """Say something of a metric, the first time that there is anything to say of it."""
+        if name not in self._told_of_metrics:
+            self._told_of_metrics.add(name)
+            warn(f"Probe(metrics={{{name!r}: ...}}) {text}")
 
 
 def measure_whole(probe: Probe, snapshot: Snapshot, sampler: Sampler) -> Point:

@@ -39,7 +39,7 @@ then known to about 3 % of the spread of a sample's loss."""
 GLANCED = 256
 """Elements of each tensor, about, by which the processes of a sharded model see that they were given one snapshot."""
 
-Metric: TypeAlias = Callable[[nn.Module, Any], float]
+Metric: TypeAlias = Callable[[nn.Module, Any], float | Mapping[str, float]]
 Parts: TypeAlias = Part | Mapping[str, Part] | None
 
 

@@ -156,6 +156,42 @@ def test_a_metric_that_changes_the_model_changes_nothing_else(metric):
         assert point.metrics == {"careless": 0.0} | plain.metrics
 
 
+def test_a_metric_may_return_several_numbers():
+    def quiz(model, batch):
+        logits = model(batch[0])
+        return {"mean": logits.mean(), "spread": logits.std().item()}
+
+    model = seeded()
+    point = probe(eval_batch=(X, Y), metrics={"quiz": quiz, "two": lambda *_: 2})(pw.Snapshot.of(model, 1))
+    logits = model.eval()(X)
+    expected = {"quiz_mean": logits.mean().item(), "quiz_spread": logits.std().item(), "two": 2}
+    assert point.metrics == pytest.approx(expected)
+
+
+def test_several_numbers_that_fail_are_nan_by_their_names():
+    def quiz(model, batch):
+        if fails:
+            raise KeyError("tokens")
+        return {"accuracy": 1.0, "loss": 2.0}
+
+    fails, made, snapshot = False, probe(metrics={"quiz": quiz}), pw.Snapshot.of(seeded(), 1)
+    assert made(snapshot).metrics == {"quiz_accuracy": 1.0, "quiz_loss": 2.0}
+    fails = True
+    with pytest.warns(PhasewatchWarning, match="'quiz': ...}. failed and is recorded as NaN: KeyError"):
+        scores = made(snapshot).metrics
+    assert list(scores) == ["quiz_accuracy", "quiz_loss"]
+    assert all(map(math.isnan, scores.values()))
+
+
+def test_two_metrics_of_one_name_keep_the_first_and_say_so_once():
+    made = probe(metrics={"quiz_accuracy": lambda *_: 1, "quiz": lambda *_: {"accuracy": 2, "loss": 3}})
+    snapshot = pw.Snapshot.of(seeded(), 1)
+    with pytest.warns(PhasewatchWarning, match="'quiz': ...}. gives 'quiz_accuracy', which another metric") as said:
+        points = [made(snapshot), made(snapshot)]
+    assert len(said) == 1
+    assert [point.metrics for point in points] == [{"quiz_accuracy": 1.0, "quiz_loss": 3.0}] * 2
+
+
 def test_a_metric_that_raises_is_nan_and_says_so_once():
     def fails(model, batch):
         raise KeyError("tokens")
