@@ -162,12 +162,10 @@ def chains_for(share: float, points: Sequence[Point], chains: int) -> int:
     with_level = [point.llc for point in points if point.llc.health.has_level]
     error = np.median([llc.error for llc in with_level]) / np.ptp([llc.value for llc in with_level])
 
-    def factor(count: int) -> float:
-        return float(stdtrit(count - 1, 0.975)) / count**0.5
+    def factor(k: int) -> float:
+        return float(stdtrit(k - 1, 0.975)) / k**0.5
 
-    return min(
-        count for count in range(2, chains + 1) if count == chains or error * factor(count) <= share * factor(chains)
-    )
+    return next(k for k in range(2, chains + 1) if k == chains or error * factor(k) <= share * factor(chains))
 
 
 def main() -> None:

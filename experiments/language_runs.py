@@ -51,7 +51,7 @@ published ε of 3e-3 is stable up to 670. Momentum settles the directions that �
 that are kept, all were watched with `PUBLISHED_STEPS`, and seeds 0 to 3 were measured again with this."""
 
 PUBLISHED_STEPS = replace(SAMPLER, step_size=3e-3, momentum=None, chains=3, draws=16, burn_in=8)
-"""The published ε too, by chains that are as short as a fifth of training's time allows."""
+"""The published ε too, by the short chains that the kept runs were watched with."""
 
 PUBLISHED = SGLD(step_size=3e-3, localization=300, nbeta=21.7, chains=4, draws=200, burn_in=0, batch_size=100)
 """The published setting but for the chains: 4 and not 20, since one estimate by 20 takes 20 % of a training of 20,000

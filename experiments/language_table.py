@@ -31,6 +31,9 @@ FROM = 500
 WINDOW = 1.3
 """The factor of steps over which a rise is taken."""
 
+FEWEST = 20
+"""A whole run has more points than this; other ways are measured late in it, or at some of its steps."""
+
 NEAR = 1.15
 """A point stands for a step that is less than this factor away."""
 
@@ -51,10 +54,10 @@ SHARES = (0.25, 0.5, 0.9)
 """Of a score's change; a rise begins at the first of them."""
 
 LEARNT = 0.3
-"""Rise of the probability of repeated tokens from which there is induction. One layer comes to 0.25."""
+"""Rise of the probability of repeated tokens from which there is induction. One layer comes to 0.15."""
 
 AS_SET = "as set"
-"""Measured by `language_runs.SAMPLER`."""
+"""Measured by `language_runs.SAMPLER`, or by `language_models.SAMPLER`."""
 
 
 def read(results: Path, kept: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Trajectory]]:
@@ -126,7 +129,7 @@ def reached(trajectory: Trajectory, metric: str) -> list[float]:
 
 def whole(trajectory: Trajectory) -> bool:
     """Whether points lie all through a run."""
-    return trajectory.steps[0] <= 1 and len(trajectory) > len(PUBLISHED) * 5
+    return trajectory.steps[0] <= 1 and len(trajectory) > FEWEST
 
 
 def rates(ways: Mapping[str, Mapping[str, Trajectory]]) -> list[dict[str, object]]:
@@ -138,7 +141,6 @@ def rates(ways: Mapping[str, Mapping[str, Trajectory]]) -> list[dict[str, object
             continue
         changes = [found for t in runs if (found := change(t, PUBLISHED[1][1], PUBLISHED[2][1]))]
         stages = [find_transitions(t) for t in runs]
-        ends = [[t.end for t in found] for found in stages]
         end = PUBLISHED[1][1]
         rows.append(
             {
@@ -151,7 +153,7 @@ def rates(ways: Mapping[str, Mapping[str, Trajectory]]) -> list[dict[str, object
                     sum(any(t.kind.label == "B" and t.start >= FROM for t in found) for found in stages), len(runs)
                 ),
                 "a stage ends within 20 % of 6,500": share_of(
-                    sum(any(end / 1.2 <= e <= 1.2 * end for e in some) for some in ends), len(runs)
+                    sum(any(end / 1.2 <= t.end <= 1.2 * end for t in found) for found in stages), len(runs)
                 ),
             }
         )
@@ -181,8 +183,8 @@ def stage_row(name: str, way: str, trajectory: Trajectory) -> dict[str, object]:
         "loss there": float(trajectory.loss[-1]),
         "kinds": kinds(found),
         "steps": stretches(found),
-        "seen at the point of step": ", ".join(str(each.called or "-") for each in calls),
-        "confirmed at that of": ", ".join(str(each.confirmed or "-") for each in calls),
+        "seen at the point of step": ", ".join(str(seen.called or "-") for seen in calls),
+        "confirmed at that of": ", ".join(str(seen.confirmed or "-") for seen in calls),
         "Δλ̂": llc_changes(found),
         "Δloss": ", ".join(f"{t.loss_change:+.2f}" for t in found),
     }

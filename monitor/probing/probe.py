@@ -128,7 +128,7 @@ class Probe:
         self._arguments = arguments
         self.subject = Subject(arguments)
         self.subject.hold_random_state_of(self.metrics)
-        self._told_of_metrics: set[str] = set()
+        self._told_of_metrics: set[tuple[str, str]] = set()
         self._names_of_metric: dict[str, list[str]] = {}
         self._repeats = Repeats()
 
@@ -277,7 +277,9 @@ class Probe:
         for name, metric in self.metrics.items():
             found = self._metric(name, metric, snapshot)
             if twice := sorted(found.keys() & scores.keys()):
-                self._warn_once(name, f"gives {twice[0]!r}, which another metric is called, and is left out there.")
+                self._warn_once(
+                    name, "twice", f"gives {twice[0]!r}, which another metric is called, and is left out there."
+                )
             scores = found | scores
         self.subject.model.load(snapshot)
         return scores
@@ -295,13 +297,13 @@ class Probe:
             self._names_of_metric[name] = list(scores)
             return scores
         except Exception as error:
-            self._warn_once(name, f"failed and is recorded as NaN: {type(error).__name__}: {error}")
+            self._warn_once(name, "failed", f"failed and is recorded as NaN: {type(error).__name__}: {error}")
             return dict.fromkeys(self._names_of_metric.get(name, [name]), math.nan)
 
-    def _warn_once(self, name: str, text: str) -> None:
-        """Say something of a metric, the first time that there is anything to say of it."""
-        if name not in self._told_of_metrics:
-            self._told_of_metrics.add(name)
+    def _warn_once(self, name: str, what: str, text: str) -> None:
+        """Say what is wrong with a metric, the first time that it is that."""
+        if (name, what) not in self._told_of_metrics:
+            self._told_of_metrics.add((name, what))
             warn(f"Probe(metrics={{{name!r}: ...}}) {text}")
 
 

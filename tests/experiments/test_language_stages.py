@@ -153,6 +153,15 @@ def test_a_run_that_time_ends_is_packed_and_gone_on_with(smallest, monkeypatch, 
     assert points.steps[-1] == 60
 
 
+def test_extras_that_are_not_there_are_refused_before_anything_is_trained(script):
+    parts = script("language_stages").parts
+    assert parts("2:0+heads,llama:1,") == [("2:0", ""), ("2:0", "heads"), ("llama:1", "")]
+    with pytest.raises(SystemExit, match=r"\+hats isn't there"):
+        parts("1:0,2:0+hats")
+    with pytest.raises(SystemExit, match=r"llama:0\+heads: \+heads isn't there. Use none"):
+        parts("llama:0+heads")
+
+
 def test_a_share_of_training_keeps_every_snapshot_and_measures_some(
     smallest, script, monkeypatch, corpus, tmp_path, capsys
 ):

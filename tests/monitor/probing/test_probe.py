@@ -184,12 +184,20 @@ def test_several_numbers_that_fail_are_nan_by_their_names():
 
 
 def test_two_metrics_of_one_name_keep_the_first_and_say_so_once():
-    made = probe(metrics={"quiz_accuracy": lambda *_: 1, "quiz": lambda *_: {"accuracy": 2, "loss": 3}})
+    def quiz(*_):
+        if fails:
+            raise KeyError("tokens")
+        return {"accuracy": 2, "loss": 3}
+
+    fails, made = False, probe(metrics={"quiz_accuracy": lambda *_: 1, "quiz": quiz})
     snapshot = pw.Snapshot.of(seeded(), 1)
     with pytest.warns(PhasewatchWarning, match="'quiz': ...}. gives 'quiz_accuracy', which another metric") as said:
         points = [made(snapshot), made(snapshot)]
     assert len(said) == 1
     assert [point.metrics for point in points] == [{"quiz_accuracy": 1.0, "quiz_loss": 3.0}] * 2
+    fails = True
+    with pytest.warns(PhasewatchWarning, match="'quiz': ...}. failed"):  # which is said beside the name
+        made(snapshot)
 
 
 def test_a_metric_that_raises_is_nan_and_says_so_once():
