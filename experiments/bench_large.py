@@ -12,6 +12,7 @@ the loss, and of the model in FSDP2 on one rank. Kernels are made before, by an 
 
 import argparse
 import gc
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +44,20 @@ TIMED = 20
 """Raw passes, and steps of the plain loop, that are timed."""
 HELD: list[int] = []
 """Bytes of the GPU that are held to have less of it."""
+TINY = "PHASEWATCH_TINY_MODELS"
+"""Environment variable that makes all shapes tiny, here and in the processes that this one starts."""
+
+
+def make_tiny() -> None:
+    """Make tiny models of all shapes, here and in the processes that this one starts."""
+    global VOCABULARY, LENGTH
+    os.environ[TINY] = "1"
+    VOCABULARY, LENGTH = 99, 16
+    SHAPES.update(dict.fromkeys(SHAPES, (1, 32, 2)))
+
+
+if TINY in os.environ:
+    make_tiny()
 
 
 def make_model(name: str, device: str) -> nn.Module:

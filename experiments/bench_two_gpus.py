@@ -37,7 +37,7 @@ from typing import Any
 import bench_large
 import torch
 import torch.distributed as dist
-from bench_large import BATCH, SHAPES, make_model, shard, time_raw, tokens
+from bench_large import BATCH, make_model, shard, time_raw, tokens
 from command_line import command_line
 from safetensors.torch import save_file
 from sharded import WORDS, Transformer
@@ -109,9 +109,9 @@ def bench_workers(folder: Path, name: str, count: int) -> None:
     save_checkpoints(name, folder, count)
     run, probe_file = folder.parent / "run-external", folder.parent / "probe.py"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    here, tiny = [str(Path(__file__).parent), *sys.path], "b.make_tiny()\n" if "--quick" in sys.argv else ""
+    here = [str(Path(__file__).parent), *sys.path]
     imports = f"import sys\nsys.path[:] = {here!r}\nimport bench_two_gpus as b\n"
-    probe_file.write_text(f"{imports}{tiny}probe = b.probe_of({name!r}, {device!r})\n")
+    probe_file.write_text(f"{imports}probe = b.probe_of({name!r}, {device!r})\n")
     command = [sys.executable, "-m", "phasewatch.cli"]
     what = [str(folder), "--probe", f"{probe_file}:probe"]
     driver = [*command, "replay", *what, "--run", str(run), "--on", "external"]
@@ -231,7 +231,7 @@ def next_word(model: nn.Module, words: Tensor) -> Tensor:
 
 
 CONTEXT = 33
-SMALL = (256, 4, CONTEXT)
+SMALL = (16, 1, CONTEXT) if bench_large.TINY in os.environ else (256, 4, CONTEXT)
 SAMPLER = pw.Langevin(step_size=3e-5, localization=100.0, nbeta=100.0, chains=2, draws=60, burn_in=20, batch_size=32)
 
 
@@ -326,17 +326,17 @@ def environment(gpus: str) -> dict[str, str]:
 def called(function: str, *arguments: object, gpus: int, ranks: int = 0) -> dict[str, Any]:
     """What a function of this file prints last, in a process of its own or in ranks of torchrun."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-    quick = ["--quick"] if "--quick" in sys.argv else []
-    command = [sys.executable, *start, __file__, *quick, "--call", function, *map(str, arguments)]
+    command = [sys.executable, *start, __file__, "--call", function, *map(str, arguments)]
     on_gpus = torch.cuda.is_available()
     own = environment(",".join(map(str, range(gpus))) if on_gpus else "")
     own["OMP_NUM_THREADS"] = "8" if on_gpus else "1"
-    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True)
     last = done.stdout.strip().rsplit("\n", 1)[-1]
-    if not last.startswith("{"):
-        print(done.stdout.strip(), flush=True)
-        return {}
-    return json.loads(last)
+    if done.returncode == 0 and last.startswith("{"):
+        return json.loads(last)
+    print(done.stdout.strip(), flush=True)
+    done.check_returncode()
+    return {}
 
 
 @contextmanager
@@ -364,13 +364,6 @@ def busy_seconds() -> Iterator[list[int]]:
             thread.join()
 
 
-def make_tiny() -> None:
-    """Have small models and short samples from here on."""
-    SHAPES["70M"] = (1, 32, 2)
-    bench_large.VOCABULARY, bench_large.LENGTH = 99, 16
-    globals()["SMALL"] = (16, 1, CONTEXT)
-
-
 CALLED = {each.__name__: each for each in (run_replay, run_on_ray, bench_large_model, bench_ranks, bench_training)}
 
 
@@ -381,10 +374,12 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments: argparse.Namespace = parser.parse_args()
     if arguments.quick:
-        make_tiny()
+        bench_large.make_tiny()
     if arguments.call:
         function, *given = arguments.call
         CALLED[function](*given)
+        if dist.is_initialized():
+            dist.destroy_process_group()
         return
     small, large, count, steps = ("70M", "70M", 4, 8) if arguments.quick else ("160M", "12B", CHECKPOINTS, 400)
     for gpu in range(torch.cuda.device_count()):

@@ -115,3 +115,55 @@ def test_chains_in_place_are_the_same_each_time():
     snapshot = pw.Snapshot.of(Attention(), 0)
     assert probe(snapshot) == probe(snapshot)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+class RotatedAttention(nn.Module):
+    """Has queries in float32 beside values in bfloat16 under autocast, as rotary positions make them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.mix, self.out = nn.Embedding(50, 64), nn.Linear(64, 192), nn.Linear(64, 50)
+
+    def forward(self, words):
+        q, k, v = (part.unflatten(-1, (4, 16)).transpose(1, 2) for part in self.mix(self.embedding(words)).chunk(3, -1))
+        turn = torch.ones(words.shape[1], 16, device=words.device)
+        q, k = q * turn, k * turn
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+def test_attention_of_two_types_is_vectorised_and_measured_as_in_place():
+    words = torch.randint(50, (256, 33), generator=torch.Generator().manual_seed(1))
+    snapshot, found = pw.Snapshot.of(RotatedAttention(), 0), {}
+    for vectorised in (True, False):
+        probe = pw.Probe(RotatedAttention, next_word, words, sampler=SAMPLER, device="cuda", autocast=torch.bfloat16)
+        assert probe.subject.loss.mask_forms, probe.path
+        probe.subject.loss.vectorised = vectorised
+        found[vectorised] = probe(snapshot).llc
+    apart = abs(found[True].value - found[False].value)
+    assert apart < max(0.05 * abs(found[False].value), 3 * found[False].error)
+
+
+def test_metrics_see_a_snapshot_that_was_copied_to_the_gpu_once():
+    model = make_model()
+    snapshot = pw.Snapshot.of(model, 0)
+
+    def length(model, batch):
+        weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        assert weights.device.type == "cuda"
+        return weights.norm().item()
+
+    def moved(model, batch):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        return length(model, batch)
+
+    metrics = {"moved": moved, "length": length}
+    probe = pw.Probe(make_model, loss, data(), sampler=SAMPLER, device="cuda", metrics=metrics)
+    nearby = probe.subject.model.nearby(snapshot)
+    assert all(tensor.device.type == "cuda" for tensor in nearby.tensors.values())
+    expected = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).norm().item()
+    for _ in range(2):
+        assert probe(snapshot).metrics["length"] == pytest.approx(expected, rel=1e-5)
+    assert all(tensor.device.type == "cpu" for tensor in snapshot.tensors.values())
