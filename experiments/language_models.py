@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language_runs import EXPERIMENT, Calls, Size, add_beside, keep_points, text_questions
+from language_runs import EXPERIMENT, Calls, Size, add_beside, beside, keep_points, text_questions
 from language_training import Left
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -21,6 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from phasewatch import Budget, HuggingFaceCallback, ItemScores, Langevin, log_spaced
 from phasewatch.toy_tasks.english import EnglishData
@@ -80,7 +81,7 @@ class Windows(Dataset):
 
 
 class Until(TrainerCallback):
-    """Stops a training at a time.
+    """Stops a training at a time, and has it saved to be gone on with.
 
     Args:
         deadline: of `time.monotonic`.
@@ -92,7 +93,7 @@ class Until(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look at the clock."""
         if time.monotonic() > self._deadline:
-            control.should_training_stop = True
+            control.should_training_stop = control.should_save = True
 
 
 class Timed(HuggingFaceCallback):
@@ -122,7 +123,7 @@ def icl_score(model: nn.Module, batch: Any) -> float:
 def train_model(
     model_name: str, seed: int, size: Size, *, steps: int, runs: Path, results: Path, device: str, deadline: float
 ) -> None:
-    """Train one under the callback, as a user would, and keep its points.
+    """Train one under the callback, as a user would, from where it was left, and keep its points.
 
     Args:
         model_name: "llama" or "pythia".
@@ -135,6 +136,10 @@ def train_model(
         deadline: of `time.monotonic`, at which training stops.
     """
     name = f"{model_name}-seed-{seed}"
+    trained = runs / f"{name}-trainer"
+    left_at = get_last_checkpoint(str(trained)) if trained.exists() else None
+    if left_at is not None and int(left_at.rsplit("-", 1)[-1]) >= steps:
+        return
     context = 64 if size.quick else CONTEXT
     data = EnglishData(size.data.file, context=context)
     torch.manual_seed(seed)
@@ -152,7 +157,7 @@ def train_model(
         seed=0,
     )
     arguments = TrainingArguments(
-        output_dir=str(runs / f"{name}-trainer"),
+        output_dir=str(trained),
         max_steps=steps,
         per_device_train_batch_size=4 if size.quick else BATCH,
         learning_rate=RATE,
@@ -161,7 +166,9 @@ def train_model(
         weight_decay=0.05,
         bf16=device != "cpu",
         use_cpu=device == "cpu",
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=max(1, steps // 4),
+        save_total_limit=1,
         report_to=[],
         logging_strategy="no",
         disable_tqdm=True,
@@ -176,14 +183,14 @@ def train_model(
         callbacks=[callback, Until(deadline)],
     )
     begun = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - begun
+    trainer.train(resume_from_checkpoint=left_at)
+    seconds = time.monotonic() - begun - sum(callback.seconds)
     monitor = callback.monitor
     assert monitor is not None
     assert callback.probe is not None
     keep_points(monitor.trajectory, results, EXPERIMENT, name)
     settings = callback.probe.settings
-    left = Left(trainer.state.global_step, seconds - sum(callback.seconds))
+    left = Left(trainer.state.global_step, seconds + (beside(results, name)["training seconds"] if left_at else 0.0))
     add_beside(results, name, left, callback.seconds, calls=calls.called, by_head={}, parameters=settings)
     print(
         f"{name}: {count / 1e6:.1f} million parameters, {left.step} of {steps} steps in {left.seconds:.1f} s, "

@@ -302,9 +302,8 @@ def add_beside(
     parameters: Mapping[str, Any],
 ) -> None:
     """Keep what isn't a point of a run: its costs, its transitions as they were called, and the scores by head."""
-    file = results / "points" / f"{EXPERIMENT}_beside" / f"{name}.json"
+    file, held = beside_file(results, name), beside(results, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    held: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
     rounded = {
         str(step): {score: np.round(values, 4).tolist() for score, values in scores.items()}
         for step, scores in by_head.items()
@@ -320,6 +319,17 @@ def add_beside(
         "by head": held.get("by head", {}) | rounded,
     }
     file.write_text(json.dumps(held) + "\n", "utf-8")
+
+
+def beside(results: Path, name: str) -> dict[str, Any]:
+    """What is kept of a run beside its points, so far."""
+    file = beside_file(results, name)
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
+
+
+def beside_file(results: Path, name: str) -> Path:
+    """Where that is."""
+    return results / "points" / f"{EXPERIMENT}_beside" / f"{name}.json"
 
 
 def keep_points(points: Trajectory, results: Path, experiment: str, name: str) -> None:

@@ -45,8 +45,8 @@ weights and longer chains by smaller steps. Seeds 3 and 4 were begun twice: thei
 are of the first time.
 
 An item of the queue is LAYERS:SEED with +EXTRA for each of: EXTRAS; +all for all. A run is left when the minutes are
-over, and the next call goes on with it; nothing that is done is done again. Or it is llama:SEED or pythia:SEED, without
-extras, which end when the minutes are over and begin anew. With `--out`, points, reports and what else is small are
+over, and the next call goes on with it; nothing that is done is done again. Or it is llama:SEED or pythia:SEED, which
+have no extras. With `--out`, points, reports and what else is small are
 packed to one file there, and the states of unended runs beside it.
 
     python experiments/english_corpus.py
