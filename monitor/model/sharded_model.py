@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.model.gradients import clear_gradients
 from phasewatch.monitor.model.loss import Loss, ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
 from phasewatch.monitor.model.outputs import scalar_of
-from phasewatch.monitor.model.pieces import in_pieces, samples_in
+from phasewatch.monitor.model.pieces import in_pieces, pieces_beside, samples_in
 from phasewatch.monitor.model.shards import (
     ShardedVector,
     computed_in,
@@ -146,6 +147,7 @@ class ShardedLoss(ModelLoss):
     def __init__(self, model: ShardedModel, loss: Loss) -> None:
         super().__init__(model, loss)
         self.captured = False
+        self._survey = 0
 
     @property
     def vector(self) -> ShardedVector:
@@ -184,12 +186,36 @@ class ShardedLoss(ModelLoss):
         if self.model.device.type == "cuda":
             self.bytes_of_a_row(some[0])
             self.activations = self.vector.most(self.activations)
+            self._survey = self.vector.most(self._bytes_of_a_survey(some))
         shared = self._splits and ranks > 1 and samples_in(some[0]) % ranks == 0
         each = f"1/{ranks} of a minibatch" if shared else "all of a minibatch"
         self.path = (
             f"Chains run one after another in place, on the shards of {self.model.ranks} process"
             f"{'es, each' if self.model.ranks > 1 else ''} with {each}: a sharded model can't be vectorised."
         )
+
+    def bytes_of_a_pass(self, pieces: int) -> int:
+        """As of `ModelLoss`, with what FSDP gathers; as much as a survey takes at least."""
+        gathered = max(self._survey - self.model.nbytes, 0)
+        return max(super().bytes_of_a_pass(pieces) + gathered, self._survey) if self._survey else 0
+
+    def _bytes_of_a_survey(self, batches: Sequence[Any]) -> int:
+        """The most memory that a survey's passes take beside the weights.
+
+        It is measured, since all processes wait where one has no memory left in the middle of a pass.
+        """
+        device, parts = self.model.device, 1
+        if self.splits(batches):
+            parts = pieces_beside(self.model.nbytes, self.activations, samples_in(batches[0]))
+        part = in_pieces(batches[0], self.vector.most(parts))[0][1]
+        clear_gradients(self.model.parameters)
+        self.model.reshard()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        for _ in range(2):
+            self.add_gradient(part)
+        clear_gradients(self.model.parameters)
+        return torch.cuda.max_memory_allocated(device) - before
 
     @property
     def tolerance(self) -> float:

@@ -172,19 +172,42 @@ class ShardedVector(Vector):
 
     @contextmanager
     def intercepted(self, masks: Mask, see: Callable[[Tensor, Tensor | None], object], *, add: bool) -> Iterator[None]:
-        """As `gradients.intercepted`, by putting the held gradients aside: FSDP calls no hook of a parameter."""
+        """As `gradients.intercepted`; what the parameters hold is put aside, and new gradients go as they come.
+
+        FSDP calls a parameter's hook once, with the gradient of all its uses, but no hook of its gradient. Gradients of
+        tensor parallelism that have to be summed over the processes first are seen at the end.
+        """
         held = [parameter.grad for parameter in self.parameters]
         clear_gradients(self.parameters)
-        yield
-        for number, (parameter, shard, before) in enumerate(zip(self.parameters, self._shards, held, strict=True)):
-            grad = parameter.grad
-            if grad is not None and (mask := mask_of(masks, number)) is not None:
+
+        def take(number: int, grad: Tensor) -> None:
+            before = held[number]
+            if (mask := mask_of(masks, number)) is not None:
                 grad.mul_(mask)
-            if grad is not None and shard.counts:
+            if self._shards[number].counts:
                 see(grad, before)
-            parameter.grad = before
-            if add and grad is not None:
-                parameter.grad = grad if before is None else before.add_(grad)
+            if add:
+                held[number] = grad if before is None else before.add_(grad)
+
+        def hook(number: int) -> Callable[[Any], None]:
+            def came(own: Any) -> None:
+                if own.grad.placements == own.placements:
+                    grad, own.grad = own.grad, None
+                    take(number, grad.to_local())
+
+            return came
+
+        shards = [(number, shard.own) for number, shard in enumerate(self._shards) if is_shard(shard.own)]
+        handles = [own.register_post_accumulate_grad_hook(hook(number)) for number, own in shards]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for number, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                take(number, parameter.grad)
+            parameter.grad = held[number]
 
     def backward(self, value: Tensor) -> None:
         """A backward pass that adds to what the parameters hold."""

@@ -58,6 +58,13 @@ class TinyLM(nn.Module):
         return self.head(x * self.scale + self.shift)
 
 
+class Recurrent(TinyLM):
+    """Calls its first block twice."""
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks[1](self.blocks[0](self.blocks[0](self.embedding(words)))) * self.scale)
+
+
 class MLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -110,6 +117,10 @@ def double() -> nn.Module:
     return fsdp(TinyLM().double())
 
 
+def recurrent() -> nn.Module:
+    return fsdp(Recurrent().double())
+
+
 PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
 
 
@@ -130,6 +141,7 @@ KINDS = {
     "fsdp": (fsdp, language_loss, words, TinyLM),
     "hsdp": (hsdp, language_loss, words, TinyLM),
     "double": (double, language_loss, words, lambda: TinyLM().double()),
+    "recurrent": (recurrent, language_loss, words, lambda: Recurrent().double()),
     "pairwise": (fsdp, pairwise_loss, words, TinyLM),
     "tp": (tensor_parallel, squared_error, pairs, MLP),
     "both": (both, squared_error, pairs, MLP),
@@ -237,6 +249,20 @@ def replayed(rank: int) -> dict[str, object]:
     taken = said(lambda: list(pw.replay(series, probe, run=folder / "series" / "step-00000001.safetensors")))
     size = probe.subject.loss.bytes_of_a_row(words()[:12])  # as on a GPU
     return {"values": values, "said": said_of, "monitor": refused, "workers": workers, "taken": taken, "bytes": size}
+
+
+def held_at_once(rank: int) -> int:
+    """How many new gradients the parameters hold at most while they are looked at, beside those put aside."""
+    subject = pw.Probe(recurrent, language_loss, words(), sampler=SAMPLERS["sgld"]).subject
+    vector, counts = subject.loss.vector, []
+
+    def see(grad: torch.Tensor, before: torch.Tensor | None) -> None:
+        counts.append(sum(s.own.grad is not None or s.local.grad is not None for s in vector._shards))
+
+    for _ in range(2):
+        with vector.intercepted(None, see, add=True):
+            subject.loss.add_gradient(words()[:12])
+    return max(counts)
 
 
 def unsharded_on_rank_1(rank: int) -> str:

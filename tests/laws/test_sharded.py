@@ -36,8 +36,8 @@ def ranks(folder, size, *measure, then=()):
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    measure = [("fsdp", "momentum"), ("double", "kappa"), ("pairwise", "sgld"), ("tp", "kappa")]
-    return ranks(tmp_path_factory.mktemp("two"), 2, *measure, then=("misuse", "dies"))
+    measure = [("fsdp", "momentum"), ("double", "kappa"), ("recurrent", "sgld"), ("pairwise", "sgld"), ("tp", "kappa")]
+    return ranks(tmp_path_factory.mktemp("two"), 2, *measure, then=("held_at_once", "misuse", "dies"))
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,9 @@ def plain(kind, sampler):
     return json.loads(json.dumps(measured(kind, sampler, sharded=False)))
 
 
+FLOAT64 = {"double", "recurrent"}
+
+
 def check(found, what, size):
     kind, sampler = what.split()
     expected = plain(kind, sampler)
@@ -62,8 +65,8 @@ def check(found, what, size):
     assert [point["loss"], point["metric"]] == pytest.approx([expected["loss"], expected["metric"]], rel=1e-6)
     assert point["estimates"].keys() == expected["estimates"].keys()
     for name, (value, error, health) in point["estimates"].items():
-        assert value == pytest.approx(expected["estimates"][name][0], rel=1e-9 if kind == "double" else 1e-5)
-        assert error == pytest.approx(expected["estimates"][name][1], rel=1e-9 if kind == "double" else 1e-4)
+        assert value == pytest.approx(expected["estimates"][name][0], rel=1e-9 if kind in FLOAT64 else 1e-5)
+        assert error == pytest.approx(expected["estimates"][name][1], rel=1e-9 if kind in FLOAT64 else 1e-4)
         assert health == expected["estimates"][name][2]
     assert f"in place, on the shards of {size} process" in point["path"]
 
@@ -77,11 +80,15 @@ def test_one_process_has_the_llc_of_the_plain_model(tmp_path):
     check([found], "double momentum", 1)
 
 
-@pytest.mark.parametrize("what", ["fsdp momentum", "double kappa", "pairwise sgld", "tp kappa"])
+@pytest.mark.parametrize("what", ["fsdp momentum", "double kappa", "recurrent sgld", "pairwise sgld", "tp kappa"])
 def test_two_processes_have_the_llc_of_the_plain_model(what, two_ranks):
     check(two_ranks, what, 2)
-    part = "1/2" if what in {"fsdp momentum", "double kappa"} else "all"
+    part = "1/2" if what in {"fsdp momentum", "double kappa", "recurrent sgld"} else "all"
     assert f"each with {part} of a minibatch" in two_ranks[0][what]["path"]
+
+
+def test_new_gradients_are_dropped_as_they_come(two_ranks):
+    assert [rank["held_at_once"] for rank in two_ranks] == [0, 0]
 
 
 def test_three_processes_have_the_llc_of_the_plain_model(three_ranks):
