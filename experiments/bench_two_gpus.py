@@ -12,8 +12,8 @@ Each part prints what was asked for and what it measured:
 - `large`: a model of Pythia 12B's shape in FSDP2 over both GPUs: a step of a chain in place over a raw forward and
   backward pass, with no more memory beside the raw pass than 0.8 times a rank's float32 weights; the rest is held.
 - `ranks`: λ̂ of a small transformer that was trained for a minute, in float32 on one rank and on two.
-- `training`: weights and optimizer of each rank with a monitor and without, in DDP and FSDP2; the median step while a
-  monitor measures in the background on the CPU, over the median step without one; and what its calls take.
+- `training`: weights and optimizer of each rank with a monitor and without, in DDP and FSDP2; how much longer steps
+  take from the first snapshot on, with a monitor that measures in the background on the CPU; and what its calls take.
 
 Weights are random but for `ranks`: it is about cost and rounding.
 """
@@ -201,12 +201,14 @@ class Trained:
 
     Attributes:
         digest: of the rank's weights and optimizer.
-        step: median seconds of a step, without the monitor's calls.
+        before: median seconds of a step before the first snapshot is taken.
+        after: median seconds of a step after it, without the monitor's calls.
         calls: seconds of each of the monitor's calls that took a snapshot.
     """
 
     digest: str
-    step: float
+    before: float
+    after: float
     calls: list[float]
 
 
@@ -214,12 +216,12 @@ def train(model: nn.Module, device: str, steps: int, monitor: pw.PhaseMonitor | 
     """Train on words that follow a rule."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(int(os.environ.get("RANK", "0")))
-    seconds, calls = [], []
-    for step in range(1, steps + 1):
+    batches = sequences(generator, BATCH * 4 * steps).to(device).split(BATCH * 4)
+    seconds, calls, first = [], [], steps // SNAPSHOTS
+    for step, batch in enumerate(batches, 1):
         began = time.perf_counter()
-        words = sequences(generator, BATCH * 4).to(device)
         optimizer.zero_grad()
-        next_word(model, words).backward()
+        next_word(model, batch).backward()
         optimizer.step()
         if device != "cpu":
             torch.cuda.synchronize()
@@ -227,14 +229,15 @@ def train(model: nn.Module, device: str, steps: int, monitor: pw.PhaseMonitor | 
         if monitor is not None:
             began = time.perf_counter()
             monitor(step)
-            if step % (steps // SNAPSHOTS) == 0:
+            if step % first == 0:
                 calls.append(time.perf_counter() - began)
     held = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     digest = sha256()
     for tensor in [*model.parameters(), *held]:
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
         digest.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return Trained(digest.hexdigest(), statistics.median(seconds), calls)
+    before, after = (statistics.median(some) for some in (seconds[first // 4 : first], seconds[first:]))
+    return Trained(digest.hexdigest(), before, after, calls)
 
 
 def sequences(generator: torch.Generator, count: int) -> Tensor:
@@ -321,13 +324,14 @@ def bench_training(runs: str, training_steps: str) -> None:
         dist.all_gather_object(found, alike)
         if rank == 0:
             points = len(pw.Trajectory.read(folder / f"{kind}-background" / "points.jsonl").points)
-            plain, again = left["plain"].step, left["plain again"].step
+            longer = {name: trained.after / trained.before for name, trained in left.items()}
+            plain, again = longer["plain"], longer["plain again"]
             calls = ", ".join(f"{1000 * seconds:.0f}" for seconds in left["background"].calls)
             print(
-                f"training, {kind}: bit-identical on each rank: {found}; a step takes {1000 * plain:.2f} ms, without a "
-                f"monitor again {again / plain - 1:+.1%}, beside a background monitor that measured {points} points "
-                f"{2 * left['background'].step / (plain + again) - 1:+.1%} of the mean of both (at most 2 %); its "
-                f"calls with a snapshot took {calls} ms",
+                f"training, {kind}: bit-identical on each rank: {found}; a step takes {1000 * left['plain'].after:.2f} "
+                f"ms; after the first snapshot steps take {longer['background'] - 1:+.1%} longer with a background "
+                f"monitor that measured {points} points, {plain - 1:+.1%} and {again - 1:+.1%} without (at most 2 % "
+                f"longer than those); its calls with a snapshot took {calls} ms",
                 flush=True,
             )
 
@@ -403,9 +407,11 @@ def main() -> None:
         function, *given = arguments.call
         CALLED[function](*given)
         if dist.is_initialized():
-            dist.destroy_process_group()
+            dist.barrier()
+            sys.stdout.flush()
+            os._exit(0)  # gloo's threads abort the process now and then when they are ended by Python
         return
-    small, large, count, steps = ("70M", "70M", 4, 8) if arguments.quick else ("160M", "12B", CHECKPOINTS, 400)
+    small, large, count, steps = ("70M", "70M", 4, 16) if arguments.quick else ("160M", "12B", CHECKPOINTS, 800)
     for gpu in range(torch.cuda.device_count()):
         print(f"GPU {gpu}: {torch.cuda.get_device_name(gpu)}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as temporary:

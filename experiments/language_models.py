@@ -191,7 +191,9 @@ def train_model(
     keep_points(monitor.trajectory, results, EXPERIMENT, name)
     settings = callback.probe.settings
     left = Left(trainer.state.global_step, seconds + (beside(results, name)["training seconds"] if left_at else 0.0))
-    add_beside(results, name, left, callback.seconds, calls=calls.called, by_head={}, parameters=settings)
+    add_beside(
+        results, name, left, monitor.trajectory, callback.seconds, calls=calls.called, by_head={}, parameters=settings
+    )
     print(
         f"{name}: {count / 1e6:.1f} million parameters, {left.step} of {steps} steps in {left.seconds:.1f} s, "
         f"{sum(callback.seconds):.1f} s of measuring {len(callback.seconds)} times, {callback.probe.path}",

@@ -31,7 +31,7 @@ FROM = 500
 WINDOW = 1.3
 """The factor of steps over which a rise is taken."""
 
-FEWEST = 20
+FEWEST = 10
 """A whole run has more points than this; other ways are measured late in it, or at some of its steps."""
 
 NEAR = 1.15
@@ -167,7 +167,7 @@ def share_of(count: int, of: int) -> str:
     z, p = 1.96, count / of
     middle, half = p + z**2 / (2 * of), z * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
     low, high = ((middle + sign * half) / (1 + z**2 / of) for sign in (-1, 1))
-    return f"{count} of {of} ({low:.0%} to {high:.0%})"
+    return f"{count} of {of} ({max(low, 0):.0%} to {high:.0%})"
 
 
 def stage_row(name: str, way: str, trajectory: Trajectory) -> dict[str, object]:
@@ -249,7 +249,8 @@ def times_row(name: str, scored: Trajectory, measured: Mapping[str, Trajectory])
             at[label] = reached(scored, metric)
             row[label] = f"{row[label]}: {', '.join(f'{step:.0f}' for step in at[label])}"
     heads, induction = at["previous token, first layer"], at["repeated tokens"]
-    if np.ptp(scored.signal(SCORES["repeated tokens"])) > LEARNT and heads[0] < induction[0]:
+    metric = SCORES["repeated tokens"]
+    if np.ptp(scored.usable(metric).signal(metric)) > LEARNT and heads[0] < induction[0]:
         for way, trajectory in measured.items():
             row[f"Δλ̂ from these heads to induction, {way}"] = cell(change(trajectory, heads[0], induction[0]))
             row[f"Δλ̂ over induction, {way}"] = cell(change(trajectory, induction[0], induction[-1]))
@@ -275,7 +276,7 @@ def cost_row(name: str, kept: Mapping[str, Any], measured: Mapping[str, Trajecto
         "steps a second": kept["steps"] / training,
         "training, s": training,
         "measuring, s": measuring,
-        "points": len(kept["monitoring seconds"]) - 1,
+        "points": kept["points"],
         "share": f"{measuring / training:.0%}",
     }
     for way, trajectory in measured.items():
