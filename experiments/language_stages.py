@@ -20,7 +20,8 @@ torch 2.11.
   induction heads can read, make a quarter of their rise at steps 7,300 to 9,400; the probability of tokens that came
   before does at 9,400 to 11,000, and nine tenths of it at 13,300 to 17,600. In seed 5 it is 10,900 and 12,100.
   (Attention to the previous token rises in the second layer from step 1,400 on, where it is no part of that circuit.)
-  The loss falls by 0.07 to 0.14 from step 6,500 to 8,500, published 0.18, and by 0.32 to 0.42 to 17,000, published 0.40.
+  The loss falls by 0.07 to 0.14 from step 6,500 to 8,500, published 0.18, and by 0.32 to 0.42 to 17,000, published
+  0.40.
 - λ̂ doesn't fall. From 6,251 to 8,751, the points next to 6,500 and 8,500, it rises in each of six runs by the published
   step size, and by 2.4 to 5.3 (each ± 0.9 to 1.9, 95 %) in the five that were measured by smaller steps; from the first
   layer's previous-token heads to induction by 1.5 to 4.7, and over induction by 9 to 12. By the published sampler, with
@@ -39,8 +40,8 @@ torch 2.11.
   previous-token head.
 - Monitoring took 40 to 46 % of training's time at first (1.45 s a point), and 31 to 37 % by the same chains with CUDA
   graphs, and weights that metrics find on the GPU (1.0 s a point, 0.8 s with one layer). The table's 17 and 21 % leave
-  out the first points of seeds 4 and 3, which were there. `Budget` held seed 5's to 19.6 %, of which a quarter went into
-  compiling: 18 of 57 snapshots, 1.5 s each by the longer chains. The boundary at 5,626 is found so as by all
+  out the first points of seeds 4 and 3, which were there. `Budget` held seed 5's to 19.6 %, of which a quarter went
+  into compiling: 18 of 57 snapshots, 1.5 s each by the longer chains. The boundary at 5,626 is found so as by all
   snapshots, and the type B at steps 3 to 16 isn't.
 - Llama's and Pythia's shapes have one type A, to the end or nearly. Both were watched without a budget.
 
