@@ -25,10 +25,12 @@ LOCALIZED, and the other, of condition 10,000,000, OK. It takes six minutes on a
 """
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -314,6 +316,17 @@ def later(quick: bool) -> Iterator[Case]:
         yield from networks_from(191_000, LATER, LATER_SINGULAR, "later: ")
 
 
+def shapes(quick: bool) -> Iterator[Case]:
+    """Networks of two to four layers whose widths and ranks are drawn."""
+    draw, networks = random.Random(15), list[Network]()
+    while len(networks) < (2 if quick else 44):
+        layers = draw.choice((2, 2, 3, 3, 4))
+        widths = tuple(draw.choice((3, 4, 5, 6, 8, 10, 12, 16, 20, 24)) for _ in range(layers + 1))
+        if 100 <= sum(a * b for a, b in pairwise(widths)) <= 3000:
+            networks.append((widths, draw.randint(1, min(widths))))
+    yield from networks_from(35_000, networks[::2], networks[1::2], "drawn: ")
+
+
 def networks_from(
     seed: int, as_trained: list[Network], at_singular_points: list[Network], prefix: str = ""
 ) -> Iterator[Case]:
@@ -367,7 +380,7 @@ PARTS = {
     "100M": hundred_million,
 }  # fmt: skip
 
-CALIBRATED_PARTS = {"fresh": fresh, "later": later}
+CALIBRATED_PARTS = {"fresh": fresh, "later": later, "shapes": shapes}
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -47,9 +47,10 @@ def calibrate(
     gradients a point for a curve, or what the budget allows for one snapshot. nβ starts at 10,000, or at what noise and
     slopes allow: for the level of one model, give its last snapshot alone. A setting is taken if its verdicts are
     sound, the descent at an early snapshot aside, if its noise adds little to λ̂, and if λ̂ stays flat with steps twice
-    as long; until then the verdicts say what to try next. Then γ is lowered for one snapshot where λ̂ rises by what it
-    held back and no more, and nβ at the last one where λ̂ rises by it. Chains and draws are as many as the error asks
-    for. All trials share their random streams.
+    as long; until then the verdicts say what to try next. Then nβ and γ are raised together for one snapshot, 10⁴ times
+    at most, where λ̂ rises by it, since chains stay nearer; else they are lowered together at the last one where λ̂ rises
+    by that. γ alone is lowered for one snapshot where λ̂ rises by what it held back and no more. Chains and draws are as
+    many as the error asks for. All trials share their random streams.
 
     Args:
         snapshots: of the series, such as an early, a middle and a late one; the sharpest decides the step size.
@@ -59,7 +60,7 @@ def calibrate(
             data is taken at each step where they are at most 2²⁴.
         budget: gradient evaluations that the trials may take in all, one for each chain and step; a loss without its
             gradient counts as a third. It also says how long chains may be around a snapshot that is given alone:
-            its estimate comes to cost between a tenth and a fifth of it.
+            its estimate comes to cost between a tenth and a quarter of it.
         error: standard error of λ̂ to aim for, as a share of the largest λ̂, in the root mean square over the snapshots;
             chains take no more draws than it asks for, as far as the trial's few can tell. If not given, it is 2 % for
             a curve, as far as 2,000 gradient evaluations a point go; and for one snapshot 3 %, or less where the chains

@@ -1,9 +1,10 @@
-"""A sound setting at the last snapshot, varied: whether a weaker γ or a lower nβ shows more of λ̂."""
+"""A sound setting at the last snapshot, varied: whether another nβ or a weaker γ shows more of λ̂."""
 
 import math
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from phasewatch.monitor.estimates.difference import difference
 from phasewatch.monitor.estimates.estimate import Health
@@ -12,7 +13,7 @@ from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.probing.attempts import Attempts
 from phasewatch.monitor.probing.calibration import Trial
 from phasewatch.monitor.probing.proposals import Proposals
-from phasewatch.monitor.probing.trials import BIAS, USABLE, percent, rounded, setting
+from phasewatch.monitor.probing.trials import BIAS, USABLE, added_bias, percent, rounded, setting
 
 STEEPER = 2.0
 """A lower nβ isn't taken where κ grows along its chains by more than this: the steps then add what λ̂ rises by."""
@@ -29,6 +30,9 @@ WIDER = 10.0
 
 LOWERED = 2
 """How often they are, at most."""
+
+NARROWEST, NARROWER = 1e4, 10.0
+"""By how much nβ and γ are raised together at most, and at least, to see whether λ̂ stays the same."""
 
 LONGEST = 1.7
 """A setting with a weaker localization may take so many times the steps of the first trial."""
@@ -92,6 +96,50 @@ def weaken(attempts: Attempts, proposals: Proposals, trial: Trial) -> Trial:
             attempts.reasons[-1] += " That is more than was held back, so γ stays: it decides which directions count."
             return trial
         trial, doubt = weaker, -2.0
+
+
+def narrow(attempts: Attempts, trial: Trial) -> Trial:
+    """Raise nβ and γ together at the last snapshot, on the same paths drawn narrower, if λ̂ rises by it.
+
+    Chains that go far in directions along which the loss stays as it is come to where it is flatter in others, so that
+    λ̂ is less than at the snapshot. Where minibatches are noisy, or a rounding of the loss is more than a nat, nβ stays.
+
+    Args:
+        attempts: what is spent.
+        trial: a sound one.
+
+    Returns:
+        The narrower trial if it is as sound and λ̂ is larger by it; else the given one.
+    """
+    sampler, last = trial.sampler, trial.points[-1].llc
+    assert sampler.step_size is not None
+    loss = attempts.probe.subject.loss
+    rounding = torch.finfo(getattr(loss.loss, "autocast", loss.model.dtype)).eps * abs(trial.points[-1].loss)
+    by = rounded(min(NARROWEST, 1 / max(sampler.nbeta * rounding, 1e-9)))
+    if by < NARROWER:
+        return trial
+    narrower = attempts.attempt(
+        "narrower",
+        replace(
+            sampler,
+            step_size=rounded(sampler.step_size / by),
+            localization=rounded(sampler.localization * by),
+            nbeta=rounded(sampler.nbeta * by),
+        ),
+        attempts.snapshots[-1:],
+    )
+    if narrower is None:
+        return trial
+    now = narrower.points[-1].llc
+    rise, error = now.value - last.value, standard_error(np.subtract(now.per_chain, last.per_chain))
+    step, change = integer(trial.points[-1].step), percent(rise, abs(last.value))
+    attempts.reasons.append(
+        f"With nβ and γ {by:g} times larger, λ̂ at step {step} is {now.health.name} and changes by {change}."
+    )
+    if not rise > max(BIAS / 2 * abs(last.value), error) or now.health not in USABLE or added_bias(narrower) > BIAS:
+        return trial
+    attempts.reasons[-1] += " So both were raised: further away the loss is flatter."
+    return narrower
 
 
 def widen(attempts: Attempts, proposals: Proposals, trial: Trial) -> Trial:

@@ -9,7 +9,7 @@ from phasewatch.monitor.probing.attempts import Attempts
 from phasewatch.monitor.probing.calibration import Trial
 from phasewatch.monitor.probing.lengths import of_chains, of_length
 from phasewatch.monitor.probing.proposals import SETTLING, Proposals
-from phasewatch.monitor.probing.refinements import weaken, widen
+from phasewatch.monitor.probing.refinements import narrow, weaken, widen
 from phasewatch.monitor.probing.survey import LEAST_NBETA, lowered_for_noise, survey
 from phasewatch.monitor.probing.trials import (
     BIAS,
@@ -37,8 +37,8 @@ FLAT = 0.05
 ERROR, ERROR_OF_A_CURVE = 0.03, 0.02
 """Standard error of λ̂ to aim for where none is asked for, as a share of it."""
 
-SHARE = 1 / 7
-"""The share of the budget that the first trial may take."""
+SHARE, MOST_OF_BUDGET = 1 / 7, 1 / 4
+"""The share of the budget that the first trial may take, and a point of the only snapshot at most."""
 
 POINT, MOST = 500, 2000
 """Gradient evaluations that a point of a curve takes in the first trial, and at most unless an error is asked for."""
@@ -85,17 +85,21 @@ class Search:
         best = self._follow_verdicts()
         if best is None:
             return None
-        if not self._of_a_curve:  # a weaker γ takes longer chains to settle, point for point
-            best = weaken(self._attempts, self._proposals, best)
-        best = widen(self._attempts, self._proposals, best)
-        most = MOST if self._of_a_curve and error is None else math.inf
-        room = min(self._attempts.left // len(self._attempts.snapshots), most)
+        if self._of_a_curve:
+            best = widen(self._attempts, self._proposals, best)
+        else:
+            narrower = narrow(self._attempts, best)
+            best = narrower if narrower is not best else widen(self._attempts, self._proposals, best)
+            best = weaken(self._attempts, self._proposals, best)  # it takes longer chains to settle, point for point
+        room = self._attempts.left // len(self._attempts.snapshots)
+        if self._of_a_curve and error is None:
+            room = min(room, MOST)
         if self._of_a_curve or error is not None:
             error = error or ERROR_OF_A_CURVE
             chosen = self._measured(best, of_length(best, room, error))
         else:
             error = ERROR
-            chosen = self._measured(best, of_chains(best, room, error))
+            chosen = self._measured(best, of_chains(best, min(room, MOST_OF_BUDGET * self._attempts.budget), error))
         self._explain(chosen, error)
         return chosen
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Generator, nn
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.estimates.estimate import Health
@@ -20,6 +20,7 @@ from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.sampling import start
 from phasewatch.monitor.sampling.settings import SGLD, Langevin
 from phasewatch.monitor.snapshots.snapshot import Snapshot
+from phasewatch.toy_tasks import deep_linear
 
 calibrate_module = sys.modules[calibrate.__module__]
 D = 40
@@ -182,9 +183,27 @@ def test_single_precision_and_a_loss_far_from_zero():
 
     model = Bowl().float()
     probe = Probe(model, far, NO_NOISE.float(), sampler=Langevin(batch_size=32), threads=1)
-    estimate = calibrated([Snapshot.of(model, 1)], probe).chosen.points[0].llc
+    calibration = calibrated([Snapshot.of(model, 1)], probe)
+    estimate = calibration.chosen.points[0].llc
     assert estimate.health is Health.OK
     assert abs(estimate.value - D / 2) < 0.08 * D / 2
+    assert "narrower" not in {trial.name for trial in calibration.trials}  # 1000 is rounded by 1e-4, a nat at nβ = 1e4
+
+
+def test_chains_that_go_where_the_loss_is_flatter_are_kept_near():
+    """At nβ = 1e4, λ̂ of this network is 18 % too small: its zero directions lead to where others are flatter."""
+    generator = Generator().manual_seed(3)
+    truth = deep_linear.low_rank_matrix(20, 4, 2, generator)
+    torch.manual_seed(4)
+    model = deep_linear.DeepLinear((4, 12, 20), dtype=torch.float64)
+    data = deep_linear.regression_data(truth, 500, generator)
+    deep_linear.train(model, data)
+    calibration = calibrated([Snapshot.of(model, 1)], Probe(model, deep_linear.loss, data, threads=1))
+    estimate = calibration.chosen.points[0].llc
+    assert calibration.sampler.nbeta > 1e5
+    assert estimate.value == pytest.approx(deep_linear.local_llc(model), rel=0.06)
+    first = calibration.trials[0].points[0].llc.value
+    assert first < 0.9 * deep_linear.local_llc(model)
 
 
 def test_curvature_that_only_the_chains_meet():
