@@ -280,8 +280,8 @@ def held_loader(name: str, dataset: Any, collate: Any) -> DataLoader:
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise PhasewatchError(
-            f"{name}(...): the training data is a {type(dataset).__name__}, which can only be iterated. Give some of "
-            f"its samples, or a function that draws them: {name}(..., data=batch_of_samples)."
+            f"{name}(...): the training data is a {type(dataset).__name__}, which can only be iterated. Give a "
+            f"batch as training gets it, or a function that draws one: {name}(..., data=batch_of_samples)."
         )
     return DataLoader(dataset, collate_fn=collate)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, WeightedRandomSampler
 from torch.utils.data import default_collate as collate_by_default
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
@@ -112,8 +112,8 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
     """Turn any form of data into a source of minibatches.
 
     A DataLoader is asked for its dataset and its collate function and never iterated, so that its sampler, its
-    workers and its place in the epoch stay as they are. Samples are drawn from copies of both, which may hold random
-    generators or counters of their own.
+    workers and its place in the epoch stay as they are. Where its sampler draws from a subset, so do minibatches.
+    Samples are drawn from copies of both, which may hold random generators or counters of their own.
 
     Args:
         data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset; a DataLoader over
@@ -153,7 +153,7 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
         collate = collate_by_default if loader is None else loader.collate_fn
         if collate is collate_by_default:
             collate = _PlainCollate(_text_columns(dataset))
-        dataset, collate = own_copy_of((dataset, collate))
+        dataset, collate = own_copy_of((_sampled(dataset, loader), collate))
         source = DatasetData(dataset, len(dataset), collate)
     elif callable(data):
         if iterators_in(data):
@@ -176,6 +176,19 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
             "Give more data or a smaller batch_size."
         )
     return source
+
+
+def _sampled(dataset: Any, loader: DataLoader | None) -> Any:
+    """The part of a dataset that a loader's sampler draws from."""
+    sampler = loader.sampler if loader is not None else None
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(dataset, list(sampler.indices))
+    if isinstance(sampler, WeightedRandomSampler):
+        warn(
+            "Probe(data=DataLoader(sampler=WeightedRandomSampler(...))): minibatches are drawn from all samples alike, "
+            "so the loss isn't that of training. Give a function (generator, batch_size) -> batch that draws by weight."
+        )
+    return dataset
 
 
 def is_a_source(data: Any) -> bool:

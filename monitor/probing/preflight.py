@@ -4,9 +4,10 @@ It takes at most 20 passes, and is silent if all is well.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -80,7 +81,7 @@ def check(loss: ModelLoss, batch: Any, given: Given) -> tuple[set[str], dict[str
     check_scalar(value, name)
     written = say_what_is_written(loss, versions, name)
     first = leaves_of(value)
-    loss.backward(value)
+    _first_backward(loss, value, name)
     reached = {n for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if p.grad is not None}
     if not reached:
         raise PhasewatchError(
@@ -224,6 +225,18 @@ def _first_value(loss: ModelLoss, batch: Any, name: str) -> Any:
         ) from error
 
 
+def _first_backward(loss: ModelLoss, value: Tensor, name: str) -> None:
+    try:
+        loss.backward(value)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise PhasewatchError(
+            f"Probe(loss={name}): the backward pass of what {name}(model, batch) returned failed ({in_words(error)}). "
+            "Return the loss itself, and leave backward() to the probe."
+        ) from error
+
+
 def _compare_with_the_original(
     loss: ModelLoss, value: Tensor, original: tuple[float, set[str]], reached: set[str], given: Given, name: str
 ) -> None:
@@ -277,6 +290,13 @@ def _once_more(
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Whether two leaves of a batch are equal; where that can't be told, they are taken for equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
-    return a is b or bool(a == b)
+    if type(a) is type(b) and hasattr(a, "__dict__") and (is_dataclass(a) or type(a).__eq__ is object.__eq__):
+        mine, theirs = tree_leaves(vars(a)), tree_leaves(vars(b))
+        return len(mine) == len(theirs) and all(map(_same, mine, theirs))
+    try:
+        return a is b or bool(np.all(a == b))
+    except Exception:
+        return True

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Generator
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.model.data import as_minibatches, draw_indices, move
@@ -126,6 +134,19 @@ def test_a_loader_keeps_its_place_in_the_epoch():
     source(generator(), 8)
     assert torch.equal(loader.generator.get_state(), state)
     assert sum(len(y) for _, y in place) == N - 7
+
+
+def test_of_a_loader_with_a_subset_the_subset_is_drawn_from():
+    dataset = TensorDataset(torch.arange(20))
+    source = as_minibatches(DataLoader(dataset, sampler=SubsetRandomSampler([3, 8, 11])), 3)
+    (rows,) = source(Generator().manual_seed(0), 3)
+    assert sorted(rows.tolist()) == [3, 8, 11]
+
+
+def test_a_loader_that_draws_by_weight_is_told_of():
+    loader = DataLoader(TensorDataset(torch.arange(20)), sampler=WeightedRandomSampler([1.0] * 20, 20))
+    with pytest.warns(UserWarning, match="all samples alike.*Give a function"):
+        as_minibatches(loader, 3)
 
 
 def test_a_function_is_given_the_generator_and_the_batch_size():

@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -24,6 +25,49 @@ def loss(model, x):
 
 def probe(model, loss=loss, data=X, **more):
     return pw.Probe(model, loss, data, sampler=SAMPLER, threads=1, **more)
+
+
+@dataclass
+class Pair:
+    x: torch.Tensor
+    name: str
+
+
+class Bag:
+    def __init__(self, x):
+        self.x = x
+
+
+COLLATED = {
+    "a dataclass": lambda rows: Pair(torch.stack(rows), "all"),
+    "an object": lambda rows: Bag(torch.stack(rows)),
+    "an array": lambda rows: torch.stack(rows).numpy(),
+}
+
+
+@pytest.mark.parametrize("collate", COLLATED.values(), ids=COLLATED)
+@pytest.mark.parametrize("changes", [False, True])
+def test_samples_that_change_are_told_of_whatever_a_batch_is(collate, changes):
+    def collated(rows):
+        return collate([row + changes * torch.rand(()) for row in rows])
+
+    def of_batch(model, batch):
+        return loss(model, torch.as_tensor(getattr(batch, "x", batch)))
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        probe(nn.Linear(4, 1), of_batch, DataLoader(list(X), collate_fn=collated))
+    assert any("fetched again" in str(each.message) for each in told) == changes
+
+
+def test_a_loss_that_calls_backward_itself_is_refused_in_a_sentence():
+    def stepped(model, x):
+        value = loss(model, x)
+        value.backward()
+        return value
+
+    with pytest.raises(PhasewatchError, match=r"backward pass of what stepped.*Return the loss itself"):
+        probe(nn.Linear(4, 1), stepped)
 
 
 class Weighted(nn.Module):
