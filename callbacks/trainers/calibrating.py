@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-from phasewatch.monitor.errors import in_words
+from phasewatch.monitor.errors import in_words, say
+from phasewatch.monitor.formatting import integer
 from phasewatch.monitor.probing.automatic import Setting, early_middle_late, fallback
+from phasewatch.monitor.probing.calibrate import BUDGET
 from phasewatch.monitor.probing.probe import Probe
-from phasewatch.monitor.runs.calibration import RunCalibration, tell
+from phasewatch.monitor.runs.calibration import RunCalibration, named, tell
 from phasewatch.monitor.runs.executor import InProcess
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.runs.processes import Processes
@@ -59,6 +61,10 @@ class Calibrating:
             The probe of the setting that the run has from now on; None if it is to be tried again with more snapshots.
         """
         own = self._probe.sampler
+        say(
+            f"calibrating on {named(chosen)}, which takes up to {integer(BUDGET)} gradients; a sampler of your own "
+            "takes none"
+        )
         try:
             setting = self._executor.calibrate(chosen, own)
         except Exception as error:

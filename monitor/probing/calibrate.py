@@ -15,6 +15,9 @@ from phasewatch.monitor.probing.trials import setting
 from phasewatch.monitor.sampling.settings import Sampler
 from phasewatch.monitor.snapshots.snapshot import Snapshot
 
+BUDGET = 20_000
+"""Gradient evaluations of all trials, where none is given."""
+
 ALL_OF_THE_DATA = 2**24
 """Take all of the data at each step, in place of minibatches, where samples × parameters are no more than this: there
 a step costs little more, and without their noise chains keep momentum, and reach softer directions."""
@@ -36,7 +39,7 @@ def calibrate(
     snapshots: Sequence[Snapshot],
     probe: Probe,
     *,
-    budget: int = 20_000,
+    budget: int = BUDGET,
     error: float | None = None,
     show: Callable[[Calibration], object] | None = print,
 ) -> Sampler:

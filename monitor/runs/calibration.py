@@ -62,8 +62,17 @@ def tell(setting: Setting, steps: Sequence[int], run: Path | None) -> None:
         steps: of the snapshots that it tried.
         run: the folder with its reasons; None if there is none.
     """
-    where = f"step {steps[0]}" if len(steps) == 1 else f"steps {', '.join(map(str, steps))}"
     if setting.failure:
-        warn(f"The calibration on {where} failed, and {setting.sampler} is taken: {setting.failure}")
+        warn(f"The calibration on {named(steps)} failed, and {setting.sampler} is taken: {setting.failure}")
     else:
-        say(f"calibrated on {where}: {setting.sampler}{f'; {run}/calibration.txt says why' if run else ''}")
+        say(f"calibrated on {named(steps)}: {setting.sampler}{f'; {run}/calibration.txt says why' if run else ''}")
+
+
+def named(steps: Sequence[int]) -> str:
+    """Steps in words.
+
+    Example:
+        >>> named([10]), named([10, 20])
+        ('step 10', 'steps 10, 20')
+    """
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {', '.join(map(str, steps))}"

@@ -70,6 +70,7 @@ def test_the_first_snapshots_wait_for_it_and_all_are_measured_with_what_it_finds
     assert header(run)["calibration"] == {"given": GIVEN.as_json(), "steps": [1, 2, 3]}
     assert (run / "calibration.txt").read_text() == "what was tried\n"
     said = capsys.readouterr().err.strip().splitlines()
+    assert any(line.startswith("phasewatch: calibrating on steps 1, 2, 3, which takes up to 20 000") for line in said)
     assert f"phasewatch: calibrated on steps 1, 2, 3: {FOUND}; {run}/calibration.txt says why" in said
 
 
