@@ -216,7 +216,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OSError: if the disk refuses it.
     """
     unfinished = Path(_possible(path)).parent / f".{secrets.token_hex(16)}.unfinished"
-    os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _OPEN, 0o666))
+    try:
+        os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _OPEN, 0o666))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -201,6 +201,11 @@ def _numbers(row: Mapping[str, Any], where: str, needed: set[str], steps: Sequen
         if column == "step" and column in steps:
             continue
         value = _number(cell, where, column, needed=column in needed)
+        if column == "llc_error" and value < 0:
+            raise PhasewatchError(
+                f"{where}, column 'llc_error', holds {_quoted(cell)}; a standard error isn't negative. Correct it, or "
+                "leave it empty."
+            )
         if math.isfinite(value):
             values[column] = value
     return values

@@ -302,6 +302,11 @@ def test_permissions_are_those_of_a_plain_open(run, mask):
 
 
 @posix
+def test_a_file_in_no_folder_is_named_in_the_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/a\.png'$"), replacing(tmp_path / "nowhere" / "a.png"):
+        pass
+
+
 def test_a_link_in_the_place_of_a_file_is_replaced(run):
     victim = run.parent / "secret"
     for name, target in [("report.html", victim), ("dangling", run.parent / "none"), ("zero", "/dev/zero")]:

@@ -240,6 +240,7 @@ def test_a_jsonl_of_flat_lines(tmp_path):
         ("step,loss,llc,a,a\n1,2,3,4,5\n", "column 'a' twice"),
         ("step,loss,llc\n1,2,3\n2,two,3\n", "Line 3 of .*, column 'loss', holds 'two', not a number"),
         ("step,loss,llc,llc_chain0\n1,2,3,x\n", "column 'llc_chain0', holds 'x'"),
+        ("step,loss,llc,llc_error\n1,2,3,-1\n", "Line 2 of .*, column 'llc_error', holds '-1'; .* isn't negative"),
         *(
             (f"step,loss,llc\n{step},2,3\n", rf"column 'step', holds '{step}'; a training step is a whole number")
             for step in ("1.5", "nan", "inf", "-1", "1e19", "", "ten")
