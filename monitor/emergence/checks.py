@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from phasewatch.monitor.errors import PhasewatchError, real_number
+from phasewatch.monitor.errors import PhasewatchError, real_number, warn
 
 DECADE = 10.0
 """An increasing axis of positive numbers that spans at least this factor is read on a logarithmic scale."""
@@ -64,6 +64,21 @@ def check_chance(call: str, chance: object) -> float:
             "exact match."
         )
     return real_number(f"{call}(chance=...)", chance, least=0, below=1, hint="as a share (divide percentages by 100)")
+
+
+BELOW = 0.8
+"""Half of the scores below this share of chance are told of: the score of a guess is then another one."""
+
+
+def warn_below_chance(call: str, score: np.ndarray, chance: float) -> None:
+    """Say it where most scores are far below that of a guess."""
+    median = float(np.median(score))
+    if median < BELOW * chance:
+        warn(
+            f"{call}(chance={chance:g}): half of the scores are below {median:.3g}, less than a guess would have. The "
+            "answer means something only with the score that a guess has: 1 / the number of choices, or 0 for exact "
+            "match."
+        )
 
 
 def as_numbers(call: str, name: str, values: Any) -> np.ndarray:

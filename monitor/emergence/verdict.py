@@ -10,7 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import softmax
 
-from phasewatch.monitor.emergence.checks import Axis, check_axis, check_chance, check_numbers, check_share
+from phasewatch.monitor.emergence.checks import (
+    Axis,
+    check_axis,
+    check_chance,
+    check_numbers,
+    check_share,
+    warn_below_chance,
+)
 from phasewatch.monitor.emergence.forecast import check_moves
 from phasewatch.monitor.emergence.shape import features
 
@@ -101,6 +108,7 @@ def verdict(x: Any, sharp: Any, smooth: Any, *, chance: float | None = None) -> 
     values, _ = check_axis(call, x, least=FEWEST)
     score = check_share(call, "sharp", check_numbers(call, "sharp", sharp, shape=(len(values),)))
     check_moves(call, score)
+    warn_below_chance(call, score, chance)
     guide = check_numbers(call, "smooth", smooth, shape=(len(values),))
     u = Axis.of(values, falling=bool(values[-1] < values[0])).position(values)
     seen = features(u, score, guide, chance)

@@ -60,6 +60,12 @@ def test_scale_of_the_axis_and_its_direction_change_nothing():
     )
 
 
+def test_scores_below_chance_are_told_of():
+    log_p = np.linspace(-4, -0.1, 30)
+    with pytest.warns(UserWarning, match=r"chance=0\.25.* half of the scores are below"):
+        emergence.verdict(np.arange(1, 31), 0.1 * np.exp(5 * log_p), log_p, chance=0.25)
+
+
 def test_bad_input_is_a_sentence():
     with pytest.raises(PhasewatchError, match="chance isn't given"):
         emergence.verdict(STEP, Z, Z)
