@@ -106,7 +106,7 @@ def test_momentum_lets_a_weaker_localization_settle():
         exact = (stiffness / (stiffness + sampler.localization)).sum().item() / 2
         if momentum:
             assert abs(estimate.value - exact) < 4 * estimate.error + 0.02 * exact
-            assert estimate.error < 0.05 * exact
+            assert estimate.error < 0.07 * exact  # of a quarter of the budget
         found[momentum] = sampler.localization / sampler.nbeta, exact
     assert found[0.95][0] < 0.6 * found[0.0][0]
     assert found[0.95][1] > 0.95 * D / 2
