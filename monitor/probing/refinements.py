@@ -34,6 +34,10 @@ LOWERED = 2
 NARROWEST, NARROWER = 1e4, 10.0
 """By how much nβ and γ are raised together at most, and at least, to see whether λ̂ stays the same."""
 
+ROUNDED = 0.01
+"""The most that one rounding of the loss may come to with the larger nβ, as a share of λ̂: the snapshot's own loss is
+rounded once for all draws."""
+
 LONGEST = 1.7
 """A setting with a weaker localization may take so many times the steps of the first trial."""
 
@@ -102,7 +106,7 @@ def narrow(attempts: Attempts, trial: Trial) -> Trial:
     """Raise nβ and γ together at the last snapshot, on the same paths drawn narrower, if λ̂ rises by it.
 
     Chains that go far in directions along which the loss stays as it is come to where it is flatter in others, so that
-    λ̂ is less than at the snapshot. Where minibatches are noisy, or a rounding of the loss is more than a nat, nβ stays.
+    λ̂ is less than at the snapshot. Where minibatches are noisy, or the loss's rounding would count, nβ stays.
 
     Args:
         attempts: what is spent.
@@ -115,7 +119,7 @@ def narrow(attempts: Attempts, trial: Trial) -> Trial:
     assert sampler.step_size is not None
     loss = attempts.probe.subject.loss
     rounding = torch.finfo(getattr(loss.loss, "autocast", loss.model.dtype)).eps * abs(trial.points[-1].loss)
-    by = rounded(min(NARROWEST, 1 / max(sampler.nbeta * rounding, 1e-9)))
+    by = rounded(min(NARROWEST, ROUNDED * abs(last.value) / max(sampler.nbeta * rounding, 1e-12)))
     if by < NARROWER:
         return trial
     narrower = attempts.attempt(

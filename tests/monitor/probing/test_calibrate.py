@@ -187,7 +187,25 @@ def test_single_precision_and_a_loss_far_from_zero():
     estimate = calibration.chosen.points[0].llc
     assert estimate.health is Health.OK
     assert abs(estimate.value - D / 2) < 0.08 * D / 2
-    assert "narrower" not in {trial.name for trial in calibration.trials}  # 1000 is rounded by 1e-4, a nat at nβ = 1e4
+    assert "narrower" not in {trial.name for trial in calibration.trials}
+
+
+def test_single_precision_is_left_room_for_its_rounding():
+    """A linear regression, whose λ is half of its weights at any nβ."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 10, generator=generator)
+    y = x.sum(1, keepdim=True) + torch.randn(400, 1, generator=generator) / 2
+    model = nn.Linear(10, 1)
+    with torch.no_grad():
+        found = torch.linalg.lstsq(torch.cat([x, torch.ones(400, 1)], 1).double(), y.double()).solution.float()
+        model.weight.copy_(found[:10].T)
+        model.bias.copy_(found[10])
+    probe = Probe(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean() / 2, (x, y), threads=1)
+    calibration = calibrated([Snapshot.of(model, 1)], probe)
+    estimate = calibration.chosen.points[0].llc
+    (narrower,) = (trial for trial in calibration.trials if trial.name == "narrower")
+    assert narrower.points[0].llc.value == pytest.approx(5.5, rel=0.1)
+    assert estimate.value == pytest.approx(5.5, rel=0.1)
 
 
 def test_chains_that_go_where_the_loss_is_flatter_are_kept_near():
