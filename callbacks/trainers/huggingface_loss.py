@@ -1,10 +1,13 @@
 """The loss of a `transformers.Trainer`, as a function of a model and a batch."""
 
 import copy
+import functools
 from typing import Any
 
 import cloudpickle
 from torch import Tensor, nn
+
+from phasewatch.monitor.model.clock import Clock, plain
 
 _LEFT_OUT = (
     "model", "model_wrapped", "deepspeed", "optimizer", "lr_scheduler", "callback_handler", "train_dataset",
@@ -19,10 +22,13 @@ class TrainerLoss:
 
     It calls `compute_loss` of a copy of the trainer that has neither its model nor its data, and whose containers are
     made anew for each call, so that what `compute_loss` notes, as TRL's trainers do, is not in the trainer's own logs.
-    No other process is asked anything.
+    No other process is asked anything. Its `state` has the numbers that the trainer's had at the snapshot's step.
 
     Args:
         trainer: left as it is.
+
+    Attributes:
+        state: those numbers.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -36,13 +42,14 @@ class TrainerLoss:
             model=None,
             model_wrapped=None,
             accelerator=OneProcess(trainer.accelerator),
-            state=copy.copy(trainer.state),
+            state=copy.copy(trainer.state),  # but for its plain values
             current_gradient_accumulation_steps=1,
             is_fsdp_enabled=False,
             is_deepspeed_enabled=False,
             log=_nothing,
         )
         self._trainer = bare
+        self.state = Clock(trainer, _plain_state)
         self.__name__ = f"{type(trainer).__name__}.compute_loss"
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -52,6 +59,7 @@ class TrainerLoss:
             if isinstance(value, dict | list | set):
                 vars(trainer)[name] = _own(value)
         trainer.model = trainer.model_wrapped = model
+        trainer.state = _state_at(self.state, trainer.state)
         inputs = dict(batch)
         items = trainer._get_num_items_in_batch([inputs], next(model.parameters()).device)
         return trainer.compute_loss(model, inputs, num_items_in_batch=items)
@@ -64,7 +72,7 @@ class TrainerLoss:
                 cloudpickle.dumps(value)
             except Exception:
                 del vars(bare)[name]
-        return {"_trainer": bare, "__name__": self.__name__}
+        return {"_trainer": bare, "state": self.state, "__name__": self.__name__}
 
 
 class OneProcess:
@@ -105,6 +113,31 @@ class OneProcess:
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+def _plain_state(trainer: Any) -> dict[str, Any]:
+    """The plain values of a trainer's state; before training `epoch` is None there."""
+    values = plain(vars(trainer.state))
+    return values | {"epoch": values.get("epoch") or 0.0}
+
+
+def _state_at(clock: Clock, state: Any) -> Any:
+    """A copy of a trainer's state with the clock's values, which tells the clock what is read."""
+    copied = object.__new__(_telling(type(state)))
+    vars(copied).update({name: _own(value) for name, value in vars(state).items()}, **clock, _clock=clock)
+    return copied
+
+
+@functools.cache
+def _telling(kind: type) -> type:
+    """A trainer's state that tells its clock what is read."""
+
+    def __getattribute__(self: Any, name: str) -> Any:
+        if not name.startswith("_"):
+            object.__getattribute__(self, "_clock").seen.add(name)
+        return object.__getattribute__(self, name)
+
+    return type(kind.__name__, (kind,), {"__getattribute__": __getattribute__})
 
 
 def _own(value: Any) -> Any:

@@ -266,6 +266,7 @@ class PhaseMonitor:
             if step in self._taken:
                 return False
         self._taken.add(step)
+        self._numbers.note(step, elsewhere=session.in_background)
         numbers = {} if self._sharded else self._numbers.see(self._model)
         if self._repeats:
             self._repeats.see(snapshot)

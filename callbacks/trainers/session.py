@@ -89,6 +89,11 @@ class Session:
         return self._backlog is not None
 
     @property
+    def in_background(self) -> bool:
+        """Whether another process measures."""
+        return self._options.background
+
+    @property
     def recorded(self) -> set[int]:
         """The steps of the folder's points and snapshots."""
         return {*self.folder.steps, *self.folder.snapshots.steps}

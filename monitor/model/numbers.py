@@ -101,7 +101,7 @@ def places_outside(loss: Callable[..., Any], model: nn.Module) -> dict[str, Plac
     seen: set[int] = set()
     functions, owner = _functions_of(loss)
     if owner is not None:
-        name = type(owner).__name__
+        name = getattr(owner, "__name__", type(owner).__name__)
         found |= {f"{name}: {key}": place for key, place in _places(_variables(owner) or {}, seen, lambda _: True)}
     for kind in dict.fromkeys(type(module) for module in model.modules()):
         if not kind.__module__.startswith("torch."):

@@ -220,7 +220,7 @@ class Probe:
         for snapshot in snapshots:
             self._repeats.see(snapshot)
             with subject.measuring():
-                model.load(snapshot)
+                subject.load(snapshot)
                 with torch.no_grad():
                     with model.attributes_kept():
                         losses.append(float(subject.loss.value(subject.eval_batch)))
@@ -320,7 +320,7 @@ def measure_whole(probe: Probe, snapshot: Snapshot, sampler: Sampler) -> Point:
     """
     subject = probe.subject
     with subject.measuring():
-        subject.model.load(snapshot)
+        subject.load(snapshot)
         with torch.no_grad():
             loss = float(subject.loss.value(subject.eval_batch))
         anchor = subject.model.weights(subject.anchors_on)

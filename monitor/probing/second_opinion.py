@@ -77,7 +77,7 @@ def second_opinion(probe: Probe, snapshot: Snapshot) -> Estimate:
             "process of a sharded model. Give a probe of the unsharded model."
         )
     with subject.measuring():
-        subject.model.load(snapshot)
+        subject.load(snapshot)
         target = LossOnBatches(subject.loss, subject.kept(sampler))
         losses, reference = run_devinterp_chains(target, subject.model.weights(), sampler, probe.seed)
     return estimate_from_losses(losses, reference, nbeta=sampler.nbeta, parameters=subject.model.size)

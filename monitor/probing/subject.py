@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from phasewatch.monitor.errors import PhasewatchError, in_words, warn
 from phasewatch.monitor.model.autocast import under_autocast
+from phasewatch.monitor.model.clock import clock_of
 from phasewatch.monitor.model.complex_weights import in_real_parts, masks_in_real_parts
 from phasewatch.monitor.model.copying import copy_of, is_lazy, padding_rows
 from phasewatch.monitor.model.data import HeldData, Minibatches, as_minibatches, is_a_source, move
@@ -229,8 +230,10 @@ class Subject:
             self.loss.vector.agree(steps=steps, sampler=sampler.as_json(), weights=weights, data=self._fingerprint)
 
     def alike(self, snapshots: Sequence[Snapshot]) -> bool:
-        """Whether the snapshots differ in what is sampled alone, so that one model serves them all."""
+        """Whether the snapshots differ in what is sampled alone, so that one model and one loss serve them all."""
         fixed = self.model.fixed
+        if not self._has_one_loss(snapshots):
+            return False
         if not fixed:
             return True
         self.model.load(snapshots[0])
@@ -240,6 +243,24 @@ class Subject:
             if not self.loss.vector.all(all(map(torch.equal, first, fixed))):
                 return False
         return True
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Have the model's tensors of a snapshot, and what the loss's trainer was at its step."""
+        self.model.load(snapshot)
+        if (clock := clock_of(self.given_loss)) is not None:
+            clock.at(snapshot.step)
+
+    def _has_one_loss(self, snapshots: Sequence[Snapshot]) -> bool:
+        """Whether what the loss's trainer was at the steps of snapshots makes no difference to the loss."""
+        clock = clock_of(self.given_loss)
+        if clock is None or not clock.seen:
+            return True
+        losses = set()
+        for snapshot in snapshots:
+            clock.at(snapshot.step)
+            with torch.no_grad(), self.model.attributes_kept():
+                losses.add(float(self.loss.value(self.eval_batch)))
+        return len(losses) == 1
 
     def hold_random_state_of(self, *things: Any) -> None:
         """Have generators that objects hold start anew in each measurement, and leave them as they were."""

@@ -130,6 +130,45 @@ def test_what_compute_loss_notes_stays_out_of_the_trainer(tmp_path):
     assert [row["noted"] for row in watched.state.log_history if "noted" in row] == [1, 2, 3, 4, 5, 6]
 
 
+def annealed(*, by_epoch):
+    """A trainer whose loss changes by numbers of its state, and whose gradient doesn't."""
+    import transformers
+
+    class Annealed(transformers.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return loss + self.state.global_step + (100 * self.state.epoch if by_epoch else 0)
+
+    return Annealed
+
+
+def test_the_loss_has_the_state_of_the_snapshots_step(tmp_path):
+    plain, by_step, by_epoch, late = watching(), watching(), watching(), watching(at=pw.Budget(1e-6, at=pw.every(2)))
+    train(tmp_path / "plain", plain)
+    train(tmp_path / "step", by_step, kind=annealed(by_epoch=False))
+    with_it = train(tmp_path / "epoch", by_epoch, kind=annealed(by_epoch=True))
+    assert differences(left_by(train(tmp_path / "without", kind=annealed(by_epoch=True))), left_by(with_it)) == []
+    before = plain.monitor.trajectory.loss
+    assert by_step.monitor.trajectory.loss - before == pytest.approx([2, 4, 6], abs=1e-4)
+    assert by_epoch.monitor.trajectory.loss - before == pytest.approx([2 + 25, 4 + 50, 6 + 75], abs=1e-4)
+    assert list(pw.replay(by_epoch.monitor.run, by_epoch.probe)) == list(by_epoch.monitor.trajectory)
+    probe = watching().make_probe(make_trainer(tmp_path / "again", kind=annealed(by_epoch=False)))
+    assert list(pw.replay(by_step.monitor.run, probe)) == list(by_step.monitor.trajectory)
+    with pytest.warns(pw.PhasewatchWarning, match="left out by the budget"):
+        train(tmp_path / "late", late, kind=annealed(by_epoch=True))
+    assert list(pw.replay(late.monitor.run, late.probe)) == list(by_epoch.monitor.trajectory)  # measured later
+
+
+def test_a_state_that_cannot_be_known_is_named(tmp_path):
+    with pytest.warns(
+        pw.PhasewatchWarning, match=r"state\.epoch, which Annealed\.compute_loss reads, is 0\.25 at step 2"
+    ):
+        train(tmp_path, watching(measure="background"), kind=annealed(by_epoch=True))
+    probe = watching().make_probe(make_trainer(tmp_path / "again", kind=annealed(by_epoch=True)))
+    with pytest.warns(pw.PhasewatchWarning, match=r"state\.epoch, which .* was 0\.25 at step 2 .* is 0\.0 here"):
+        pw.replay(tmp_path / "phasewatch", probe)
+
+
 def test_a_resumed_training_goes_on_with_the_run(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 3, "collator": PlainCollator}
     whole = watching()
