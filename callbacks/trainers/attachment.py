@@ -217,17 +217,26 @@ class Attachment:
         sampler = self._sampler if isinstance(self._sampler, Sampler) else Langevin(batch_size=found.batch_size)
 
         def measured_on(eval_batch: Any) -> Probe:
-            return Probe(
-                found.model,
-                self._given["loss"] or found.loss,
-                data,
-                eval_batch=eval_batch,
-                sampler=sampler,
-                metrics=self._given["metrics"],
-                parts=self._given["parts"],
-                seed=self._seed,
-                autocast=found.autocast,
-            )
+            try:
+                return Probe(
+                    found.model,
+                    self._given["loss"] or found.loss,
+                    data,
+                    eval_batch=eval_batch,
+                    sampler=sampler,
+                    metrics=self._given["metrics"],
+                    parts=self._given["parts"],
+                    seed=self._seed,
+                    autocast=found.autocast,
+                )
+            except PhasewatchError as error:
+                if self._given["loss"] is not None or not str(error).startswith("Probe(loss="):
+                    raise
+                name = getattr(found.loss, "__name__", "the trainer's loss")
+                raise PhasewatchError(
+                    f"{error} Where {name} can't be measured by itself, give the loss of a batch: "
+                    f"{self._name}(..., loss=...)."
+                ) from error
 
         if self._given["eval_batch"] is not None:
             return measured_on(self._given["eval_batch"])

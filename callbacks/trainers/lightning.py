@@ -172,7 +172,7 @@ class LightningCallback(Callback):
         batch_size = batch_size or 32
         return Found(
             model=self._model(trainer, module),
-            loss=_no_loss if attachment.has_own_loss else TrainingStepLoss(module, len(trainer.optimizers)),
+            loss=_no_loss if attachment.has_own_loss else TrainingStepLoss(module, trainer),
             data=data,
             eval_data=held_out,
             batch_size=batch_size if data is None else min(batch_size, len(data.dataset)),  # pyright: ignore[reportArgumentType]

@@ -5,31 +5,41 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from phasewatch.callbacks.trainers.lightning_view import HeldDataModule, Inert, SeenTrainer, values_of
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.model.clock import Clock
 
 _INERT = (
-    "log", "log_dict", "print", "optimizers", "lr_schedulers", "lr_scheduler_step", "toggle_optimizer",
-    "untoggle_optimizer", "clip_gradients", "configure_gradient_clipping",
+    "log", "log_dict", "print", "lr_scheduler_step", "toggle_optimizer", "untoggle_optimizer", "clip_gradients",
+    "configure_gradient_clipping",
 )  # fmt: skip
 """Methods by which a training step logs, or steps its optimizers."""
+
+_WHOLE = {"64-true", "16-true", "bf16-true"}
+"""Precisions in which Lightning has batches of the type of the weights."""
 
 
 class TrainingStepLoss:
     """What `training_step` returns or, in manual optimization, the sum of what it gives to `manual_backward`.
 
-    The step logs nothing and steps no optimizer. `trainer.global_step` and `trainer.current_epoch` are 0 in it.
+    The step logs nothing and steps no optimizer. It reads the plain values of its trainer, such as the epoch and the
+    learning rates, as they were at the snapshot's step.
 
     Args:
         module: a LightningModule; only its methods are looked at.
-        optimizers: how many it has.
+        trainer: that trains it; left as it is.
+
+    Attributes:
+        trainer: those values.
 
     Raises:
         PhasewatchError: if its step takes an iterator in place of a batch.
     """
 
-    def __init__(self, module: Any, optimizers: int = 1) -> None:
+    def __init__(self, module: Any, trainer: Any) -> None:
         self.__name__ = f"{type(module).__name__}.training_step"
         parameters = list(inspect.signature(module.training_step).parameters)
         if parameters[:1] == ["dataloader_iter"]:
@@ -38,7 +48,10 @@ class TrainingStepLoss:
                 "batch: LightningCallback(..., loss=...)."
             )
         self._takes_number = len(parameters) > 1
-        self._optimizers = optimizers
+        self.trainer = Clock(trainer, values_of)
+        self._datamodule = HeldDataModule(getattr(trainer, "datamodule", None))
+        self._optimizers, self._schedulers = len(trainer.optimizers), len(trainer.lr_scheduler_configs)
+        self._converts = str(trainer.precision) in _WHOLE
         self._before, self._after = (
             _is_overridden(module, name) for name in ("on_before_batch_transfer", "on_after_batch_transfer")
         )
@@ -50,7 +63,12 @@ class TrainingStepLoss:
             PhasewatchError: if the step gives none.
         """
         module: Any = model
-        with _by_itself(module, self._optimizers) as losses:
+        losses: list[Tensor] = []
+        kinds = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
+        dtype = kinds[0] if self._converts and kinds else None
+        with _replaced(module, self._alone(module, losses)), _default_type(dtype or torch.get_default_dtype()):
+            if dtype is not None:
+                batch = _in_type(batch, dtype)
             if self._before:
                 batch = module.on_before_batch_transfer(batch, 0)
             if self._after:
@@ -67,63 +85,59 @@ class TrainingStepLoss:
             )
         return found
 
+    def _alone(self, module: Any, losses: list[Tensor]) -> dict[str, Any]:
+        """What a module has in place of its trainer, and of what acts; its losses are put in a list."""
 
-class Inert:
-    """Does nothing, whatever it is asked to do."""
+        def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            losses.append(loss)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
-        """Itself."""
-        return self
-
-    def __getattr__(self, name: str) -> "Inert":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __getitem__(self, key: Any) -> "Inert":
-        return self
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
-    def __enter__(self) -> "Inert":
-        return self
-
-    def __exit__(self, *error: Any) -> None: ...
-
-
-class InertTrainer(Inert):
-    """What a training step sees as its trainer."""
-
-    global_step = 0
-    current_epoch = 0
+        trainer = SeenTrainer(self.trainer, module, self._optimizers, self._schedulers, self._datamodule.copied)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs] or [None]
+        return {name: Inert(f"self.{name}") for name in _INERT if hasattr(type(module), name)} | {
+            "_trainer": trainer,
+            "manual_backward": manual_backward,
+            "optimizers": lambda *args, **kwargs: _one_or_all(trainer.optimizers),
+            "lr_schedulers": lambda: _one_or_all(schedulers),
+            "all_gather": lambda data, *args, **kwargs: data,
+        }
 
 
 @contextmanager
-def _by_itself(module: Any, optimizers: int) -> Iterator[list[Tensor]]:
-    """Let a module step inside without its trainer; it is as it was afterwards.
-
-    Yields:
-        What it gives to `manual_backward`.
-    """
-    losses: list[Tensor] = []
-
-    def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        losses.append(loss)
-
-    some: Any = Inert() if optimizers == 1 else [Inert()] * optimizers
-    replaced: dict[str, Any] = {name: Inert() for name in _INERT if hasattr(type(module), name)}
-    replaced |= {"manual_backward": manual_backward, "optimizers": lambda *args, **kwargs: some}
-    replaced["_trainer"] = InertTrainer()
+def _replaced(module: Any, replaced: Mapping[str, Any]) -> Iterator[None]:
+    """Let a module have other attributes inside; it is as it was afterwards."""
     own = vars(module)
     before = {name: own[name] for name in replaced if name in own}
     own.update(replaced)
     try:
-        yield losses
+        yield
     finally:
         for name in replaced:
             del own[name]
         own.update(before)
+
+
+@contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Have new tensors in double precision inside, for a module in double precision, as Lightning does."""
+    before = torch.get_default_dtype()
+    if dtype == torch.float64:
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _in_type(batch: Any, dtype: torch.dtype) -> Any:
+    """A batch with its floating tensors in another type."""
+    from lightning_utilities.core.apply_func import apply_to_collection
+
+    return apply_to_collection(batch, Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def _one_or_all(some: list[Any]) -> Any:
+    """As Lightning gives optimizers: one by itself, several in a list."""
+    return some[0] if len(some) == 1 else some
 
 
 def _is_overridden(module: Any, name: str) -> bool:

@@ -93,6 +93,8 @@ def watching(**options):
         pytest.param(Automatic, {}, id="automatic"),
         pytest.param(Automatic, {"accumulate_grad_batches": 2, "max_steps": 4}, id="accumulation"),
         pytest.param(Automatic, {"precision": "bf16-mixed"}, id="bf16"),
+        pytest.param(Automatic, {"precision": "64-true"}, id="double"),
+        pytest.param(Automatic, {"precision": "bf16-true"}, id="bf16 weights"),
         pytest.param(Manual, {}, id="manual"),
     ],
 )
@@ -155,6 +157,147 @@ def test_what_cannot_be_drawn_from_is_named(tmp_path):
     loaders = [DataLoader(TensorDataset(*labelled()), batch_size=8)] * 2
     with pytest.raises(pw.PhasewatchError, match=r"the training data is a list, not one DataLoader.*data=\.\.\."):
         trainer.fit(Automatic(), loaders)
+
+
+class Reading(Automatic):
+    """Its loss is another one by what it reads of its trainer, and its gradient isn't."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read, self.found = read, []
+
+    def training_step(self, batch, batch_idx):
+        found = self.read(self)
+        self.log("loss", found)
+        return F.cross_entropy(self.net(batch[0]), batch[1]) + found
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), 1.0)
+        halved = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return [optimizer], [{"scheduler": halved, "interval": "step"}]
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.found.append(float(self.read(self)))
+
+
+def clock(module):
+    trainer = module.trainer
+    return module.current_epoch + trainer.current_epoch + 10 * (module.global_step + trainer.global_step)
+
+
+def settings(module):
+    trainer = module.trainer
+    numbers = trainer.max_steps + trainer.num_training_batches + trainer.world_size + trainer.estimated_stepping_batches
+    flags = trainer.training and not (trainer.sanity_checking or trainer.validating or trainer.should_stop)
+    absent = [trainer.logger, module.logger, trainer.datamodule, trainer.checkpoint_callback]
+    texts = [trainer.precision, trainer.state.fn]
+    assert absent == [None] * 4
+    assert texts == ["32-true", "fit"]
+    return numbers + trainer.accumulate_grad_batches + 100 * flags + len(trainer.train_dataloader.dataset)
+
+
+def rates(module):
+    (group,) = module.optimizers().param_groups
+    (rate,) = module.lr_schedulers().get_last_lr()
+    (config,) = module.trainer.lr_scheduler_configs
+    of_trainer = module.trainer.optimizers[0].param_groups[0]
+    return group["lr"] + 10 * rate + of_trainer["lr"] + of_trainer["betas"][0] + config.scheduler.last_epoch
+
+
+@pytest.mark.parametrize("read", [clock, settings, rates])
+def test_a_step_reads_its_trainer_as_it_is_at_the_snapshots_step(read, tmp_path):
+    modules = []
+
+    def make(read=read):
+        modules.append(Reading(read))
+        return modules[-1]
+
+    callback, plain = watching(), watching()
+    _, with_it = train(tmp_path / "with", callback, make)
+    assert differences(train(tmp_path / "without", None, make)[1], with_it) == []
+    train(tmp_path / "plain", plain, lambda: make(lambda module: 0.0))
+    assert modules[0].found == modules[1].found
+    read_by_probe = callback.monitor.trajectory.loss - plain.monitor.trajectory.loss
+    assert read_by_probe == pytest.approx(modules[0].found[1::2], abs=1e-4)
+    assert list(pw.replay(callback.monitor.run, callback.probe)) == list(callback.monitor.trajectory)
+
+
+def test_nothing_that_a_step_does_to_its_trainer_reaches_it(tmp_path):
+    def meddle(module):
+        if type(module.trainer) is not lightning.Trainer:
+            module.optimizers().param_groups[0]["lr"] = 5.0
+            module.trainer.optimizers[0].param_groups.clear()
+            module.optimizers().step()
+            module.lr_schedulers().step()
+            module.trainer.should_stop = True
+            module.trainer.fit_loop.max_epochs = 0
+            module.trainer.save_checkpoint("there")
+            module.logger.experiment.add_scalar("a", 1)
+            module.trainer.datamodule.seen.append(1)
+            module.trainer.datamodule.scale = 7.0
+        return module.trainer.datamodule.scale
+
+    class Data(lightning.LightningDataModule):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.seen = 3.0, []
+
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(*labelled()), batch_size=8)
+
+    def fit(folder, *callbacks):
+        lightning.seed_everything(3, verbose=False)
+        module, data = Reading(meddle), Data()
+        trainer = lightning.Trainer(
+            max_steps=4, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False, default_root_dir=folder, logger=CSVLogger(folder), callbacks=list(callbacks),
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data)
+        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        left = [trainer.global_step, rates, data.seen, data.scale, module.found]
+        return left, {name: bits(tensor) for name, tensor in module.state_dict().items()}
+
+    callback = watching()
+    assert fit(tmp_path / "with", callback) == fit(tmp_path / "without")
+    assert callback.monitor.trajectory.steps.tolist() == [2, 4]
+    assert callback.monitor.trajectory.loss.min() > 7  # the probe meddled
+
+
+def test_a_clock_that_another_process_does_not_know_is_named(tmp_path):
+    def by_epoch(module):
+        return 5.0 * max(0, module.current_epoch - 1)
+
+    named = (
+        r"trainer\.current_epoch, which Reading\.training_step reads, is 2 at step \d+\. Another process .* with 0 as"
+    )
+    callback = watching(measure="background", at=pw.every(4))
+    with pytest.warns(pw.PhasewatchWarning, match=named):
+        train(tmp_path, callback, lambda: Reading(by_epoch), max_steps=12 * len(labelled()[0]) // 32)
+
+
+@pytest.mark.parametrize(
+    ("read", "named"),
+    [
+        pytest.param(lambda module: module.trainer.callback_metrics["a"] * 2.0, "callback_metrics", id="arithmetic"),
+        pytest.param(lambda module: torch.tensor(1.0) * module.trainer.callback_metrics["a"], "callback", id="tensor"),
+        pytest.param(lambda module: 1.0 if module.trainer.fit_loop.done else 0.0, "fit_loop.done", id="truth"),
+        pytest.param(lambda module: module.trainer.no_such + 1.0, "no_such", id="absent"),
+    ],
+)
+def test_what_is_not_known_of_the_trainer_is_named_with_a_way_out(read, named, tmp_path):
+    reads = (
+        rf"training_step reads self\.trainer\.{named}.*, which isn't known.*LightningCallback\(\.\.\., loss=\.\.\.\)"
+    )
+    with pytest.raises(pw.PhasewatchError, match=reads):
+        train(tmp_path / "a", watching(), lambda: Reading(read))
+
+
+def test_a_step_that_fails_by_itself_is_named_with_a_way_out(tmp_path):
+    def fail(module):
+        raise ValueError("no such thing")
+
+    with pytest.raises(pw.PhasewatchError, match=r"no such thing.*LightningCallback\(\.\.\., loss=\.\.\.\)\.$"):
+        train(tmp_path / "a", watching(), lambda: Reading(fail))
 
 
 class Repeatable(Automatic):
