@@ -255,6 +255,7 @@ class PhaseMonitor:
         session = self._session
         assert session
         assert self._numbers
+        self._numbers.note(step, elsewhere=session.in_background)
         if step in self._taken:
             return False
         if snapshot is None:
@@ -263,10 +264,12 @@ class PhaseMonitor:
             if self._ranks and self._ranks.is_alone:
                 session.let_no_rank_wait()
             self._taken = session.begin(snapshot, self._first_step)
+            for left, numbers in session.numbers_of_waiting.items():
+                if left < step:
+                    self._numbers.recall(left, numbers)
             if step in self._taken:
                 return False
         self._taken.add(step)
-        self._numbers.note(step, elsewhere=session.in_background)
         numbers = {} if self._sharded else self._numbers.see(self._model)
         if self._repeats:
             self._repeats.see(snapshot)

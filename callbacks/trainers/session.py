@@ -98,6 +98,13 @@ class Session:
         """The steps of the folder's points and snapshots."""
         return {*self.folder.steps, *self.folder.snapshots.steps}
 
+    @property
+    def numbers_of_waiting(self) -> dict[int, dict[str, float]]:
+        """What the numbers beside the snapshots were at the steps that wait to be measured."""
+        assert self._backlog
+        assert self._numbers
+        return {step: self._numbers.at(step) for step in self._backlog.waiting}
+
     def let_no_rank_wait(self) -> None:
         """Measure in the background after all: the other ranks of the training don't wait in monitors of their own.
 

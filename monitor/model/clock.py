@@ -9,12 +9,14 @@ from typing import Any
 class Clock(dict[str, Any]):
     """What a trainer's plain values are at the step that is measured.
 
-    At a step that was never noted, as in another process, they are those of the beginning, but for the step itself.
+    At a step that isn't noted, as in a process that measures beside training, they are those of the beginning, but for
+    the step itself.
 
     Args:
-        trainer: whose values they are; not kept alive, and no part of what is sent to another process.
+        trainer: whose values they are; not kept alive, and not sent to another process. None for no more notes.
         read: its values now, by name.
         step: the name of the training step among them.
+        at: the values at the beginning, in place of those that the trainer has now.
 
     Attributes:
         seen: the names that the loss has looked at.
@@ -84,7 +86,7 @@ class Clock(dict[str, Any]):
             self.update(before)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _sent, (self._step, self._begun)
+        return _sent, (self._step, self._begun, self._noted)
 
 
 def clock_of(loss: Any) -> Clock | None:
@@ -102,5 +104,7 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is None or isinstance(value, int | float | str)}
 
 
-def _sent(step: str, begun: dict[str, Any]) -> Clock:
-    return Clock(None, plain, step, begun)
+def _sent(step: str, begun: dict[str, Any], noted: dict[int, dict[str, Any]]) -> Clock:
+    clock = Clock(None, plain, step, begun)
+    clock._noted = dict(noted)
+    return clock

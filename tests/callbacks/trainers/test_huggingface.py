@@ -169,6 +169,17 @@ def test_a_state_that_cannot_be_known_is_named(tmp_path):
         pw.replay(tmp_path / "phasewatch", probe)
 
 
+def test_a_state_from_before_a_training_was_resumed_is_named(tmp_path):
+    saving = {"kind": annealed(by_epoch=True), "save_strategy": "steps", "save_steps": 3, "collator": PlainCollator}
+    train(tmp_path, whole := watching(), **saving)
+    (tmp_path / "phasewatch" / "points.jsonl").write_bytes(b"")  # as if killed before step 2 was measured
+    with pytest.warns(
+        pw.PhasewatchWarning, match=r"state\.epoch, .* was 0\.25 at step 2 of the training and is 0\.375"
+    ):
+        train(tmp_path, resumed := watching(), str(tmp_path / "checkpoint-3"), **saving)
+    assert list(resumed.monitor.trajectory)[1:] == list(whole.monitor.trajectory)[1:]
+
+
 def test_a_resumed_training_goes_on_with_the_run(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 3, "collator": PlainCollator}
     whole = watching()
