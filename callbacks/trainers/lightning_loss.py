@@ -91,7 +91,7 @@ class TrainingStepLoss:
         def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             losses.append(loss)
 
-        trainer = SeenTrainer(self.trainer, module, self._optimizers, self._schedulers, self._datamodule.copied)
+        trainer = SeenTrainer(self.trainer, module, self._optimizers, self._schedulers, self._datamodule)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs] or [None]
         return {name: Inert(f"self.{name}") for name in _INERT if hasattr(type(module), name)} | {
             "_trainer": trainer,

@@ -1,6 +1,7 @@
 """What a `training_step` sees of its Lightning trainer where its loss is measured: values, and nothing that acts."""
 
 import copy
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -177,10 +178,12 @@ class SeenTrainer(Seen):
         module: the one that is measured.
         optimizers: how many there are.
         schedulers: the same.
-        datamodule: a copy, which is the trainer's own no more; None if it has none.
+        datamodule: the trainer's.
     """
 
-    def __init__(self, clock: Clock, module: nn.Module, optimizers: int, schedulers: int, datamodule: Any) -> None:
+    def __init__(
+        self, clock: Clock, module: nn.Module, optimizers: int, schedulers: int, datamodule: "HeldDataModule"
+    ) -> None:
         super().__init__("self.trainer", clock, "")
         self.model = self.lightning_module = module
         self.optimizers = [
@@ -194,39 +197,50 @@ class SeenTrainer(Seen):
             scheduler = SeenScheduler(f"self.trainer.{path}.scheduler", clock, f"lr_schedulers.{number}")
             vars(config).update(scheduler=scheduler)
             self.lr_scheduler_configs.append(config)
-        if datamodule is not None:
-            self.datamodule = copy.copy(datamodule)
-            held = {
-                name: copy.copy(v) if isinstance(v, dict | list | set) else v for name, v in vars(datamodule).items()
-            }
-            vars(self.datamodule).update(held | _under(clock, "datamodule"), trainer=self)
+        self._held = datamodule
+
+    @property
+    def datamodule(self) -> Any:
+        """A copy for one call of the step, with the numbers of the step that is measured."""
+        known = vars(self)
+        if "_own_datamodule" not in known:
+            known["_own_datamodule"] = own = copy.copy(self._held.copied)
+            if own is not None:
+                held = {n: copy.copy(v) if isinstance(v, dict | list | set) else v for n, v in vars(own).items()}
+                vars(own).update(held | _under(self._clock, "datamodule"), trainer=self)
+        return known["_own_datamodule"]
 
 
 class HeldDataModule:
-    """A copy of a trainer's datamodule, without its trainer; tensors, arrays and modules in it are shared.
+    """A trainer's datamodule, which is copied when a step first asks for it.
 
     Args:
-        datamodule: left as it is; may be None.
-
-    Attributes:
-        copied: the copy.
+        datamodule: left as it is and not kept alive; may be None.
     """
 
     def __init__(self, datamodule: Any) -> None:
-        self.copied = None
-        if datamodule is not None:
-            bare = object.__new__(type(datamodule))
-            vars(bare).update({**vars(datamodule), "trainer": None})
-            self.copied = own_copy_of(bare)
+        self._live = None if datamodule is None else weakref.ref(datamodule)
+        self._copied: Any = None
+
+    @property
+    def copied(self) -> Any:
+        """The copy, without the trainer; tensors, arrays and modules in it are shared. None where there is none."""
+        live = self._live and self._live()
+        if self._copied is None and live is not None:
+            self._copied = object.__new__(type(live))
+            held = {name: value for name, value in vars(live).items() if name != "trainer"}
+            vars(self._copied).update({name: own_copy_of(value) for name, value in held.items()}, trainer=None)
+        return self._copied
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: its plain values and tensors alone, not its data sets."""
-        if self.copied is None:
-            return {"copied": None}
-        bare = object.__new__(type(self.copied))
-        sent = {name: value for name, value in vars(self.copied).items() if isinstance(value, Tensor)}
-        vars(bare).update(_plain(vars(self.copied), private=True) | sent)
-        return {"copied": bare}
+        live = (self._live and self._live()) or self._copied
+        if live is None:
+            return {"_live": None, "_copied": None}
+        bare, held = object.__new__(type(live)), vars(live)
+        tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        vars(bare).update(_plain(held, private=True) | tensors, trainer=None)
+        return {"_live": None, "_copied": bare}
 
 
 def _plain(values: Mapping[str, Any], *, private: bool = False) -> dict[str, Any]:
