@@ -12,12 +12,14 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from functools import partial
 
 import torch
 from tiny_run import ToldToFile, die_at_operation, make_probe, train
+from tqdm import tqdm
 
 from phasewatch.callbacks.sinks.report import write_report
 from phasewatch.callbacks.trainers import session
@@ -90,6 +92,9 @@ def forked(order):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("error", PhasewatchWarning)
+    # Its own lock is a semaphore that all children share, and a killed one may hold; so may its thread at a fork.
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     with tempfile.TemporaryDirectory() as folder:
         train(folder, steps=4)  # whatever is imported or built at first use
     for line in sys.stdin:
