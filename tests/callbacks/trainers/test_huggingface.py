@@ -159,6 +159,7 @@ def test_the_loss_has_the_state_of_the_snapshots_step(tmp_path):
     assert list(pw.replay(late.monitor.run, late.probe)) == list(by_epoch.monitor.trajectory)  # measured later
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_known_is_named(tmp_path):
     with pytest.warns(
         pw.PhasewatchWarning, match=r"state\.epoch, which Annealed\.compute_loss reads, is 0\.25 at step 2"

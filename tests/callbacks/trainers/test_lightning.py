@@ -263,6 +263,7 @@ def test_nothing_that_a_step_does_to_its_trainer_reaches_it(tmp_path):
     assert callback.monitor.trajectory.loss.min() > 7  # the probe meddled
 
 
+@pytest.mark.slow
 def test_a_clock_that_another_process_does_not_know_is_named(tmp_path):
     def by_epoch(module):
         return 5.0 * max(0, module.current_epoch - 1)
