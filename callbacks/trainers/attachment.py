@@ -17,6 +17,7 @@ from phasewatch.callbacks.trainers.ranks import Ranks
 from phasewatch.callbacks.trainers.schedule import Schedule
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.model.copying import own_copy, whole_copy
+from phasewatch.monitor.model.data import dataset_of
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import Loss
 from phasewatch.monitor.model.random_state import own_copy_of
@@ -276,23 +277,23 @@ def _has_loss(probe: Probe) -> bool:
         return False
 
 
-def held_loader(name: str, dataset: Any, collate: Any) -> DataLoader:
+def held_loader(name: str, loader: Any) -> DataLoader:
     """A loader that is asked for its dataset and its collate function alone, whatever the trainer's own one does.
 
     Args:
         name: of the callback.
-        dataset: of the training.
-        collate: puts samples together.
+        loader: the trainer's own.
 
     Raises:
         PhasewatchError: if the dataset has no length.
     """
+    dataset = dataset_of(loader)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise PhasewatchError(
             f"{name}(...): the training data is a {type(dataset).__name__}, which can only be iterated. Give a "
             f"batch as training gets it, or a function that draws one: {name}(..., data=batch_of_samples)."
         )
-    return DataLoader(dataset, collate_fn=collate)
+    return DataLoader(dataset, collate_fn=loader.collate_fn)
 
 
 def _tokens(sample: Any) -> int:

@@ -152,7 +152,7 @@ class HuggingFaceCallback(TrainerCallback):
         data = eval_data = None
         if not attachment.has_own_data:
             loader = _without_a_trace(trainer) if loader is None else loader
-            data = held_loader("HuggingFaceCallback", loader.dataset, loader.collate_fn)
+            data = held_loader("HuggingFaceCallback", loader)
             held_out = _like(trainer.eval_dataset, loader.dataset)
             eval_data = None if held_out is None else DataLoader(held_out, collate_fn=loader.collate_fn)
         batch_size = args.per_device_train_batch_size * max(1, args.n_gpu)

@@ -13,6 +13,7 @@ from phasewatch.callbacks.trainers.lightning_loss import TrainingStepLoss
 from phasewatch.callbacks.trainers.loop import PhaseMonitor
 from phasewatch.callbacks.trainers.schedule import Schedule
 from phasewatch.monitor.errors import PhasewatchError, warn
+from phasewatch.monitor.model.data import dataset_of
 from phasewatch.monitor.model.loss import Loss
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.probing.subject import Metric, Parts
@@ -159,7 +160,7 @@ class LightningCallback(Callback):
                     f"LightningCallback(...): the training data is a {type(loader).__name__}, not one DataLoader. Give "
                     "what minibatches are drawn from: LightningCallback(..., data=...)."
                 )
-            data = held_loader("LightningCallback", loader.dataset, loader.collate_fn)
+            data = held_loader("LightningCallback", loader)
             batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
             held_out = _held_out(trainer.val_dataloaders)
         manual = not module.automatic_optimization
@@ -197,7 +198,7 @@ def _held_out(loaders: Any) -> DataLoader | None:
         loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders))
     if not isinstance(loaders, DataLoader) or not hasattr(loaders.dataset, "__len__"):
         return None
-    return DataLoader(loaders.dataset, collate_fn=loaders.collate_fn)
+    return DataLoader(dataset_of(loaders), collate_fn=loaders.collate_fn)
 
 
 def _no_loss(model: Any, batch: Any) -> Any:

@@ -153,7 +153,7 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
         collate = collate_by_default if loader is None else loader.collate_fn
         if collate is collate_by_default:
             collate = _PlainCollate(_text_columns(dataset))
-        dataset, collate = own_copy_of((_sampled(dataset, loader), collate))
+        dataset, collate = own_copy_of((dataset if loader is None else dataset_of(loader), collate))
         source = DatasetData(dataset, len(dataset), collate)
     elif callable(data):
         if iterators_in(data):
@@ -178,17 +178,26 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
     return source
 
 
-def _sampled(dataset: Any, loader: DataLoader | None) -> Any:
-    """The part of a dataset that a loader's sampler draws from."""
-    sampler = loader.sampler if loader is not None else None
+def dataset_of(loader: Any) -> Any:
+    """The part of a loader's dataset that its sampler draws from.
+
+    Args:
+        loader: a DataLoader, or what a trainer has in its place.
+
+    Example:
+        >>> loader = DataLoader(range(9), sampler=SubsetRandomSampler([3, 8]))
+        >>> list(dataset_of(loader))
+        [3, 8]
+    """
+    sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, SubsetRandomSampler):
-        return Subset(dataset, list(sampler.indices))
+        return Subset(loader.dataset, list(sampler.indices))
     if isinstance(sampler, WeightedRandomSampler):
         warn(
-            "Probe(data=DataLoader(sampler=WeightedRandomSampler(...))): minibatches are drawn from all samples alike, "
-            "so the loss isn't that of training. Give a function (generator, batch_size) -> batch that draws by weight."
+            "DataLoader(sampler=WeightedRandomSampler(...)): minibatches are drawn from all samples alike, so the loss "
+            "isn't that of training. Give a function (generator, batch_size) -> batch that draws by weight."
         )
-    return dataset
+    return loader.dataset
 
 
 def is_a_source(data: Any) -> bool:

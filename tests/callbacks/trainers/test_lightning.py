@@ -12,7 +12,7 @@ from law_models import labelled
 from processes import environment
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 from trainer_runs import SAMPLER, bits, differences, streams
 
 import phasewatch as pw
@@ -157,6 +157,33 @@ def test_what_cannot_be_drawn_from_is_named(tmp_path):
     loaders = [DataLoader(TensorDataset(*labelled()), batch_size=8)] * 2
     with pytest.raises(pw.PhasewatchError, match=r"the training data is a list, not one DataLoader.*data=\.\.\."):
         trainer.fit(Automatic(), loaders)
+
+
+class Validated(Automatic):
+    def validation_step(self, batch, batch_idx):
+        return self.net(batch[0]).sum()
+
+
+def test_loaders_of_parts_of_a_dataset_are_measured_on_their_parts(tmp_path):
+    """Of one dataset the first third is trained on and the second held out; the last holds no numbers."""
+    x, y = labelled()
+    trained_on, held_out, left = (part.tolist() for part in torch.arange(len(x)).tensor_split(3))
+    x[left] = torch.nan
+    loaders = [
+        DataLoader(TensorDataset(x, y), batch_size=8, sampler=SubsetRandomSampler(part))
+        for part in (trained_on, held_out)
+    ]
+    callback = watching(run=tmp_path / "run")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(
+        max_steps=4, callbacks=[callback], accelerator="cpu", logger=False, default_root_dir=tmp_path, **quiet
+    )
+    trainer.fit(Validated(), *loaders)
+    subject = callback.probe.subject
+    assert torch.equal(subject.eval_batch[0], x[held_out])
+    kept = subject.kept(callback.probe.sampler)
+    for batch in (kept[number] for number in range(len(kept))):
+        assert all((row == x[trained_on]).all(dim=1).any() for row in batch[0])
 
 
 class Reading(Automatic):
