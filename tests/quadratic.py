@@ -67,6 +67,7 @@ class Quadratic:
         return value.detach()
 
     most_pieces = 1
+    rounded = ()
     share = 1.0
 
     def settle(self, pieces: int, way: str) -> None:

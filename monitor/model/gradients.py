@@ -72,7 +72,8 @@ def square(tensor: Tensor) -> Tensor:
 
 def norm(tensors: Sequence[Tensor]) -> float:
     """The Euclidean length of several tensors as one vector."""
-    lengths = torch._foreach_norm(list(tensors))  # pyright: ignore[reportPrivateImportUsage]
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    lengths = torch._foreach_norm(list(tensors), dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]
     return float(torch.linalg.vector_norm(torch.stack(list(lengths)), dtype=torch.float64))
 
 

@@ -62,6 +62,7 @@ class ModelLoss:
         path: in a sentence, whether chains run together and why.
         way: in a sentence, how the last chains ran.
         captured: whether chains in place use a CUDA graph; None before it was tried.
+        rounded: the parameters, by number, that their passes may be given in bfloat16; None before it was tried.
         activations: bytes that a pass over a minibatch keeps for its backward pass; 0 where they can't be counted.
         with_gradient: whether it is evaluated as if a gradient were asked for, since it is another one without.
 
@@ -85,6 +86,7 @@ class ModelLoss:
         self.way = ""
         self.activations = 0
         self.captured: bool | None = None
+        self.rounded: list[int] | None = None
         self._splits: bool | None = None
         self._warned: set[str] = set()
 

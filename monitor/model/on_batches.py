@@ -83,6 +83,11 @@ class LossOnBatches:
         """Have this many gradients taken by faster passes, where there are any."""
         self._passes.prepare(passes if self._pieces == 1 and not self.vectorised else 0)
 
+    @property
+    def rounded(self) -> Sequence[int]:
+        """Numbers of the parameters that whole passes may be given in bfloat16: the same gradients, sooner."""
+        return self._passes.rounded if self._pieces == 1 else []
+
     def settle(self, pieces: int, way: str) -> None:
         """Take each minibatch in so many pieces from now on; `way` says how chains run, for the record."""
         self._pieces = pieces

@@ -93,7 +93,9 @@ class FusedStep:
         self._masks = None if masks is None else [None if m is None else m.contiguous() for m in masks]
         self._velocity = velocity
         self._key = chain_key(seed, chain)
-        self._addresses = [self._table(_addresses(some)) for some in (self._weights, position.kept, velocity)]
+        rounded = [None if p.dtype == torch.float32 else p for p in vector.parameters]
+        self._half = any(parameter is not None for parameter in rounded)
+        self._addresses = [self._table(_addresses(some)) for some in (self._weights, rounded, position.kept, velocity)]
         still = [NOTHING if mask is not None and mask.ndim == 0 else 0 for mask in self._masks or []]
         self._addresses.append(self._table([a or b for a, b in zip(still, _addresses(self._masks), strict=True)]))
         self._step = 0
@@ -108,7 +110,11 @@ class FusedStep:
         if vector.offsets is None:
             return False
         return all(
-            w.dtype == torch.float32 and w.is_contiguous() and kept.is_contiguous() and w.data_ptr() == p.data_ptr()
+            w.dtype == torch.float32
+            and w.is_contiguous()
+            and kept.is_contiguous()
+            and p.is_contiguous()
+            and (w.data_ptr() == p.data_ptr() or p.dtype == torch.bfloat16)
             for w, kept, p in zip(position.weights, position.kept, vector.parameters, strict=True)
         )
 
@@ -122,9 +128,9 @@ class FusedStep:
 
         Args:
             eps: ε.
-            grads: the gradient of each parameter.
+            grads: the gradient of each parameter, of the parameter's type.
         """
-        grads = [grad.to(torch.float32).contiguous() for grad in grads]
+        grads = [grad.contiguous() for grad in grads]
         addresses = _addresses(grads)
         if addresses != self._grads[0]:
             self._grads = addresses, self._table(addresses)
@@ -133,12 +139,13 @@ class FusedStep:
 
     def _move(self, eps: float, grads: Tensor, *, start: bool) -> None:
         c, layout = Coefficients.of(self._sampler, eps), self._layout
-        weights, anchors, velocity, masks = self._addresses
+        weights, rounded, anchors, velocity, masks = self._addresses
         of_weights = (0.0, 0.0, 0.0, c.start, 0.0) if start else c.weights
         flags: dict[str, Any] = {
             "START": start,
             "VELOCITY": self._velocity is not None,
             "LAST": not start and c.weights[4] != 0,
+            "HALF": self._half,
             "ROUNDED": self._rounded,
             "MASKED": self._masks is not None,
         }
@@ -147,8 +154,8 @@ class FusedStep:
             return
         with torch.cuda.device(self._weights[0].device):
             self._kernels.move[(layout.programs,)](
-                weights, anchors, grads, velocity, masks, layout.sizes, layout.starts, layout.skips, layout.ahead,
-                layout.owners, self._key, now, now - layout.chunks, *of_weights, *c.velocity, **flags,
+                weights, rounded, anchors, grads, velocity, masks, layout.sizes, layout.starts, layout.skips,
+                layout.ahead, layout.owners, self._key, now, now - layout.chunks, *of_weights, *c.velocity, **flags,
             )  # fmt: skip
 
     def _table(self, addresses: Sequence[int]) -> Tensor:

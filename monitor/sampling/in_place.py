@@ -14,6 +14,7 @@ from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
 from phasewatch.monitor.model.gradients import clear_gradients, gradients, square
+from phasewatch.monitor.model.rounded import rounded
 from phasewatch.monitor.model.weights import mask_of
 from phasewatch.monitor.sampling.curvature import reach_of
 from phasewatch.monitor.sampling.fused import FusedStep
@@ -38,11 +39,12 @@ def run_in_place(target: Target, start: Start, sampler: Sampler, schedule: Sched
     """
     records = []
     try:
-        for chain in range(sampler.chains):
-            record = _Chain(target, start, sampler, schedule, seed, chain).run()
-            if record is None:
-                return None
-            records.append(record)
+        with rounded(target.parameters, start.position.weights, target.rounded):
+            for chain in range(sampler.chains):
+                record = _Chain(target, start, sampler, schedule, seed, chain).run()
+                if record is None:
+                    return None
+                records.append(record)
     finally:
         clear_gradients(target.parameters)
         start.position.reset()
@@ -210,10 +212,10 @@ class _Chain:
         if not length or not math.isfinite(length):
             return
         turned: list[Tensor] = []
-        device = self._weights[0].device
+        device, dtype = self._weights[0].device, self._weights[0].dtype
 
         def see(grad: Tensor, held: Tensor | None) -> None:
-            turned.append(square(grad if held is None else grad - held))
+            turned.append(square(grad.to(dtype) if held is None else grad.to(dtype) - held))
 
         self._move(reach / length)
         with self._vector.intercepted(masks, see, add=False):
@@ -233,7 +235,8 @@ class _Chain:
         before = [grad.clone() for grad in gradients(parameters, masks)]
         clear_gradients(parameters)
         self._target.add_gradient(self._order[step + 1])
-        apart = [grad - other for grad, other in zip(gradients(parameters, masks), before, strict=True)]
+        dtype = self._weights[0].dtype
+        apart = [grad.to(dtype) - other for grad, other in zip(gradients(parameters, masks), before, strict=True)]
         total = torch.stack([square(each) for each in self._vector.counted(apart)]).sum()
         self._scatter.append(float(self._vector.total(total)) / 2)
         for parameter, grad in zip(parameters, before, strict=True):

@@ -76,10 +76,10 @@ def _noise(flat, offsets, sizes, starts, owners, key, first):
 
 @triton.jit
 def _moved(
-    at, z, last, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+    at, z, last, size, w_at, half_at, anchor_at, grad_at, velocity_at, mask_at,
     of_away, of_grad, of_velocity, of_noise, of_last,
     v_of_away, v_of_grad, v_of_velocity, v_of_noise,
-    START: tl.constexpr, VELOCITY: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
+    START: tl.constexpr, VELOCITY: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     inside = (at >= 0) & (at < size)
     if MASKED:
@@ -97,7 +97,13 @@ def _moved(
     if START:
         after, velocity = origin + of_noise * z, z
     else:
-        grad = tl.load(grad_at.to(tl.pointer_type(tl.float32)) + at, mask=inside, other=0.0)
+        whole = inside & (at * 0 + half_at == 0) if HALF else inside
+        grad = tl.load(grad_at.to(tl.pointer_type(tl.float32)) + at, mask=whole, other=0.0)
+        if HALF:
+            half = tl.load(
+                grad_at.to(tl.pointer_type(tl.bfloat16)) + at, mask=inside & (at * 0 + half_at != 0), other=0.0
+            )
+            grad += half.to(tl.float32)
         after = before + (of_away * away + of_grad * grad) + (of_noise * z + of_last * last)
         velocity = v_of_away * away + v_of_grad * grad + v_of_noise * z
         if VELOCITY:
@@ -111,41 +117,46 @@ def _moved(
         tl.store(anchor_at.to(tl.pointer_type(tl.bfloat16)) + at, away, mask=inside)
         after = origin + away.to(tl.float32)
     tl.store(w, after, mask=inside)
+    if HALF:  # the parameter that passes use
+        there = inside & (at * 0 + half_at != 0)
+        tl.store(half_at.to(tl.pointer_type(tl.bfloat16)) + at, after.to(tl.bfloat16), mask=there)
 
 
 @triton.jit(do_not_specialize=["key", "first", "before"])
 def move(
-    weights, anchors, grads, velocities, masks, sizes, starts, skips, ahead, owners, key, first, before,
+    weights, halves, anchors, grads, velocities, masks, sizes, starts, skips, ahead, owners, key, first, before,
     of_away, of_grad, of_velocity, of_noise, of_last,
     v_of_away, v_of_grad, v_of_velocity, v_of_noise,
-    START: tl.constexpr, VELOCITY: tl.constexpr, LAST: tl.constexpr, ROUNDED: tl.constexpr, MASKED: tl.constexpr,
+    START: tl.constexpr, VELOCITY: tl.constexpr, LAST: tl.constexpr, HALF: tl.constexpr, ROUNDED: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """Move a chunk of a chain's weights.
 
-    Tables hold addresses (of masks, 0 where all of a parameter moves and -1 where none of it does), `of_` and `v_of_`
-    the coefficients of a linear step.
+    Tables hold addresses (of masks, 0 where all of a parameter moves and -1 where none of it does; of `halves`, 0 where
+    a parameter is float32 itself, else that of the parameter in bfloat16, whose gradient is in bfloat16 too), `of_` and
+    `v_of_` the coefficients of a linear step.
     """
     program = tl.program_id(0).to(tl.int64)
     k = tl.load(owners + program)
     lane = tl.arange(0, 256)
     at = (program - tl.load(starts + k)) * 1024 - tl.load(skips + k) + lane
     chunk = program + tl.load(ahead + k)
-    size, w_at, anchor_at = tl.load(sizes + k), tl.load(weights + k), tl.load(anchors + k)
+    size, w_at, half_at, anchor_at = tl.load(sizes + k), tl.load(weights + k), tl.load(halves + k), tl.load(anchors + k)
     grad_at, velocity_at, mask_at = tl.load(grads + k), tl.load(velocities + k), tl.load(masks + k)
     size = tl.where(mask_at == -1, 0, size)
     a, b, c, d = _normals(key, (first + chunk) * 256 + lane)
     p, q, r, s = a, b, c, d
     if LAST:
         p, q, r, s = _normals(key, (before + chunk) * 256 + lane)
-    _moved(at, a, p, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+    _moved(at, a, p, size, w_at, half_at, anchor_at, grad_at, velocity_at, mask_at,
            of_away, of_grad, of_velocity, of_noise, of_last, v_of_away, v_of_grad, v_of_velocity, v_of_noise,
-           START, VELOCITY, ROUNDED, MASKED)  # fmt: skip
-    _moved(at + 256, b, q, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+           START, VELOCITY, ROUNDED, MASKED, HALF)  # fmt: skip
+    _moved(at + 256, b, q, size, w_at, half_at, anchor_at, grad_at, velocity_at, mask_at,
            of_away, of_grad, of_velocity, of_noise, of_last, v_of_away, v_of_grad, v_of_velocity, v_of_noise,
-           START, VELOCITY, ROUNDED, MASKED)  # fmt: skip
-    _moved(at + 512, c, r, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+           START, VELOCITY, ROUNDED, MASKED, HALF)  # fmt: skip
+    _moved(at + 512, c, r, size, w_at, half_at, anchor_at, grad_at, velocity_at, mask_at,
            of_away, of_grad, of_velocity, of_noise, of_last, v_of_away, v_of_grad, v_of_velocity, v_of_noise,
-           START, VELOCITY, ROUNDED, MASKED)  # fmt: skip
-    _moved(at + 768, d, s, size, w_at, anchor_at, grad_at, velocity_at, mask_at,
+           START, VELOCITY, ROUNDED, MASKED, HALF)  # fmt: skip
+    _moved(at + 768, d, s, size, w_at, half_at, anchor_at, grad_at, velocity_at, mask_at,
            of_away, of_grad, of_velocity, of_noise, of_last, v_of_away, v_of_grad, v_of_velocity, v_of_noise,
-           START, VELOCITY, ROUNDED, MASKED)  # fmt: skip
+           START, VELOCITY, ROUNDED, MASKED, HALF)  # fmt: skip

@@ -74,6 +74,11 @@ class Target(Protocol):
         """
         ...
 
+    @property
+    def rounded(self) -> Sequence[int]:
+        """Numbers of the parameters that `add_gradient` may be given in bfloat16: the same gradients, sooner."""
+        ...
+
     def prepare_gradients(self, passes: int) -> None:
         """Make ready for this many calls of `add_gradient`; the parameters may be elsewhere afterwards."""
         ...
@@ -140,6 +145,11 @@ class Guarded:
     def most_pieces(self) -> int:
         """As the target's."""
         return self._target.most_pieces
+
+    @property
+    def rounded(self) -> Sequence[int]:
+        """As the target's."""
+        return self._target.rounded
 
     def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
         """As the target's.

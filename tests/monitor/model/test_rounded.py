@@ -1,0 +1,179 @@
+"""Passes that are given parameters in bfloat16, which autocast makes of them in any case."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import phasewatch as pw
+from phasewatch.monitor.model import passes
+from phasewatch.monitor.model.autocast import under_autocast
+from phasewatch.monitor.model.loss import ModelLoss
+from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.on_batches import LossOnBatches
+from phasewatch.monitor.model.rounded import used_rounded
+from phasewatch.monitor.model.weights import SampledModel
+from phasewatch.monitor.sampling import chains, in_place
+from phasewatch.monitor.sampling.position import AnchorOnDevice, AnchorOnHost, DisplacementOnDevice
+from phasewatch.monitor.sampling.ways import Way
+
+WORDS = 31
+
+
+class Words(nn.Module):
+    """A model of words with a weight of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(WORDS, 32)
+        self.norm = nn.LayerNorm(32)
+        self.once = nn.Linear(32, 32)
+        self.twice = nn.Linear(32, 32)
+        self.head = nn.Linear(32, WORDS, bias=False)
+
+    def forward(self, words):
+        x = self.norm(self.embed(words))
+        x = self.twice(torch.tanh(self.twice(torch.tanh(self.once(x)))))
+        return self.head(x)
+
+
+class Tied(Words):
+    def __init__(self):
+        super().__init__()
+        self.head.weight = self.embed.weight
+
+
+def cross_entropy(model, words):
+    return F.cross_entropy(model(words[:, :-1]).flatten(0, 1), words[:, 1:].flatten())
+
+
+def with_penalty(model, words):
+    return cross_entropy(model, words) + 1e-3 * model.once.weight.square().sum()
+
+
+def with_hidden_use(model, words):
+    return cross_entropy(model, words) * (1 + model.once.weight.detach().abs().mean())
+
+
+def asks_for_float32(model, words):
+    if model.once.weight.dtype != torch.float32:
+        raise TypeError("float32 is needed")
+    return cross_entropy(model, words)
+
+
+def words(count=64):
+    return torch.randint(WORDS, (count, 9), generator=torch.Generator().manual_seed(1))
+
+
+def names_found(make, loss):
+    model = SampledModel(make())
+    taken = under_autocast(loss, "cpu", torch.bfloat16)
+    return {model.names[number] for number in used_rounded(taken(model.module, words()), model.parameters)}
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "names"),
+    [
+        (Words, cross_entropy, {"once.weight", "once.bias", "head.weight"}),
+        (Words, with_penalty, {"once.bias", "head.weight"}),
+        (Tied, cross_entropy, {"once.weight", "once.bias"}),
+    ],
+)
+def test_parameters_that_are_only_used_rounded_are_known(make, loss, names):
+    assert names_found(make, loss) == names
+
+
+def test_in_full_precision_there_are_none():
+    model = SampledModel(Words())
+    assert used_rounded(cross_entropy(model.module, words()), model.parameters) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "how_many"), [(cross_entropy, 3), (with_penalty, 2), (with_hidden_use, 0), (asks_for_float32, 0)]
+)
+def test_they_are_given_in_bfloat16_where_passes_are_then_the_same(monkeypatch, loss, how_many):
+    first_is_faster(monkeypatch)
+    model = SampledModel(Words())
+    found = ModelLoss(model, under_autocast(loss, "cpu", torch.bfloat16))
+    target = LossOnBatches(found, Batches(list(words().split(16))))
+    target.prepare_gradients(passes.WORTH_CAPTURING)
+    assert len(target.rounded) == how_many
+    assert ("in bfloat16" in found.path) is (how_many > 0)
+    assert {parameter.dtype for parameter in model.parameters} == {torch.float32}
+    assert all(parameter.grad is None for parameter in model.parameters)
+    target.settle(2, "")
+    assert target.rounded == []  # several pieces are added up
+
+
+@pytest.mark.parametrize("position", [AnchorOnDevice, AnchorOnHost, DisplacementOnDevice])
+@pytest.mark.parametrize("parts", [None, {"once": "once"}])
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_chains_are_the_same_bit_for_bit(monkeypatch, position, parts, momentum):
+    setting = {"step_size": 1e-4, "nbeta": 70.0, "localization": 30.0, "chains": 2, "draws": 40, "batch_size": 16}
+    monkeypatch.setattr(chains, "ways", lambda target, rows: iter([Way(0, position)]))
+    points, types = [], []
+    run = in_place.run_in_place
+
+    def seen(target, start, *rest):
+        given = target.rounded
+        advance = target.add_gradient
+        target.add_gradient = lambda *args, **how: (
+            types.append([p.dtype for p in target.parameters]) or advance(*args, **how)
+        )
+        found = run(target, start, *rest)
+        points[-1].append(len(given))
+        assert {p.dtype for p in target.parameters} == {torch.float32}
+        assert all(map(torch.equal, target.parameters, start.anchor))
+        return found
+
+    monkeypatch.setattr(chains, "run_in_place", seen)
+    for faster in (True, False):
+        first_is_faster(monkeypatch, faster)
+        points.append([])
+        sampler = pw.Langevin(**setting, momentum=momentum)
+        probe = pw.Probe(Words(), cross_entropy, words(256), sampler=sampler, autocast=torch.bfloat16, parts=parts)
+        probe.subject.loss.vectorised = False
+        types.clear()
+        points[-1].append(probe(pw.Snapshot.of(Words(), 0)))
+        assert any(torch.bfloat16 in each for each in types) is faster
+    (*given, found), (*none, expected) = points
+    assert set(given) == {3}
+    assert set(none) == {0}
+    assert found == expected
+
+
+def first_is_faster(monkeypatch, faster=True):
+    """Of the passes with rounded parameters and those without, whatever the clock says."""
+    seconds = iter([])
+
+    def least(_):
+        nonlocal seconds
+        value = next(seconds, None)
+        if value is None:
+            seconds = iter([1.0] if faster else [0.0])
+            value = 0.0 if faster else 1.0
+        return value
+
+    monkeypatch.setattr(passes, "_least", least)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("position", [AnchorOnDevice, AnchorOnHost, DisplacementOnDevice])
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_chains_on_a_gpu_are_the_same(monkeypatch, position, momentum):
+    monkeypatch.setattr(chains, "ways", lambda target, rows: iter([Way(0, position)]))
+    monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: False)  # no CUDA graph
+    sampler = pw.Langevin(1e-4, 30.0, 70.0, chains=2, draws=40, burn_in=8, batch_size=16, momentum=momentum)
+    found = []
+    for faster in (True, False):
+        first_is_faster(monkeypatch, faster)
+        probe = pw.Probe(
+            Words().cuda(), cross_entropy, words(256), sampler=sampler, autocast=torch.bfloat16, parts={"once": "once"}
+        )
+        probe.subject.loss.vectorised = False
+        point = probe(pw.Snapshot.of(Words(), 0))
+        assert ("in bfloat16" in probe.path) is faster
+        found.append([point.llc.value, *(part.value for part in point.parts.values())])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
