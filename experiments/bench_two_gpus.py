@@ -10,7 +10,8 @@ Each part prints what was asked for and what it measured:
 - `workers`: six of these checkpoints by two `phasewatch work`, each started with a GPU of its own.
 - `ray`: the same six by two actors of a Ray that is started here, which gives each of them its GPU.
 - `large`: a model of Pythia 12B's shape in FSDP2 over both GPUs: a step of a chain in place over a raw forward and
-  backward pass, with no more memory beside the raw pass than 0.8 times a rank's float32 weights; the rest is held.
+  backward pass, and the most memory beside the raw pass, where so much is held that a rank's float32 weights don't
+  fit there a second time.
 - `ranks`: λ̂ of a small transformer that was trained for a minute, in float32 on one rank and on two.
 - `training`: weights and optimizer of each rank with a monitor and without, in DDP and FSDP2; how much longer steps
   take from the first snapshot on, with a monitor that measures in the background on the CPU; and what its calls take.
@@ -53,7 +54,9 @@ PARTS = "replay", "workers", "ray", "large", "ranks", "training"
 CHECKPOINTS = 32
 SETTING = {"step_size": 1e-7, "localization": 300.0, "nbeta": 30.0, "chains": 4, "draws": 70, "burn_in": 20}
 ROOM = 0.8
-"""Memory that the chains of `large` get beside a raw pass, in sets of a rank's float32 weights."""
+"""Memory that the chains of `large` may take beside a raw pass, in sets of a rank's float32 weights."""
+LEFT = 1.0
+"""What they find free there: torch keeps some more than is allocated."""
 
 
 def probe_of(name: str, device: str) -> pw.Probe:
@@ -172,17 +175,17 @@ def bench_large_model(name: str) -> None:
     probe(snapshot)  # kernels are compiled
     if kind == "cuda":
         torch.cuda.empty_cache()
-        allowed = raw.bytes + ROOM * local
+        allowed = raw.bytes + LEFT * local
         here = torch.cuda.memory_reserved() + torch.cuda.mem_get_info()[0]
         bench_large.HELD.append(int(here - allowed))
         held = torch.empty(bench_large.HELD[0], dtype=torch.uint8, device=device)  # noqa: F841
     seconds, peaks = [], []
-    for draws in (4, 24):
+    for draws in (8, 24):  # as many of both are compared with the snapshot
         with bench_large.Peak(kind) as taken:
             point = probe.with_sampler(pw.Langevin(**{**vars(sampler), "draws": draws}))(snapshot)
         seconds.append(taken.seconds)
         peaks.append(taken.bytes)
-    step = (seconds[1] - seconds[0]) / (2 * 20)
+    step = (seconds[1] - seconds[0]) / (2 * 16)
     after = time_raw(probe.subject.model.module, part, kind, autocast=False)
     if rank == 0:
         ratio = 2 * step / ((raw.seconds + after.seconds) / bench_large.TIMED)
@@ -212,11 +215,11 @@ class Trained:
     calls: list[float]
 
 
-def train(model: nn.Module, device: str, steps: int, monitor: pw.PhaseMonitor | None = None) -> Trained:
+def train(model: nn.Module, shape: "Shape", device: str, steps: int, monitor: pw.PhaseMonitor | None = None) -> Trained:
     """Train on words that follow a rule."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(int(os.environ.get("RANK", "0")))
-    batches = sequences(generator, BATCH * 4 * steps).to(device).split(BATCH * 4)
+    batches = sequences(generator, shape.batch_size * steps, shape.context).to(device).split(shape.batch_size)
     seconds, calls, first = [], [], steps // SNAPSHOTS
     for step, batch in enumerate(batches, 1):
         began = time.perf_counter()
@@ -240,11 +243,11 @@ def train(model: nn.Module, device: str, steps: int, monitor: pw.PhaseMonitor | 
     return Trained(digest.hexdigest(), before, after, calls)
 
 
-def sequences(generator: torch.Generator, count: int) -> Tensor:
+def sequences(generator: torch.Generator, count: int, context: int) -> Tensor:
     """Words of which each is a function of the one before, or else a random one."""
-    words = torch.randint(WORDS, (count, CONTEXT), generator=generator)
-    follows = torch.rand(count, CONTEXT, generator=generator) < 0.8
-    for place in range(1, CONTEXT):
+    words = torch.randint(WORDS, (count, context), generator=generator)
+    follows = torch.rand(count, context, generator=generator) < 0.8
+    for place in range(1, context):
         words[:, place] = torch.where(follows[:, place], (7 * words[:, place - 1] + 3) % WORDS, words[:, place])
     return words
 
@@ -254,10 +257,33 @@ def next_word(model: nn.Module, words: Tensor) -> Tensor:
     return F.cross_entropy(model(words[:, :-1]).flatten(0, 1), words[:, 1:].flatten())
 
 
-CONTEXT = 33
+@dataclass(frozen=True)
+class Shape:
+    """A transformer that is trained.
+
+    Attributes:
+        width: of its layers.
+        layers: how many.
+        context: words of a sequence.
+        batch_size: sequences of a training step.
+    """
+
+    width: int
+    layers: int
+    context: int
+    batch_size: int
+
+    def make(self) -> nn.Module:
+        """The model."""
+        return Transformer(self.width, self.layers, self.context)
+
+
+TINY = bench_large.TINY in os.environ
+SMALL = Shape(16, 1, 33, 8) if TINY else Shape(256, 4, 33, 32)
+WIDE = SMALL if TINY else Shape(768, 4, 129, 64)
+"""Of `training`: large enough for a GPU's steps to take as long as its kernels do, and not as long as their starts."""
 SNAPSHOTS = 4
 """Of a training of `training`."""
-SMALL = (16, 1, CONTEXT) if bench_large.TINY in os.environ else (256, 4, CONTEXT)
 SAMPLER = pw.Langevin(step_size=3e-5, localization=100.0, nbeta=100.0, chains=2, draws=60, burn_in=20, batch_size=32)
 
 
@@ -268,20 +294,20 @@ def bench_ranks(snapshot: str, training_steps: str) -> None:
     torch.set_float32_matmul_precision("highest")
     if rank == 0 and not snapshot_file.exists():
         torch.manual_seed(0)
-        model = Transformer(*SMALL).to(device)
-        train(model, device, steps)
+        model = SMALL.make().to(device)
+        train(model, SMALL, device, steps)
         torch.save(pw.Snapshot.of(model, steps).tensors, snapshot_file)
     dist.barrier()
     kept = pw.Snapshot(steps, torch.load(snapshot_file, weights_only=True))
 
     def make_sharded() -> nn.Module:
-        model = Transformer(*SMALL).to(device)
-        for block in model.blocks:
+        model = SMALL.make().to(device)
+        for block in model.blocks:  # pyright: ignore
             fully_shard(block)
         fully_shard(model)
         return model
 
-    data = sequences(torch.Generator().manual_seed(1), 2048)
+    data = sequences(torch.Generator().manual_seed(1), 2048, SMALL.context)
     point = pw.Probe(make_sharded, next_word, data, sampler=SAMPLER)(kept)
     if rank == 0:
         print(json.dumps({"llc": point.llc.value, "error": point.llc.error, "loss": point.loss}), flush=True)
@@ -292,31 +318,28 @@ def bench_training(runs: str, training_steps: str) -> None:
     rank, device = joined()
     folder, steps = Path(runs), int(training_steps)
 
-    def make_model_here() -> nn.Module:
-        return Transformer(*SMALL)
-
     def wrapped(kind: str) -> nn.Module:
         torch.manual_seed(0)
-        model = Transformer(*SMALL).to(device)
+        model = WIDE.make().to(device)
         if kind == "ddp":
             return nn.parallel.DistributedDataParallel(model)
-        for block in model.blocks:
+        for block in model.blocks:  # pyright: ignore
             fully_shard(block)
         fully_shard(model)
         return model
 
-    data = sequences(torch.Generator().manual_seed(1), 256)
+    data = sequences(torch.Generator().manual_seed(1), 256, WIDE.context)
     sampler = pw.Langevin(**{**vars(SAMPLER), "draws": 4, "burn_in": 0, "batch_size": 4})  # it is measured on a CPU
     for kind in ("ddp", "fsdp2"):
         left: dict[str, Trained] = {}
         for measure in ("plain", "inline", "background", "plain again"):
             monitor, model = None, wrapped(kind)
-            train(wrapped(kind), device, SNAPSHOTS)  # kernels are loaded
+            train(wrapped(kind), WIDE, device, SNAPSHOTS)  # kernels are loaded
             if measure == "inline" or measure == "background":
-                probe = pw.Probe(make_model_here, next_word, data, sampler=sampler) if rank == 0 else None
+                probe = pw.Probe(WIDE.make, next_word, data, sampler=sampler) if rank == 0 else None
                 run, at = folder / f"{kind}-{measure}", pw.every(steps // SNAPSHOTS)
                 monitor = pw.PhaseMonitor(model, probe, run=run, at=at, measure=measure)
-            left[measure] = train(model, device, steps, monitor)
+            left[measure] = train(model, WIDE, device, steps, monitor)
             if monitor is not None:
                 monitor.close()
         alike = all(trained.digest == left["plain"].digest for trained in left.values())
@@ -358,6 +381,7 @@ def called(function: str, *arguments: object, gpus: int, ranks: int = 0) -> dict
     on_gpus = torch.cuda.is_available()
     own = environment(",".join(map(str, range(gpus))) if on_gpus else "")
     own["OMP_NUM_THREADS"] = "8" if on_gpus else "1"
+    own["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # else memory that is nearly full costs time
     done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True)
     last = done.stdout.strip().rsplit("\n", 1)[-1]
     if done.returncode == 0 and last.startswith("{"):
@@ -411,7 +435,7 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(0)  # gloo's threads abort the process now and then when they are ended by Python
         return
-    small, large, count, steps = ("70M", "70M", 4, 16) if arguments.quick else ("160M", "12B", CHECKPOINTS, 800)
+    small, large, count, steps = ("70M", "70M", 4, 16) if arguments.quick else ("160M", "12B", CHECKPOINTS, 400)
     for gpu in range(torch.cuda.device_count()):
         print(f"GPU {gpu}: {torch.cuda.get_device_name(gpu)}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
