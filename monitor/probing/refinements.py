@@ -119,7 +119,10 @@ def narrow(attempts: Attempts, trial: Trial) -> Trial:
     assert sampler.step_size is not None
     loss = attempts.probe.subject.loss
     rounding = torch.finfo(getattr(loss.loss, "autocast", loss.model.dtype)).eps * abs(trial.points[-1].loss)
-    by = rounded(min(NARROWEST, ROUNDED * abs(last.value) / max(sampler.nbeta * rounding, 1e-12)))
+    level, tiny = abs(last.value), torch.finfo(torch.float64).tiny
+    by_rounding = ROUNDED * level / max(sampler.nbeta * rounding, tiny)
+    by_noise = BIAS * level / max(last.checks.noise, tiny)  # what noise adds grows as nβ does on the same paths
+    by = rounded(min(NARROWEST, by_rounding, by_noise))
     if by < NARROWER:
         return trial
     narrower = attempts.attempt(
