@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from phasewatch.monitor.model.captured import AddGradient, CapturedGradient, Trace
-from phasewatch.monitor.model.gradients import clear_gradients, watched
+from phasewatch.monitor.model.gradients import watched
+from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss, first_line
 from phasewatch.monitor.model.minibatches import Batches
-from phasewatch.monitor.model.rounded import Print, rounded, used_rounded
 
 WORTH_CAPTURING = 40
 """Steps from which a CUDA graph is made for them. It costs three gradients, four more the first time."""
@@ -62,7 +62,7 @@ class Passes:
     def rounded(self) -> Sequence[int]:
         """The parameters that plain passes may be given in bfloat16: the same gradients come out sooner."""
         is_plain = self._captured is None and self._loss.for_chains is self._loss.loss
-        return (self._loss.rounded or []) if is_plain and not watched(self._parameters) else []
+        return self._loss.rounded if is_plain and not watched(self._parameters) else []
 
     @property
     def _hold_gradients(self) -> bool:
@@ -72,22 +72,17 @@ class Passes:
     def prepare(self, passes: int) -> None:
         """Compile the loss, where that was asked for, and make a CUDA graph, where it is faster and fits.
 
-        Else find out which parameters passes may be given in bfloat16.
-
         Args:
             passes: for how many gradients it is; 0 for chains that don't take them.
         """
         self._captured = None
-        loss, many = self._loss, passes >= WORTH_CAPTURING
-        if not passes:
+        if not self._on_a_gpu or not passes:
             return
-        with torch.enable_grad():
-            if self._on_a_gpu and loss.to_compile:
+        with torch.enable_grad(), untouched_randomness(0):  # a loss may draw, and is tried for the first snapshot alone
+            if self._loss.to_compile:
                 self._compile()
-            if self._on_a_gpu and many and loss.captured is not False and self._fits_twice():
+            if passes >= WORTH_CAPTURING and self._loss.captured is not False and self._fits_twice():
                 self._capture()
-            if many and loss.rounded is None and self._captured is None and loss.for_chains is loss.loss:
-                loss.rounded = self._found_rounded()
 
     @property
     def _on_a_gpu(self) -> bool:
@@ -131,38 +126,6 @@ class Passes:
         if not self._loss.captured:
             self._captured = None
 
-    def _found_rounded(self) -> list[int]:
-        """The parameters that passes use rounded alone, if rounded ones give the same bit for bit, and faster.
-
-        They are tried on two minibatches, the second of them at other weights.
-        """
-        loss, parameters = self._loss, self._parameters
-        weights = [parameter.data for parameter in parameters]
-        try:
-            numbers = used_rounded(loss.value(self._batches[0]), parameters)
-            before, now = [], []
-            for number, factor in enumerate((1.0, AWAY) if numbers else ()):
-                self._scale(factor)
-                batch = self._batches[number % len(self._batches)]
-                before.append(Print(parameters, loss.add_gradient, batch))
-                with rounded(parameters, weights, numbers):
-                    now.append(Print(parameters, loss.add_gradient, batch))
-                if not now[-1].equals(before[-1]):
-                    return []
-        except torch.OutOfMemoryError:
-            return []
-        except Exception:  # a loss that asks its weights for float32, say
-            return []
-        finally:
-            clear_gradients(parameters)
-        if not numbers or _least(now) >= _least(before):
-            return []
-        loss.path += (
-            f" Passes are given {len(numbers)} of {len(parameters)} parameters in bfloat16, as they use them: "
-            f"{1000 * _least(now):.1f} ms, and {1000 * _least(before):.1f} ms without."
-        )
-        return numbers
-
     @property
     def _for_chains(self) -> AddGradient:
         return partial(self._loss.add_gradient, for_chains=True)
@@ -193,12 +156,7 @@ class Passes:
         """Whether a graph is the loss on other minibatches and at other weights, and faster."""
         if not self._agree(plain, graph):
             return False
-        before, now = _least(plain), _least(graph)
+        before, now = (min(trace.seconds for trace in traces) for traces in (plain, graph))
         if faster := now < WORTH_HOLDING * before:
             self._loss.path += f" A pass is a CUDA graph: {1000 * now:.1f} ms, and {1000 * before:.1f} ms without."
         return faster
-
-
-def _least(passes: Sequence[Trace] | Sequence[Print]) -> float:
-    """The seconds of the fastest of some passes."""
-    return min(one.seconds for one in passes)

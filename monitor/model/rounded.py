@@ -6,8 +6,8 @@ the same function by the same kernels, and reads and writes 12 bytes less for ea
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,10 @@ from torch import Tensor
 
 from phasewatch.monitor.model.captured import AddGradient
 from phasewatch.monitor.model.gradients import clear_gradients
+from phasewatch.monitor.model.isolation import repeatable
+
+AWAY = 0.5
+"""Factor of the weights at which passes are tried too."""
 
 
 @contextmanager
@@ -45,6 +49,59 @@ def rounded(parameters: Sequence[Tensor], weights: Sequence[Tensor], numbers: Se
         clear_gradients(some)
         for number in numbers:
             parameters[number].data = weights[number]
+
+
+def rounded_parameters(
+    parameters: Sequence[Tensor],
+    value: Callable[[Any], Tensor],
+    add_gradient: AddGradient,
+    batches: Sequence[Any],
+) -> tuple[list[int], float, float]:
+    """The parameters that passes use rounded alone, if rounded ones give the same bit for bit, and faster.
+
+    They are tried on two minibatches, the second of them at other weights.
+
+    Args:
+        parameters: of the model; they hold no gradients afterwards.
+        value: the loss on a minibatch.
+        add_gradient: its gradient.
+        batches: some minibatches.
+
+    Returns:
+        Their numbers; seconds of a pass with them rounded, and without.
+    """
+    weights, now, before = [parameter.data for parameter in parameters], [], []
+    nothing = [], 0.0, 0.0
+    with torch.enable_grad(), repeatable() if parameters[0].is_cuda else nullcontext():
+        try:
+            numbers = used_rounded(value(batches[0]), parameters)
+            for number, factor in enumerate((1.0, AWAY) if numbers else ()):
+                batch = batches[number % len(batches)]
+                with _scaled(weights, factor):
+                    plain = Print(parameters, add_gradient, batch)
+                    with rounded(parameters, weights, numbers):
+                        other = Print(parameters, add_gradient, batch)
+                if not plain.equals(other):
+                    return nothing
+                before.append(plain.seconds)
+                now.append(other.seconds)
+        except Exception:  # memory that runs out, or a loss that asks its weights for float32
+            return nothing
+        finally:
+            clear_gradients(parameters)
+    return (numbers, min(now), min(before)) if now and min(now) < min(before) else nothing
+
+
+@contextmanager
+def _scaled(weights: Sequence[Tensor], factor: float) -> Iterator[None]:
+    """Multiply weights by a power of two inside, which rounds nothing."""
+    for weight in weights:
+        weight.mul_(factor)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.mul_(1 / factor)
 
 
 def used_rounded(value: Tensor, parameters: Sequence[Tensor]) -> list[int]:

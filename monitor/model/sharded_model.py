@@ -194,6 +194,13 @@ class ShardedLoss(ModelLoss):
             f"{'es, each' if self.model.ranks > 1 else ''} with {each}: a sharded model can't be vectorised."
         )
 
+    def choose_rounded(self, batches: Sequence[Any]) -> None:
+        """Leave parameters as they are: FSDP's mixed precision rounds them as it gathers them.
+
+        Args:
+            batches: some minibatches.
+        """
+
     def bytes_of_a_pass(self, pieces: int) -> int:
         """As of `ModelLoss`, with what FSDP gathers; as much as a survey takes at least."""
         gathered = max(self._survey - self.model.nbytes, 0)

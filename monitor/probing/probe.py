@@ -161,7 +161,8 @@ class Probe:
     @property
     def path(self) -> str:
         """How its chains run, and why; once a snapshot has been measured, in which way memory let them."""
-        return f"{self.subject.loss.path} {self.subject.loss.way}".strip()
+        loss = self.subject.loss
+        return " ".join(filter(None, (loss.path, loss.rounds, loss.way)))
 
     @property
     def together(self) -> int:

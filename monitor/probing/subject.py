@@ -127,6 +127,7 @@ class Subject:
             self._generators += generators_in(given.copied.module)
         with self.measuring():
             self.loss.choose_path(Batches(batches), arguments.path)
+            self.loss.choose_rounded(batches)
             self.eval_batch = self._evaluation_batch(generators[2])
             self._fingerprint = fingerprint([batches, self.eval_batch])
 

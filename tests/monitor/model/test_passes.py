@@ -95,6 +95,18 @@ def test_a_graph_is_used_where_it_is_the_loss(monkeypatch, graph, used):
         torch.testing.assert_close([parameter.grad for parameter in model.parameters], [2 * grad for grad in plain])
 
 
+def test_trying_a_graph_draws_nothing_from_the_loss_s_random_stream(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(passes, "CapturedGradient", Repeated)
+    monkeypatch.setattr(passes.Passes, "_on_a_gpu", True)
+    monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: True)
+    loss = ModelLoss(SampledModel(nn.Linear(8, 1)), lambda model, batch: squared_error(model, torch.randn_like(batch)))
+    target, before = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8)))), torch.get_rng_state()
+    target.prepare_gradients(passes.WORTH_CAPTURING)
+    assert loss.captured is False
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     ("compiled", "reason"),
     [

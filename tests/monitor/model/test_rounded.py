@@ -1,12 +1,16 @@
 """Passes that are given parameters in bfloat16, which autocast makes of them in any case."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import phasewatch as pw
+from phasewatch.monitor.model import loss as loss_of_a_model
 from phasewatch.monitor.model import passes
+from phasewatch.monitor.model import rounded as rounding
 from phasewatch.monitor.model.autocast import under_autocast
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.minibatches import Batches
@@ -18,6 +22,7 @@ from phasewatch.monitor.sampling.position import AnchorOnDevice, AnchorOnHost, D
 from phasewatch.monitor.sampling.ways import Way
 
 WORDS = 31
+PRINT = rounding.Print
 
 
 class Words(nn.Module):
@@ -93,24 +98,48 @@ def test_in_full_precision_there_are_none():
     ("loss", "how_many"), [(cross_entropy, 3), (with_penalty, 2), (with_hidden_use, 0), (asks_for_float32, 0)]
 )
 def test_they_are_given_in_bfloat16_where_passes_are_then_the_same(monkeypatch, loss, how_many):
-    first_is_faster(monkeypatch)
+    rounded_ones_take(monkeypatch, 0.0)
     model = SampledModel(Words())
-    found = ModelLoss(model, under_autocast(loss, "cpu", torch.bfloat16))
+    found, before = ModelLoss(model, under_autocast(loss, "cpu", torch.bfloat16)), model.weights()
+    found.choose_rounded(words().split(16))
     target = LossOnBatches(found, Batches(list(words().split(16))))
-    target.prepare_gradients(passes.WORTH_CAPTURING)
     assert len(target.rounded) == how_many
-    assert ("in bfloat16" in found.path) is (how_many > 0)
+    assert ("in bfloat16" in found.rounds) is (how_many > 0)
+    assert all(map(torch.equal, model.parameters, before))
     assert {parameter.dtype for parameter in model.parameters} == {torch.float32}
     assert all(parameter.grad is None for parameter in model.parameters)
     target.settle(2, "")
     assert target.rounded == []  # several pieces are added up
 
 
-@pytest.mark.parametrize("position", [AnchorOnDevice, AnchorOnHost, DisplacementOnDevice])
-@pytest.mark.parametrize("parts", [None, {"once": "once"}])
-@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_they_stay_as_they_are_where_that_is_faster(monkeypatch):
+    rounded_ones_take(monkeypatch, 2.0)
+    found = ModelLoss(SampledModel(Words()), under_autocast(cross_entropy, "cpu", torch.bfloat16))
+    found.choose_rounded(words().split(16))
+    assert found.rounded == []
+
+
+def noisy(model, words):
+    return cross_entropy(model, words) * (1 + 0.1 * torch.rand(()))
+
+
+def test_a_loss_that_draws_noise_is_the_same_each_time(monkeypatch):
+    probe = probe_in_place(monkeypatch, pw.Langevin(1e-4, 30.0, 70.0, chains=2, draws=9, batch_size=8), loss=noisy)
+    first, second = probe(pw.Snapshot.of(Words(), 0)), probe(pw.Snapshot.of(Words(), 0))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("position", "parts", "momentum"),
+    [
+        (AnchorOnDevice, None, 0.0),
+        (AnchorOnDevice, {"once": "once"}, 0.6),
+        (AnchorOnHost, None, 0.6),
+        (DisplacementOnDevice, {"once": "once"}, 0.6),
+    ],
+)
 def test_chains_are_the_same_bit_for_bit(monkeypatch, position, parts, momentum):
-    setting = {"step_size": 1e-4, "nbeta": 70.0, "localization": 30.0, "chains": 2, "draws": 40, "batch_size": 16}
+    setting = {"step_size": 1e-4, "nbeta": 70.0, "localization": 30.0, "chains": 2, "draws": 9, "burn_in": 3}
     monkeypatch.setattr(chains, "ways", lambda target, rows: iter([Way(0, position)]))
     points, types = [], []
     run = in_place.run_in_place
@@ -129,11 +158,10 @@ def test_chains_are_the_same_bit_for_bit(monkeypatch, position, parts, momentum)
 
     monkeypatch.setattr(chains, "run_in_place", seen)
     for faster in (True, False):
-        first_is_faster(monkeypatch, faster)
+        rounded_ones_take(monkeypatch, 0.0 if faster else 2.0)
         points.append([])
-        sampler = pw.Langevin(**setting, momentum=momentum)
-        probe = pw.Probe(Words(), cross_entropy, words(256), sampler=sampler, autocast=torch.bfloat16, parts=parts)
-        probe.subject.loss.vectorised = False
+        sampler = pw.Langevin(**setting, momentum=momentum, batch_size=8)
+        probe = probe_in_place(monkeypatch, sampler, parts)
         types.clear()
         points[-1].append(probe(pw.Snapshot.of(Words(), 0)))
         assert any(torch.bfloat16 in each for each in types) is faster
@@ -143,19 +171,23 @@ def test_chains_are_the_same_bit_for_bit(monkeypatch, position, parts, momentum)
     assert found == expected
 
 
-def first_is_faster(monkeypatch, faster=True):
-    """Of the passes with rounded parameters and those without, whatever the clock says."""
-    seconds = iter([])
+def probe_in_place(monkeypatch, sampler, parts=None, device="cpu", loss=cross_entropy):
+    monkeypatch.setattr(loss_of_a_model, "LARGEST_VECTORISED_ROW", 0)
+    monkeypatch.setattr(loss_of_a_model, "WORTH_ITS_MEMORY", 0.0)
+    model = Words().to(device)
+    return pw.Probe(model, loss, words(64), sampler=sampler, autocast=torch.bfloat16, parts=parts)
 
-    def least(_):
-        nonlocal seconds
-        value = next(seconds, None)
-        if value is None:
-            seconds = iter([1.0] if faster else [0.0])
-            value = 0.0 if faster else 1.0
-        return value
 
-    monkeypatch.setattr(passes, "_least", least)
+def rounded_ones_take(monkeypatch, seconds):
+    """Passes with rounded parameters so long, and those without a second, whatever the clock says."""
+    times = itertools.cycle([1.0, seconds])
+
+    def timed(*args):
+        found = PRINT(*args)
+        found.seconds = next(times)
+        return found
+
+    monkeypatch.setattr(rounding, "Print", timed)
 
 
 @pytest.mark.gpu
@@ -165,14 +197,11 @@ def first_is_faster(monkeypatch, faster=True):
 def test_chains_on_a_gpu_are_the_same(monkeypatch, position, momentum):
     monkeypatch.setattr(chains, "ways", lambda target, rows: iter([Way(0, position)]))
     monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: False)  # no CUDA graph
-    sampler = pw.Langevin(1e-4, 30.0, 70.0, chains=2, draws=40, burn_in=8, batch_size=16, momentum=momentum)
+    sampler = pw.Langevin(1e-4, 30.0, 70.0, chains=2, draws=40, burn_in=8, batch_size=8, momentum=momentum)
     found = []
     for faster in (True, False):
-        first_is_faster(monkeypatch, faster)
-        probe = pw.Probe(
-            Words().cuda(), cross_entropy, words(256), sampler=sampler, autocast=torch.bfloat16, parts={"once": "once"}
-        )
-        probe.subject.loss.vectorised = False
+        rounded_ones_take(monkeypatch, 0.0 if faster else 2.0)
+        probe = probe_in_place(monkeypatch, sampler, {"once": "once"}, "cuda")
         point = probe(pw.Snapshot.of(Words(), 0))
         assert ("in bfloat16" in probe.path) is faster
         found.append([point.llc.value, *(part.value for part in point.parts.values())])
