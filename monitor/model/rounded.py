@@ -78,9 +78,9 @@ def rounded_parameters(
             for number, factor in enumerate((1.0, AWAY) if numbers else ()):
                 batch = batches[number % len(batches)]
                 with _scaled(weights, factor):
-                    plain = Print(parameters, add_gradient, batch)
+                    plain = Signature(parameters, add_gradient, batch)
                     with rounded(parameters, weights, numbers):
-                        other = Print(parameters, add_gradient, batch)
+                        other = Signature(parameters, add_gradient, batch)
                 if not plain.equals(other):
                     return nothing
                 before.append(plain.seconds)
@@ -161,7 +161,7 @@ def _uses(value: Tensor, parameters: Sequence[Tensor]) -> list[list[Any]]:
     return uses
 
 
-class Print:
+class Signature:
     """What tells a pass from any other that isn't the same bit for bit: its loss, and two numbers of each gradient.
 
     Args:
@@ -191,7 +191,7 @@ class Print:
             parameter.grad = None
         self.numbers = torch.cat(found)
 
-    def equals(self, other: "Print") -> bool:
+    def equals(self, other: "Signature") -> bool:
         """Whether another pass is the same."""
         return torch.equal(self.numbers, other.numbers)
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 import phasewatch as pw
 from phasewatch.monitor.model import loss as loss_of_a_model
@@ -22,7 +24,7 @@ from phasewatch.monitor.sampling.position import AnchorOnDevice, AnchorOnHost, D
 from phasewatch.monitor.sampling.ways import Way
 
 WORDS = 31
-PRINT = rounding.Print
+SIGNATURE = rounding.Signature
 
 
 class Words(nn.Module):
@@ -171,6 +173,51 @@ def test_chains_are_the_same_bit_for_bit(monkeypatch, position, parts, momentum)
     assert found == expected
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0][:, -1])
+
+
+class Checkpointed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(32, 8), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return self[2](checkpoint(self[1], self[0](x), use_reentrant=False))
+
+
+def with_normed_weights():
+    return nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(32, 8)), nn.Tanh(), nn.Linear(8, 1))
+
+
+def convolutions():
+    return nn.Sequential(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "how_many"), [(Recurrent, 6), (Checkpointed, 4), (with_normed_weights, 3), (convolutions, 4)]
+)
+def test_other_kinds_of_models_give_the_same_points(monkeypatch, make, how_many):
+    def squared_error(model, batch):
+        return (model(batch).float() - batch[:, 0, :1]).square().mean()
+
+    monkeypatch.setattr(loss_of_a_model, "LARGEST_VECTORISED_ROW", 0)
+    sampler = pw.Langevin(1e-5, 30.0, 70.0, chains=2, draws=6, burn_in=2, batch_size=4)
+    x, found = torch.randn(16, 4, 8, generator=torch.Generator().manual_seed(0)), []
+    for seconds, given in ((0.0, how_many), (2.0, 0)):
+        rounded_ones_take(monkeypatch, seconds)
+        torch.manual_seed(0)
+        model = make()
+        probe = pw.Probe(model, squared_error, x, sampler=sampler, autocast=torch.bfloat16)
+        assert len(probe.subject.loss.rounded) == given
+        found.append(probe(pw.Snapshot.of(model, 0)))
+    assert found[0] == found[1]
+
+
 def probe_in_place(monkeypatch, sampler, parts=None, device="cpu", loss=cross_entropy):
     monkeypatch.setattr(loss_of_a_model, "LARGEST_VECTORISED_ROW", 0)
     monkeypatch.setattr(loss_of_a_model, "WORTH_ITS_MEMORY", 0.0)
@@ -183,11 +230,11 @@ def rounded_ones_take(monkeypatch, seconds):
     times = itertools.cycle([1.0, seconds])
 
     def timed(*args):
-        found = PRINT(*args)
+        found = SIGNATURE(*args)
         found.seconds = next(times)
         return found
 
-    monkeypatch.setattr(rounding, "Print", timed)
+    monkeypatch.setattr(rounding, "Signature", timed)
 
 
 @pytest.mark.gpu
