@@ -17,7 +17,7 @@ from phasewatch.monitor.model.random_state import iterators_in, own_copy_of
 
 _FORMS = (
     "Probe(data=...) takes a tensor, a tuple or dict of tensors with the sample axis first, a Dataset with a length, "
-    "a DataLoader over one, or a function (generator, batch_size) -> batch"
+    "a list of samples that are tuples or dicts, a DataLoader over one, or a function (generator, batch_size) -> batch"
 )
 
 
@@ -116,8 +116,8 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
     Samples are drawn from copies of both, which may hold random generators or counters of their own.
 
     Args:
-        data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset; a DataLoader over
-            one; or a function `(generator, batch_size) -> batch`.
+        data: a tensor; a tuple, list or dict of tensors, sample axis first; a map-style Dataset, or a list of samples
+            that are tuples or mappings; a DataLoader over one; or a function `(generator, batch_size) -> batch`.
         batch_size: the samples that will be drawn at a time; None for all of them.
         sampler: the name of the settings that say so, for messages.
 
@@ -147,7 +147,7 @@ def as_minibatches(data: Any, batch_size: int | None, sampler: str = "Langevin")
         )
     if isinstance(data, HeldData):
         source = data
-    elif loader is None and isinstance(dataset, Tensor | tuple | list | Mapping):
+    elif loader is None and isinstance(dataset, Tensor | tuple | list | Mapping) and not _are_samples(dataset):
         source = _tensor_data(dict(dataset) if isinstance(dataset, Mapping) else dataset)
     elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, str | bytes):
         collate = collate_by_default if loader is None else loader.collate_fn
@@ -198,6 +198,11 @@ def dataset_of(loader: Any) -> Any:
             "isn't that of training. Give a function (generator, batch_size) -> batch that draws by weight."
         )
     return loader.dataset
+
+
+def _are_samples(data: Any) -> bool:
+    """Whether it is a list of samples, a tuple or a mapping each, and not one of columns."""
+    return isinstance(data, list) and len(data) > 1 and all(isinstance(sample, tuple | Mapping) for sample in data)
 
 
 def is_a_source(data: Any) -> bool:

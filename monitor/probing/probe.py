@@ -43,7 +43,8 @@ class Probe:
             measuring in the background and replaying with several workers ask for it.
         loss: `loss(model, batch)`, the mean over the batch as a scalar tensor.
         data: what minibatches are drawn from: a tensor, a tuple or dict of tensors with the sample axis first, a
-            map-style Dataset, a DataLoader over one, or a function `(generator, batch_size) -> batch`.
+            map-style Dataset or a list of samples that are tuples or dicts, a DataLoader over one, or a function
+            `(generator, batch_size) -> batch`.
         eval_batch: the batch that `Point.loss` and the metrics are taken on; drawn once from `data` if not given.
         sampler: how to sample, the same for a whole trajectory: `Langevin(...)` or `SGLD(...)`.
         metrics: name to `f(model, eval_batch)`, which returns a number, or several in a dict: {"accuracy": 0.8} of the

@@ -66,6 +66,8 @@ FORMS = {
     "mapping": lambda: UserDict(x=X, y=Y),
     "nested": lambda: {"inputs": (X, {"again": X}), "y": Y},
     "array": lambda: X.numpy(),
+    "list of pairs": lambda: [(x, int(y)) for x, y in zip(X, Y, strict=True)],
+    "list of dicts": lambda: [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)],
     "tensor dataset": lambda: TensorDataset(X, Y),
     "dataset": Squares,
     "subset": lambda: Subset(Squares(), range(N)),
