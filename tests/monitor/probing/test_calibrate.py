@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.vectorised import VectorisedLoss
 from phasewatch.monitor.probing import attempts
 from phasewatch.monitor.probing.calibrate import calibrate
-from phasewatch.monitor.probing.calibration import Calibration
+from phasewatch.monitor.probing.calibration import Calibration, Trial
 from phasewatch.monitor.probing.lengths import FEWEST_DRAWS
 from phasewatch.monitor.probing.probe import Probe
 from phasewatch.monitor.sampling import start
@@ -76,6 +77,15 @@ def calibrated(snapshots, probe, **options) -> Calibration:
     return calibration
 
 
+@cache
+def of_one_bowl() -> Calibration:
+    """With the budget that is meant where none is given, which several tests look at."""
+    return calibrated(series(1.0), make_probe())
+
+
+QUICK = 2_500
+"""A budget for a few trials, where what is tested isn't how well they find it."""
+
 # The truth
 
 
@@ -117,7 +127,7 @@ def test_what_short_chains_lack_is_told_where_it_is_known(monkeypatch, large):
     """Of a large model's chains no sums are kept that would tell it."""
     if large:
         monkeypatch.setattr(start, "LARGE", 1)
-    found = calibrated(series(1.0), make_probe())
+    found = calibrated(series(1.0), make_probe(), budget=QUICK)
     assert any("By what they remember" in reason for reason in found.reasons) is not large
 
 
@@ -159,10 +169,10 @@ def test_noise_is_taken_out_by_a_lower_nbeta():
 
 
 def test_all_of_the_data_is_taken_where_it_is_small():
-    calibration = calibrated(series(1.0), make_probe(data=noise()))
+    calibration = calibrated(series(1.0), make_probe(data=noise()), budget=8_000)
     assert calibration.sampler.batch_size is None
     assert abs(calibration.chosen.points[0].llc.value - D / 2) < 0.05 * D / 2
-    drawn = calibrated(series(1.0), make_probe(data=lambda generator, size: NO_NOISE[:size]))
+    drawn = calibrated(series(1.0), make_probe(data=lambda generator, size: NO_NOISE[:size]), budget=QUICK)
     assert drawn.sampler.batch_size == 8 * 32
 
 
@@ -277,7 +287,7 @@ def test_a_loss_without_curvature():
 
 
 @pytest.mark.usefixtures("minibatches")
-@pytest.mark.parametrize("budget", [2_500, 20_000])
+@pytest.mark.parametrize("budget", [QUICK, 8_000])
 @pytest.mark.parametrize(
     ("data", "vectorised"),
     [(NO_NOISE, True), (noise(), True), (noise(), False)],
@@ -312,7 +322,7 @@ def counted(monkeypatch, owner, name) -> list[int]:
 
 
 def test_a_larger_budget_sees_softer_directions():
-    small, large = (calibrated(series(1.0), make_probe(), budget=budget).sampler for budget in (2_000, 20_000))
+    small, large = calibrated(series(1.0), make_probe(), budget=2_000).sampler, of_one_bowl().sampler
     assert large.localization < small.localization / 4
     assert large.draws > 4 * small.draws
 
@@ -329,7 +339,7 @@ def test_a_point_costs_no_more_than_its_error_asks_for():
 
 
 def test_a_level_is_measured_as_well_as_the_budget_allows_where_no_error_is_asked_for():
-    whole, asked = (calibrated(series(1.0), make_probe(), **e).sampler for e in ({}, {"error": 0.06}))
+    whole, asked = of_one_bowl().sampler, calibrated(series(1.0), make_probe(), error=0.06).sampler
     assert whole.burn_in == asked.burn_in
     assert whole.draws == 2 * whole.burn_in > 2 * asked.draws
 
@@ -369,13 +379,13 @@ def test_minibatches_keep_as_much_momentum_as_their_noise_allows():
 
 def test_it_is_repeatable_and_touches_no_random_stream():
     before = torch.get_rng_state()
-    found = {calibrate(series(1.0, 2.0), make_probe(data=noise()), budget=5_000, show=None) for _ in range(2)}
+    found = {calibrate(series(1.0, 2.0), make_probe(data=noise()), budget=QUICK, show=None) for _ in range(2)}
     assert len(found) == 1
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_probes_sampler_matters_by_class_and_batch_size_and_momentum_alone():
-    options = {"budget": 8_000, "show": None}
+    options = {"budget": QUICK, "show": None}
     probe = make_probe(step_size=1.0, localization=3.0, nbeta=7.0, chains=2, draws=5, burn_in=0)
     assert calibrate(series(1.0), probe, **options) == calibrate(series(1.0), make_probe(), **options)
     assert calibrate(series(1.0), make_probe(batch_size=None), **options).batch_size is None
@@ -389,7 +399,7 @@ def test_metrics_and_estimates_of_parts_are_not_taken_in_trials():
         raise AssertionError
 
     probe = Probe(Bowl(), loss, NO_NOISE, metrics={"never": never}, parts={"some": "w"}, threads=1)
-    calibration = calibrated(series(1.0), probe)
+    calibration = calibrated(series(1.0), probe, budget=QUICK)
     assert all(not point.metrics and not point.parts for trial in calibration.trials for point in trial.points)
 
 
@@ -411,7 +421,7 @@ def test_it_prints_a_table_and_reasons(capsys):
 
 
 def test_it_is_silent_if_asked_to_be(capsys):
-    calibrate(series(1.0), make_probe(), show=None)
+    calibrate(series(1.0), make_probe(), budget=QUICK, show=None)
     assert capsys.readouterr() == ("", "")
 
 
@@ -450,9 +460,8 @@ def test_a_curve_that_comes_down_to_its_minimum_is_measured_at_a_lower_nbeta():
     """Of a middle snapshot that still descends, a larger nβ would show nothing else."""
     end = series(1.0)[0]
     curve = [Snapshot.of(Bowl(1.0, centre=centre), step) for step, centre in ((-2, 3.0), (-1, 0.1))]
-    of_curve, of_end = (calibrate(given, make_probe(), show=None) for given in ([*curve, end], [end]))
-    assert of_end.nbeta == 1e4
-    assert of_curve.nbeta == 100
+    assert of_one_bowl().sampler.nbeta == 1e4
+    assert calibrate([*curve, end], make_probe(), show=None).nbeta == 100
 
 
 def test_short_chains_that_find_lower_losses_have_no_noise_to_divide_by(monkeypatch):
@@ -463,13 +472,18 @@ def test_short_chains_that_find_lower_losses_have_no_noise_to_divide_by(monkeypa
         return replace(point, llc=replace(point.llc, value=-3.0)) if sampler.localization == 0 else point
 
     monkeypatch.setattr(attempts, "measure_whole", lower)
-    assert calibrate(series(1.0), make_probe(), show=None).nbeta == 1e4
+    assert calibrate(series(1.0), make_probe(), budget=QUICK, show=None).nbeta == 1e4
+
+
+@cache
+def first_of_two_bowls() -> Trial:
+    return calibrated(series(1.0, 2.0), make_probe(), error=0.5).trials[0]
 
 
 @pytest.mark.parametrize("halfway_is_enough", [True, False])
 def test_chains_that_are_too_short_for_a_sound_verdict_are_tried_halfway(monkeypatch, halfway_is_enough):
     """And are as long as the trial's where that isn't enough either."""
-    measured, first = attempts.measure_whole, calibrated(series(1.0, 2.0), make_probe(), error=0.5).trials[0].sampler
+    measured, first = attempts.measure_whole, first_of_two_bowls().sampler
     halfway = (FEWEST_DRAWS + first.draws) // 2
     enough = halfway if halfway_is_enough else first.draws
 

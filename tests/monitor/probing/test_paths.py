@@ -1,5 +1,7 @@
 """Chains that run stacked and chains that run in place, of real models and of losses in mixed precision."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -97,20 +99,26 @@ def trained() -> nn.Module:
     return model
 
 
-def estimate(model, loss, *, stacked, sampler=SGLD, **more):
-    probe = pw.Probe(model, loss, (X, Y), sampler=sampler(**MIXED), threads=1, **more)
+def estimate(model, loss, sampler, *, stacked, **more):
+    probe = pw.Probe(model, loss, (X, Y), sampler=sampler, threads=1, **more)
     probe.subject.loss.vectorised = stacked
     return probe(pw.Snapshot.of(model, 1)).llc
 
 
+@cache
+def in_single(model, sampler, *, stacked):
+    """What both mixed ones are compared with."""
+    return estimate(model, cross_entropy, sampler, stacked=stacked)
+
+
 @paths
-@pytest.mark.parametrize("sampler", [SGLD, Langevin])
+@pytest.mark.parametrize("sampler", [SGLD(**MIXED), Langevin(**MIXED)], ids=["SGLD", "Langevin"])
 @pytest.mark.parametrize(
     ("loss", "autocast"), [(rounded, None), (cross_entropy, torch.bfloat16)], ids=["in the loss", "of the probe"]
 )
 def test_chains_in_mixed_precision_move_as_those_in_single(trained, loss, autocast, sampler, stacked):
-    found = estimate(trained, loss, stacked=stacked, sampler=sampler, autocast=autocast)
-    single = estimate(trained, cross_entropy, stacked=stacked, sampler=sampler)
+    found = estimate(trained, loss, sampler, stacked=stacked, autocast=autocast)
+    single = in_single(trained, sampler, stacked=stacked)
     assert found.health is not Health.DIVERGED
     assert min(abs(chain) for chain in found.per_chain) > 0
     assert found.value != single.value
@@ -120,12 +128,13 @@ def test_chains_in_mixed_precision_move_as_those_in_single(trained, loss, autoca
 
 @paths
 def test_a_surrounding_autocast_is_none_of_the_measurements_business(trained, stacked):
-    alone = estimate(trained, cross_entropy, stacked=stacked)
+    sampler = SGLD(**MIXED | {"chains": 2, "draws": 10, "burn_in": 5})
+    alone = estimate(trained, cross_entropy, sampler, stacked=stacked)
     with torch.autocast("cpu", torch.bfloat16):
         trained(X[:2])  # leaves its weights in the cache
-        assert estimate(trained, cross_entropy, stacked=stacked) == alone
-        assert estimate(trained, rounded, stacked=stacked) != alone
-    assert estimate(trained, rounded, stacked=stacked).value != 0
+        assert estimate(trained, cross_entropy, sampler, stacked=stacked) == alone
+        assert estimate(trained, rounded, sampler, stacked=stacked) != alone
+    assert estimate(trained, rounded, sampler, stacked=stacked).value != 0
 
 
 @pytest.mark.slow
