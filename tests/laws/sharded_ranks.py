@@ -1,10 +1,15 @@
-"""One rank of a group that holds a model, started by `test_sharded.py` with an order; it prints what it measured."""
+"""The ranks of groups that hold a model, which `test_sharded.py` orders: forks of one process that imports everything.
+
+Each leaves what it found in its group's folder, as lines of JSON in `rank-0.out` and so on.
+"""
 
 import datetime
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -227,7 +232,7 @@ def misuse(rank: int) -> dict[str, str]:
 
 def replayed(rank: int) -> dict[str, object]:
     """A series on all ranks, resumed with a checkpoint that can't be read, and what goes with whole models alone."""
-    folder = Path(json.loads(sys.argv[1])["folder"])
+    folder = Path(ORDER["folder"])
     series = SnapshotFolder(folder / "series")
     if rank == 0:
         for step in (1, 2, 3):
@@ -280,18 +285,48 @@ def dies(rank: int) -> str:
     return said(lambda: probe_of(loss=deadly)(snapshot("fsdp")))
 
 
-def main() -> None:
-    order, rank = json.loads(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    end = datetime.timedelta(seconds=60)
-    where = f"file://{order['store']}"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=order["size"], timeout=end)
-    for kind, sampler in order["measure"]:
+ORDER: dict[str, Any] = {}
+"""Of the group that this process belongs to."""
+
+
+def take_part(rank: int) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{ORDER['folder']}/store",
+        rank=rank,
+        world_size=ORDER["size"],
+        timeout=datetime.timedelta(seconds=60),
+    )
+    for kind, sampler in ORDER["measure"]:
         print(json.dumps({f"{kind} {sampler}": measured(kind, sampler, sharded=True)}), flush=True)
-    for name in order.get("then", []):
+    for name in ORDER["then"]:
         print(json.dumps({name: globals()[name](rank)}), flush=True)
-    os._exit(0)  # the others need not wait for it
+
+
+def forked(rank: int) -> int:
+    """A process that takes part as this rank, and ends without waiting for the others."""
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+            file = os.open(f"{ORDER['folder']}/rank-{rank}.{name}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, stream.fileno())
+        take_part(rank)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    measured("tp", "sgld", sharded=False)  # whatever is imported at first use
+    failed = 0
+    for order in map(json.loads, sys.argv[1:]):
+        ORDER |= order
+        for process in [forked(rank) for rank in range(ORDER["size"])]:
+            failed += os.waitpid(process, 0)[1] != 0
+    sys.exit(failed)

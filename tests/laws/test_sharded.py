@@ -16,35 +16,39 @@ from tests.laws.sharded_ranks import measured
 SCRIPT = Path(__file__).with_name("sharded_ranks.py")
 
 
-def ranks(folder, size, *measure, then=()):
-    """What each rank printed."""
-    order = {"store": str(folder / "store"), "folder": str(folder), "size": size, "measure": measure, "then": then}
-    order = json.dumps(order)
-    command = [sys.executable, str(SCRIPT), order]
-    processes = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
-        for rank in range(size)
-    ]
-    found = []
-    for process in processes:
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err.decode()
-        lines = out.decode().splitlines()
-        found.append({name: left for line in lines if line[0] == "{" for name, left in json.loads(line).items()})
-    return found
+def of_ranks(*groups):
+    """What each rank found, by group. A group is its folder, its size, what it measures, and what it does then."""
+    orders = [dict(zip(("folder", "size", "measure", "then"), group, strict=True)) for group in groups]
+    command = [sys.executable, str(SCRIPT), *(json.dumps(order, default=str) for order in orders)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+    said = [path.read_text() for folder, *_ in groups for path in folder.glob("*.err")]
+    assert done.returncode == 0, "\n".join([done.stderr, *said])
+    return [[found_by(folder / f"rank-{rank}.out") for rank in range(size)] for folder, size, *_ in groups]
+
+
+def found_by(path):
+    lines = path.read_text().splitlines()
+    return {name: left for line in lines if line[0] == "{" for name, left in json.loads(line).items()}
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def groups(tmp_path_factory):
+    """Of three ranks, where 99 rows are not a multiple of 3, and some parameters have fewer than 3 rows; and of two."""
+    of_three, of_two = (tmp_path_factory.mktemp(name) for name in ("three", "two"))
     measure = [("fsdp", "momentum"), ("double", "kappa"), ("recurrent", "sgld"), ("pairwise", "sgld"), ("tp", "kappa")]
-    return ranks(tmp_path_factory.mktemp("two"), 2, *measure, then=("held_at_once", "misuse", "dies"))
+    then = ("held_at_once", "replayed", "misuse", "dies")
+    three, two = of_ranks((of_three, 3, [("double", "langevin")], ["unsharded_on_rank_1"]), (of_two, 2, measure, then))
+    return {2: two, 3: three, "folder of two": of_two}
 
 
-@pytest.fixture(scope="module")
-def three_ranks(tmp_path_factory):
-    """99 rows are not a multiple of 3, and some parameters have fewer than 3 rows."""
-    measure = ("double", "langevin")
-    return ranks(tmp_path_factory.mktemp("three"), 3, measure, then=("unsharded_on_rank_1",))
+@pytest.fixture
+def two_ranks(groups):
+    return groups[2]
+
+
+@pytest.fixture
+def three_ranks(groups):
+    return groups[3]
 
 
 @cache
@@ -97,7 +101,7 @@ def test_three_processes_have_the_llc_of_the_plain_model(three_ranks):
 
 @pytest.mark.slow
 def test_four_ranks_in_a_mesh_of_two_axes(tmp_path):
-    found = ranks(tmp_path, 4, ("both", "sgld"), ("both", "kappa"), ("hsdp", "momentum"))
+    (found,) = of_ranks((tmp_path, 4, [("both", "sgld"), ("both", "kappa"), ("hsdp", "momentum")], []))
     for what in ("both sgld", "both kappa", "hsdp momentum"):
         check(found, what, 4)
 
@@ -140,13 +144,13 @@ def test_a_process_that_builds_an_unsharded_model_ends_the_others_with_a_sentenc
         assert "ended or hangs, built another model" in said
 
 
-def test_every_rank_replays_and_rank_0_writes(tmp_path):
-    leader, follower = (left["replayed"] for left in ranks(tmp_path, 2, then=("replayed",)))
+def test_every_rank_replays_and_rank_0_writes(groups):
+    leader, follower = (rank["replayed"] for rank in groups[2])
     first, rest, lacking = leader["values"]
     assert [step for step, _ in rest] == [1, 2, 3]
     assert (first, lacking) == (rest[:1], rest[:2])
     assert follower["values"] == [first, rest[1:], lacking]  # what is measured now
-    points = pw.Trajectory.read(tmp_path / "run" / "points.jsonl")
+    points = pw.Trajectory.read(groups["folder of two"] / "run" / "points.jsonl")
     assert [[point.step, point.llc.value] for point in points] == rest
     assert len(leader["said"]) == 1
     assert leader["said"][0].startswith("Step 3 is left out")
