@@ -8,7 +8,8 @@ import warnings
 import pytest
 import torch
 from hostile import NUMBERS, WORDS, Mutator, cell, check_answer, command, hunt, is_a_sentence, watched
-from tiny_run import Told, make_model, make_probe, rising_points, train
+from made_points import rising_points
+from tiny_run import Told, make_model, make_probe, train
 
 from phasewatch.callbacks.trainers.loop import PhaseMonitor
 from phasewatch.callbacks.trainers.schedule import every

@@ -1,4 +1,4 @@
-"""One rank of a distributed training, started by `test_distributed.py` with an order; it prints what it left."""
+"""The ranks of a training that `test_distributed.py` orders, forks of one process; each prints what it left."""
 
 import datetime
 import hashlib
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import phasewatch as pw
 from phasewatch.callbacks.trainers import ranks
 
 ORDER = json.loads(sys.argv[1])
-RANK, SIZE = int(sys.argv[2]), 2
+RANK, SIZE = 0, 2
 STEPS = 4
 
 
@@ -49,6 +50,11 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
     return x, x[:, :3].argmax(-1)
+
+
+def make_probe() -> pw.Probe:
+    sampler = pw.SGLD(step_size=1e-5, nbeta=10.0, chains=2, draws=4, burn_in=1, batch_size=16)
+    return pw.Probe(Noisy, loss, data(), sampler=sampler)
 
 
 def digest(tensors: list[torch.Tensor]) -> str:
@@ -107,10 +113,9 @@ def train(kind: str, run: str | None, measure: str) -> dict[str, Any]:
     else:
         model = wrapped(Noisy(), kind)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    sampler = pw.SGLD(step_size=1e-5, nbeta=10.0, chains=2, draws=4, burn_in=1, batch_size=16)
     monitor = None
     if run and (RANK == 0 or ORDER["who"] == "all"):
-        probe = pw.Probe(Noisy, loss, data(), sampler=sampler) if RANK == 0 else None
+        probe = make_probe() if RANK == 0 else None
         monitor = pw.PhaseMonitor(model, probe, run=run, at=pw.every(2), measure=measure)
     x, y = data()
     torch.manual_seed(20 + (0 if kind == "tp" else RANK))
@@ -146,7 +151,6 @@ def train(kind: str, run: str | None, measure: str) -> dict[str, Any]:
 
 def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)
-    torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=ORDER.get("timeout", 60))
     dist.init_process_group("gloo", init_method=f"file://{ORDER['store']}", rank=RANK, world_size=SIZE, timeout=timeout)
     if seconds := ORDER.get("measuring takes"):
@@ -164,7 +168,28 @@ def main() -> None:
     except RuntimeError as error:
         left["died"] = str(error)
     print(json.dumps(left), flush=True)
-    os._exit(0)  # a group whose other rank has died can't be taken down
 
 
-main()
+def forked(rank: int) -> int:
+    """A process that is this rank."""
+    global RANK
+    if child := os.fork():
+        return child
+    RANK, status = rank, 1
+    try:
+        for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+            file = os.open(f"{ORDER['folder']}/rank-{rank}.{name}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, stream.fileno())
+        main()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)  # a group whose other rank has died can't be taken down
+
+
+torch.set_num_threads(1)
+make_probe()(pw.Snapshot.of(Noisy(), 0))  # whatever is imported at first use
+for process in [forked(rank) for rank in range(SIZE)]:
+    os.waitpid(process, 0)

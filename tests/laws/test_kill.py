@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from made_points import a_point, rising_points
 from processes import environment, of_session, reads_proc
-from tiny_run import a_point, a_snapshot, lines, make_probe, rising_points, train
+from tiny_run import a_snapshot, lines, make_probe, train
 
 from phasewatch.monitor.runs.folder import RunFolder
 from phasewatch.monitor.trajectories.trajectory import Trajectory

@@ -4,7 +4,8 @@ import warnings
 
 import numpy as np
 import pytest
-from tiny_run import Told, a_point, a_snapshot, no_room, one_warning
+from made_points import a_point
+from tiny_run import Told, a_snapshot, no_room, one_warning
 
 from phasewatch.callbacks.trainers import backlog as backlog_module
 from phasewatch.callbacks.trainers.backlog import Backlog

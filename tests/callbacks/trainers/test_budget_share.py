@@ -2,7 +2,7 @@
 
 import time
 
-from tiny_run import a_point
+from made_points import a_point
 
 from phasewatch.callbacks.trainers.measuring import Background
 

@@ -1,5 +1,6 @@
 """What a training leaves that ends without `close()`, or is killed while another process measures."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import textwrap
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 from processes import environment
@@ -93,14 +95,14 @@ def test_snapshots_that_wait_for_the_disk_are_two_at_most():
     assert slow.saved == [1, 2, 3, 4, 5]
 
 
-TRAINING = """
-    import os, signal, sys, time, torch
+TRAININGS = """
+    import json, os, signal, sys, time
     from tiny_run import make_model, make_probe
     from phasewatch.callbacks.trainers.loop import PhaseMonitor
     from phasewatch.callbacks.trainers.schedule import every
 
-    def train(run, measure, end):
-        probe = make_probe(metrics={"nap": lambda model, batch: time.sleep(float(sys.argv[4])) or 0.0})
+    def train(run, measure, end, nap):
+        probe = make_probe(metrics={"nap": lambda model, batch: time.sleep(nap) or 0.0})
         monitor = PhaseMonitor(make_model(), probe, run=run, at=every(1), measure=measure)
         for step in range(1, 9):
             monitor(step)
@@ -116,47 +118,60 @@ TRAINING = """
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(*sys.argv[1:4])
+    for training in json.loads(sys.argv[1]):
+        began = time.monotonic()
+        if not (child := os.fork()):
+            os.dup2(os.open(f"{training[0]}.err", os.O_WRONLY | os.O_CREAT), 2)
+            train(*training)
+            break
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps([status, time.monotonic() - began]), flush=True)
 """
 
 
-def run_training(path, measure, end, nap):
-    command = [sys.executable, "-c", textwrap.dedent(TRAINING), path, measure, end, str(nap)]
-    began = time.monotonic()
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
-    return done, time.monotonic() - began
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Trainings that end in some way, each a process: its folder, its exit status, its seconds, and what it said."""
+    folder = tmp_path_factory.mktemp("ended")
+    ways = [("inline", "raise", 0), ("background", "forget", 600), ("background", "kill", 600), ("inline", "fork", 0)]
+    trainings = [(str(folder / end), measure, end, nap) for measure, end, nap in ways]
+    command = [sys.executable, "-c", textwrap.dedent(TRAININGS), json.dumps(trainings)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found = zip(trainings, map(json.loads, done.stdout.splitlines()), strict=True)
+    return {end: (Path(run), *how, Path(f"{run}.err").read_text()) for (run, _, end, _), how in found}
 
 
-def test_an_inline_run_that_an_exception_ends_has_its_report(tmp_path):
-    done, _ = run_training(tmp_path / "run", "inline", "raise", 0)
-    assert done.returncode == 1
-    assert "not measured" not in done.stderr
-    assert (tmp_path / "run" / "report.html").exists()
-    assert Trajectory.read(tmp_path / "run" / "points.jsonl").steps.tolist() == list(range(1, 9))
+def test_an_inline_run_that_an_exception_ends_has_its_report(ended):
+    run, status, _, said = ended["raise"]
+    assert status == 1
+    assert "RuntimeError: out of memory" in said
+    assert "not measured" not in said
+    assert (run / "report.html").exists()
+    assert Trajectory.read(run / "points.jsonl").steps.tolist() == list(range(1, 9))
 
 
-def test_a_background_run_that_is_never_closed_names_what_is_left(tmp_path):
-    run = tmp_path / "run"
-    done, seconds = run_training(run, "background", "forget", 600)
-    assert done.returncode == 0
+def test_a_background_run_that_is_never_closed_names_what_is_left(ended):
+    run, status, seconds, said = ended["forget"]
+    assert status == 0
     assert seconds < 60
     assert SnapshotFolder(run / "snapshots").steps == tuple(range(1, 9))
     assert (
         f"8 snapshots of {run} were not measured: steps 1, 2, 3, 4, 5, 6, 7, 8. "
         f"replay('{run}', probe, run='{run}') measures them."
-    ) in done.stderr
+    ) in said
 
 
-def test_a_killed_background_run_has_every_snapshot(tmp_path):
-    done, _ = run_training(tmp_path / "run", "background", "kill", 600)
-    assert done.returncode == -signal.SIGKILL
-    assert SnapshotFolder(tmp_path / "run" / "snapshots").steps == tuple(range(1, 9))
+def test_a_killed_background_run_has_every_snapshot(ended):
+    run, status, *_ = ended["kill"]
+    assert status == -signal.SIGKILL
+    assert SnapshotFolder(run / "snapshots").steps == tuple(range(1, 9))
 
 
-def test_a_process_that_training_forks_finishes_nothing(tmp_path):
-    done, _ = run_training(tmp_path / "run", "inline", "fork", 0)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "report.html").exists()
+def test_a_process_that_training_forks_finishes_nothing(ended):
+    run, status, _, said = ended["fork"]
+    assert status == 0, said
+    assert (run / "report.html").exists()
 
 
 @pytest.mark.usefixtures("stuck")

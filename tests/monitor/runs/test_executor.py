@@ -1,5 +1,6 @@
 import pytest
-from tiny_run import a_point, a_snapshot
+from made_points import a_point
+from tiny_run import a_snapshot
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs.executor import InProcess

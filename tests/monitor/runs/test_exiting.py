@@ -8,7 +8,7 @@ from processes import environment
 
 WOKEN_BY_AN_EXIT_HANDLER = """
 import atexit, sys, threading, time
-from tiny_run import a_point
+from made_points import a_point
 from phasewatch.monitor.runs import sink
 from phasewatch.monitor.runs.record import Recorder
 

@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from tiny_run import Told, a_point, a_snapshot, lines, make_probe, wait_for
+from made_points import a_point
+from tiny_run import Told, a_snapshot, lines, make_probe, wait_for
 
 import phasewatch as pw
 from phasewatch.monitor.runs import board, fan_out, members

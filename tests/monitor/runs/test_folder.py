@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_points import a_point, rising_points
 from processes import environment
 from safetensors import SafetensorError
-from tiny_run import a_point, a_snapshot, lines, make_probe, no_room, one_warning, rising_points, train
+from tiny_run import a_snapshot, lines, make_probe, no_room, one_warning, train
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.runs import folder as run_folder
@@ -269,7 +270,8 @@ LIMITED = """
 import json, resource, sys, warnings
 from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.runs.folder import RunFolder
-from tiny_run import a_point, a_snapshot, lines, one_warning
+from made_points import a_point
+from tiny_run import a_snapshot, lines, one_warning
 folder = RunFolder(sys.argv[1], {})
 room = len(json.dumps(a_point(10).as_json())) * 2 + 50
 resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))

@@ -5,7 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
-from tiny_run import Told, a_point, lines, one_warning, rising_points, wait_for
+from made_points import a_point, rising_points
+from tiny_run import Told, lines, one_warning, wait_for
 
 from phasewatch.monitor.errors import say, warn
 from phasewatch.monitor.runs import record

@@ -67,6 +67,7 @@ def replaying(folder, **options):
 def wait_for_points(folder, process):
     while not lines(folder / "run"):
         assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,7 @@ def test_a_replay_ends_with_a_sentence_and_goes_on_from_there(series, name):
     again = replaying(series)
     while len(lines(series / "run")) <= len(before):
         assert again.poll() is None, again.communicate()
+        time.sleep(0.01)
     again.kill()
     again.communicate()
     assert lines(series / "run").startswith(before)
