@@ -734,7 +734,7 @@ def test_calibrate_prints_the_choice_and_why_and_draws_it(phasewatch, folder):
 
 
 def test_calibrate_takes_steps(phasewatch, folder):
-    chosen = ("--step", 50000, "--step", 4000)
+    chosen = ("--step", 50000, "--step", 4000, "--budget", 6000)
     status, out, err = phasewatch("calibrate", "checkpoints", "--probe", "my_probe.py:probe", *chosen, "--error", 0.2)
     assert status == 0
     assert "Trying settings at steps 50000, 4000" in err
@@ -747,7 +747,7 @@ def test_calibrate_takes_steps(phasewatch, folder):
     [
         (["--budget", 50], r"calibrate\(budget=50\) is too small"),
         (["--step", 7], r"has no step 7: .* the nearest is 1"),
-        (["--plot", "nowhere/why.png"], r"--plot nowhere/why\.png can't be written"),
+        (["--budget", 6000, "--plot", "nowhere/why.png"], r"--plot nowhere/why\.png can't be written"),
     ],
 )
 def test_calibrations_that_cannot_be_made(phasewatch, folder, arguments, says):

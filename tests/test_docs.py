@@ -64,6 +64,7 @@ def test_the_code_of_a_page_runs(page, started, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(pw.calibrate.__kwdefaults__, "budget", 5000)  # what takes longest, and isn't what is told here
     model = names["make_model"]()
     model.load_state_dict(names["model"].state_dict())
     run(page, {**names, "model": model})

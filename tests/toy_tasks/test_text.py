@@ -1,8 +1,10 @@
 """Plain text: that its tokens are the text, its counts, and that it learns."""
 
 import math
+import sysconfig
 from dataclasses import replace
 from itertools import islice, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +19,31 @@ def generator(seed: int = 0) -> Generator:
 
 
 @pytest.fixture(scope="module")
-def data():
-    return TextData(vocabulary=300, context=24)
+def some_modules(tmp_path_factory):
+    """Every tenth module of the standard library, whose tokens take a tenth of the time."""
+    folder = tmp_path_factory.mktemp("modules")
+    for module in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[::10]:
+        (folder / module.name).symlink_to(module)
+    return folder
 
 
-def test_the_tokens_are_the_text_and_no_more_than_the_vocabulary(data):
+@pytest.fixture(scope="module")
+def data(some_modules):
+    data = TextData(vocabulary=300, context=24)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sysconfig.get_path", lambda name: str(some_modules))
+        assert data.tokens.max() < data.tokenizer.get_vocab_size() == 300
+    return data
+
+
+def test_the_text_is_that_of_the_standard_library():
+    documents = TextData().documents
+    assert len(documents) > 100
+    assert "".join(documents).count("import") > 1000
+
+
+def test_the_tokens_are_the_text_and_no_more_than_the_vocabulary(data, some_modules, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(some_modules))
     assert data.tokens.min() >= 0
     assert data.tokens.max() < data.tokenizer.get_vocab_size() == 300
     data.tokenizer.decoder = ByteLevel()
@@ -47,7 +69,8 @@ def test_installed_packages_are_a_text_of_their_own(monkeypatch, tmp_path):
     assert TextData().documents == ["second = 2\n"]
 
 
-def test_the_same_text_gives_the_same_tokens(data):
+def test_the_same_text_gives_the_same_tokens(data, some_modules, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(some_modules))
     assert torch.equal(TextData(vocabulary=300).tokens, data.tokens)
 
 

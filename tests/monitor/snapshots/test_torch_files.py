@@ -286,13 +286,13 @@ def nested(tuples):
 @pytest.mark.parametrize(
     "operations",
     [
-        # Keys that take for ever to hash, or end Python: tuples of themselves, a million deep, colliding integers.
+        # Keys that take for ever to hash, or end Python: tuples of themselves, 300,000 deep, colliding integers.
         b"}" + b"N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
-        b"}" + nested(1_000_000) + b"Ns.",
-        b"}(" + nested(1_000_000) + b"Nu.",
-        b"(" + nested(1_000_000) + b"Nd.",
-        b"\x80\x04\x8f(" + nested(1_000_000) + b"\x90.",
-        b"\x80\x04(" + nested(1_000_000) + b"\x91.",
+        b"}" + nested(300_000) + b"Ns.",
+        b"}(" + nested(300_000) + b"Nu.",
+        b"(" + nested(300_000) + b"Nd.",
+        b"\x80\x04\x8f(" + nested(300_000) + b"\x90.",
+        b"\x80\x04(" + nested(300_000) + b"\x91.",
         b"}(" + b"".join(b"\x8a\x10" + (i * (2**61 - 1)).to_bytes(16, "little") + b"N" for i in range(20_000)) + b"u.",
         # A list by reference, a hundred thousand times.
         b"](" + b"N" * 100_000 + b"eq\x000ctorch\nSize\nq\x01" + b"0h\x01h\x00\x85R" * 100_000 + b".",
