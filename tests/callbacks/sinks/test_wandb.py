@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import os
@@ -16,50 +15,17 @@ import numpy as np
 import pytest
 import torch
 from processes import environment, gone
+from wandb_items import AttachedSink, a_png, a_point, a_transition
 from wandb_records import records, rows, values
 
 from phasewatch.callbacks.sinks import wandb_feed, wandb_rows, wandb_run
 from phasewatch.callbacks.sinks.wandb import WandbSink
 from phasewatch.monitor.errors import PhasewatchError, PhasewatchWarning
 from phasewatch.monitor.estimates.estimate import Estimate, Health
-from phasewatch.monitor.trajectories.changes import Change, Transition
-from phasewatch.monitor.trajectories.kinds import Kind
+from phasewatch.monitor.trajectories.changes import Transition
 from phasewatch.monitor.trajectories.trajectory import Point, Trajectory
 
 FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")
-
-
-def a_point(step: int, health: Health = Health.OK, **metrics: float) -> Point:
-    value = math.nan if health.failed else 10.0 + step
-    llc = Estimate(value, 0.5, (value, value), nbeta=60.0, rhat=1.0, ess=50.0, health=health)
-    return Point(step, 1.0 / (1 + step), llc, metrics)
-
-
-def a_transition(start: int, end: int, *, provisional: bool = False) -> Transition:
-    changes = {"llc": Change(170.0, 113.0, 2.0, "down"), "loss": Change(1.9, 1.8, 0.01, "down")}
-    return Transition(Kind.B, "llc", start, end, (start, start), (end, end), 0.99, provisional, changes)
-
-
-class AttachedSink(WandbSink):
-    """A sink that is given the trajectory of what it is told, as a recorder gives it."""
-
-    def __init__(self, run: Any = None, **options: Any) -> None:
-        super().__init__(run, **options)
-        self.points: list[Point] = []
-        self.attach(lambda: Trajectory(self.points))
-
-    def write(self, item: Point | Transition) -> None:
-        if isinstance(item, Point):
-            self.points.append(item)
-        super().write(item)
-
-
-def a_png() -> bytes:
-    from PIL import Image
-
-    png = io.BytesIO()
-    Image.new("RGB", (4, 3)).save(png, format="png")
-    return png.getvalue()
 
 
 @pytest.fixture
@@ -471,8 +437,7 @@ def test_random_streams_are_untouched(offline: Path, drawn: list[list[int]]) -> 
 # A process that ends without run.finish(): W&B calls no hook. A monitor whose exit handler comes last sends more.
 FORGETFUL = """
 import atexit, sys
-sys.path.insert(0, {tests!r})
-import test_wandb as t
+import wandb_items as t
 from phasewatch.callbacks.sinks import wandb_rows
 wandb_rows.find_and_draw = lambda points: ([], t.a_png())
 import wandb
@@ -483,14 +448,14 @@ if "late" in sys.argv:
     atexit.register(lambda: [last.write(t.a_point(step)) for step in (5, 6)])
 for step in (1, 2, 3):
     sink.write(t.a_point(step))
-run.log({{"theirs": 1}}, step=5)
+run.log({"theirs": 1}, step=5)
 print(run.settings.sync_dir)
 """
 
 
 @pytest.mark.parametrize("late", [[], ["late"]], ids=["open run", "first write at exit"])
 def test_a_process_that_ends_without_finish_leaves_everything_behind(offline: Path, late: list[str]) -> None:
-    script = textwrap.dedent(FORGETFUL.format(tests=str(Path(__file__).parent)))
+    script = textwrap.dedent(FORGETFUL)
     command = [sys.executable, "-c", script, *late]
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment())
     written = records(Path(out.stdout.split()[-1]))
@@ -619,8 +584,7 @@ def test_a_watched_log_likelihood_that_has_turned_gives_one_alert(offline: Path,
 HANGING_SERVER = """
 import os, socket, sys, threading, time
 import wandb
-sys.path.insert(0, sys.argv[1])
-import test_wandb as t
+import wandb_items as t
 from phasewatch.callbacks.sinks.wandb import WandbSink
 from phasewatch.monitor.runs.record import Recorder
 listener = socket.create_server(("127.0.0.1", 0))
@@ -643,7 +607,7 @@ print("service", wandb_setup.singleton()._connection._proc._process.pid)
 def test_a_server_that_hangs_holds_neither_the_end_of_a_run_nor_that_of_the_process(offline: Path) -> None:
     """W&B alone would wait for more than two minutes."""
     done = subprocess.run(
-        [sys.executable, "-c", HANGING_SERVER, str(Path(__file__).parent)],
+        [sys.executable, "-c", HANGING_SERVER],
         capture_output=True,
         text=True,
         timeout=90,

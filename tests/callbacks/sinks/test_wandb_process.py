@@ -18,8 +18,7 @@ pytest.importorskip("wandb")
 
 HEAD = """
 import sys
-sys.path.insert(0, sys.argv[1])
-import test_wandb as t
+import wandb_items as t
 from phasewatch.callbacks.sinks.wandb import WandbSink
 from phasewatch.monitor.runs.record import Recorder
 from phasewatch.monitor.trajectories.trajectory import Trajectory
@@ -82,7 +81,7 @@ recorder.close()
 
 def start(script: str, folder: Path, *arguments: str, **changes: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", HEAD + script, str(Path(__file__).parent), *arguments],
+        [sys.executable, "-c", HEAD + script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

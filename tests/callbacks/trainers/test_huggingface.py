@@ -1,5 +1,6 @@
 """A training by transformers.Trainer: bit-identical with the callback, measured as the trainer trains, and resumed."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -28,6 +29,18 @@ def reported(monkeypatch):
     runs = []
     monkeypatch.setattr(session, "write_report", runs.append)
     return runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """Trainers collect garbage as they start and end, and go through all that was imported unless it is frozen."""
+    from transformers import Trainer  # noqa: F401
+
+    from phasewatch.callbacks.trainers.huggingface import HuggingFaceCallback  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def make_adapted():

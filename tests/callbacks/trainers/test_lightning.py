@@ -1,5 +1,6 @@
 """A training by Lightning's trainer: bit-identical with the callback, measured as it trains, and resumed."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -34,6 +35,14 @@ def reported(monkeypatch):
     runs = []
     monkeypatch.setattr(session, "write_report", runs.append)
     return runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """Trainers collect garbage as they start and end, and go through all that was imported unless it is frozen."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Automatic(lightning.LightningModule):
