@@ -155,7 +155,7 @@ def minibatches(monkeypatch):
 
 @pytest.mark.usefixtures("minibatches")
 def test_noise_is_taken_out_by_a_lower_nbeta():
-    calibration = calibrated(series(1.0), make_probe(data=noise()))
+    calibration = calibrated(series(1.0), make_probe(data=noise()), budget=10_000)
     chosen = calibration.chosen.points[0].llc
     assert chosen.health is Health.OK
     assert abs(chosen.value - D / 2) < 0.08 * D / 2
@@ -236,7 +236,7 @@ def test_chains_that_go_where_the_loss_is_flatter_are_kept_near():
 
 def test_curvature_that_only_the_chains_meet():
     """Of w⁴ λ is ¼ a weight, and less by the localization, which a flat minimum never outgrows."""
-    calibration = calibrated(series(1.0), make_probe(quartic))
+    calibration = calibrated(series(1.0), make_probe(quartic), budget=10_000)
     sampler, estimate = calibration.sampler, calibration.chosen.points[0].llc
     w = np.linspace(-6, 6, 20_001)
     weight = np.exp(-sampler.nbeta * w**4 - sampler.localization / 2 * w**2)
