@@ -7,6 +7,7 @@ The answer is `{"killed": bool, "status": wait status, "seconds": until the end,
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -97,5 +98,6 @@ if __name__ == "__main__":
     tqdm.monitor_interval = 0
     with tempfile.TemporaryDirectory() as folder:
         train(folder, steps=4)  # whatever is imported or built at first use
+    gc.freeze()  # else collections in the children copy what they share
     for line in sys.stdin:
         print(json.dumps(forked(json.loads(line))), flush=True)

@@ -1,6 +1,7 @@
 """The ranks of a training that `test_distributed.py` orders, forks of one process; each prints what it left."""
 
 import datetime
+import gc
 import hashlib
 import json
 import os
@@ -191,5 +192,6 @@ def forked(rank: int) -> int:
 
 torch.set_num_threads(1)
 make_probe()(pw.Snapshot.of(Noisy(), 0))  # whatever is imported at first use
+gc.freeze()  # else collections in the ranks copy what they share
 for process in [forked(rank) for rank in range(SIZE)]:
     os.waitpid(process, 0)

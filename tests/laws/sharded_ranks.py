@@ -4,6 +4,7 @@ Each leaves what it found in its group's folder, as lines of JSON in `rank-0.out
 """
 
 import datetime
+import gc
 import json
 import os
 import sys
@@ -324,6 +325,7 @@ def forked(rank: int) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     measured("tp", "sgld", sharded=False)  # whatever is imported at first use
+    gc.freeze()  # else collections in the ranks copy what they share
     failed = 0
     for order in map(json.loads, sys.argv[1:]):
         ORDER |= order
