@@ -14,16 +14,9 @@ from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils.data import DataLoader, TensorDataset
 
 import phasewatch as pw
-from phasewatch.callbacks.trainers import session
 
 SAMPLER = pw.SGLD(step_size=1e-5, nbeta=10.0, chains=2, draws=4, burn_in=1, batch_size=16)
 STEPS = 4
-
-
-@pytest.fixture
-def no_report(monkeypatch):
-    """Half a second for a run's report, which the first of the laws has in any case."""
-    monkeypatch.setattr(session, "write_report", lambda run: None)
 
 
 Watch = Callable[[nn.Module], Any]
@@ -127,7 +120,7 @@ def test_training_is_bit_identical(case, measure, tmp_path):
     assert differences(train(case), train(case, watch)) == []
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("reported")
 @pytest.mark.parametrize("case", [PERCEPTRON, TRANSFORMER, BRIDGE], ids=["mlp", "transformer", "bridge"])
 @pytest.mark.parametrize("surroundings", [contextlib.nullcontext, torch.inference_mode], ids=["plain", "inference"])
 def test_training_is_bit_identical_with_an_average_beside_it(case, surroundings, tmp_path):
@@ -163,7 +156,7 @@ def random_factory() -> nn.Module:
     return Perceptron()
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("reported")
 @pytest.mark.parametrize(
     "surroundings",
     [
@@ -194,7 +187,7 @@ def test_surroundings_of_the_call_change_neither_training_nor_points(surrounding
     assert inside == outside
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("reported")
 def test_a_probe_built_mid_training_disturbs_nothing(tmp_path):
     def watch(model):
         class Late:
@@ -244,14 +237,14 @@ def train_from_loader(run, measure, num_workers=0):
     return everything(model, optimizer) | {"seen": seen, "loader stream": bits(loader.generator.get_state())}
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("reported")
 def test_a_loader_that_trains_and_is_probed_at_once_keeps_its_order(tmp_path):
     plain = train_from_loader(tmp_path, None)
     assert differences(plain, train_from_loader(tmp_path / "inline", "inline")) == []
     assert differences(plain, train_from_loader(tmp_path / "background", "background")) == []
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("reported")
 def test_the_users_hooks_see_none_of_the_monitors_passes(tmp_path):
     calls = []
     model = Perceptron()

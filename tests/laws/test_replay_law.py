@@ -26,19 +26,11 @@ from torch import Generator, nn
 from torch.utils._pytree import tree_map
 
 import phasewatch as pw
-from phasewatch.callbacks.trainers import session
 from phasewatch.monitor.model.loss import ModelLoss
 
+pytestmark = pytest.mark.usefixtures("reported")
 SAMPLER = pw.SGLD(step_size=1e-5, nbeta=30.0, chains=3, draws=5, burn_in=2, batch_size=16)
 STEPS = (1, 2, 5)
-
-
-@pytest.fixture(autouse=True)
-def reported(monkeypatch):
-    """The runs whose report would be written: half a second, and nothing hangs on it."""
-    runs = []
-    monkeypatch.setattr(session, "write_report", runs.append)
-    return runs
 
 
 def make_toy() -> nn.Module:

@@ -10,21 +10,12 @@ from zoo_hub import HUB
 from zoo_layers import LAYERS
 
 import phasewatch as pw
-from phasewatch.callbacks.trainers import session
 from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.sampling.random_streams import ChainNoise
 from tests.noise import noise_of_step
 
 SAMPLER = pw.SGLD(step_size=1e-4, localization=50.0, nbeta=30.0, chains=2, draws=4, burn_in=2, batch_size=None)
 ZOO = LAYERS | HUB
-
-
-@pytest.fixture(autouse=True)
-def reported(monkeypatch):
-    """The runs whose report would be written: half a second, and nothing hangs on it."""
-    runs = []
-    monkeypatch.setattr(session, "write_report", runs.append)
-    return runs
 
 
 def some_of_the_zoo():
@@ -34,6 +25,7 @@ def some_of_the_zoo():
 
 
 pytestmark = [
+    pytest.mark.usefixtures("reported"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.parametrize("case", list(some_of_the_zoo())),

@@ -14,21 +14,13 @@ from torch.utils.data import IterableDataset
 from trainer_runs import SAMPLER, MaskingCollator, Texts, arguments, differences, left_by, make_gpt2
 
 import phasewatch as pw
-from phasewatch.callbacks.trainers import session
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{start}:phasewatch.monitor.errors.PhasewatchWarning")
     for start in ("Probe.data", "3 points in a row are", "The chains run one after")
 ] + [pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")]
+pytestmark += [pytest.mark.usefixtures("reported")]
 pytestmark += [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "DeprecationWarning")]
-
-
-@pytest.fixture(autouse=True)
-def reported(monkeypatch):
-    """The runs whose report would be written: half a second, and nothing hangs on it."""
-    runs = []
-    monkeypatch.setattr(session, "write_report", runs.append)
-    return runs
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 from trainer_runs import SAMPLER, bits, differences, streams
 
 import phasewatch as pw
-from phasewatch.callbacks.trainers import session
 
 lightning = pytest.importorskip("lightning")
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
@@ -26,15 +25,11 @@ from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{start}:phasewatch.monitor.errors.PhasewatchWarning")
     for start in ("3 points in a row are", "The chains run one after")
-] + [pytest.mark.filterwarnings("ignore:::lightning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
-
-
-@pytest.fixture(autouse=True)
-def reported(monkeypatch):
-    """The runs whose report would be written: half a second, and nothing hangs on it."""
-    runs = []
-    monkeypatch.setattr(session, "write_report", runs.append)
-    return runs
+] + [
+    pytest.mark.usefixtures("reported"),
+    pytest.mark.filterwarnings("ignore:::lightning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,20 +6,13 @@ import pytest
 import torch
 from tiny_run import loss, make_data, make_model, make_probe, one_warning
 
-from phasewatch.callbacks.trainers import session
 from phasewatch.callbacks.trainers.loop import PhaseMonitor
 from phasewatch.callbacks.trainers.schedule import every
 from phasewatch.monitor.errors import PhasewatchWarning
 from phasewatch.monitor.runs.replay import replay
 from phasewatch.monitor.sampling.settings import SGLD
 
-
-@pytest.fixture(autouse=True)
-def reported(monkeypatch):
-    """The runs whose report would be written: half a second, and nothing hangs on it."""
-    runs = []
-    monkeypatch.setattr(session, "write_report", runs.append)
-    return runs
+pytestmark = pytest.mark.usefixtures("reported")
 
 
 @pytest.mark.parametrize("measure", ["inline", "background"])
