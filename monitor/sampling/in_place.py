@@ -237,7 +237,9 @@ class _Chain:
         self._target.add_gradient(self._order[step + 1])
         dtype = self._weights[0].dtype
         apart = [grad.to(dtype) - other for grad, other in zip(gradients(parameters, masks), before, strict=True)]
-        total = torch.stack([square(each) for each in self._vector.counted(apart)]).sum()
+        squares = [square(each) for each in self._vector.counted(apart)]
+        zero = torch.zeros((), dtype=torch.float64, device=self._weights[0].device)  # a rank may count no parameter
+        total = torch.stack(squares).sum() if squares else zero
         self._scatter.append(float(self._vector.total(total)) / 2)
         for parameter, grad in zip(parameters, before, strict=True):
             parameter.grad = grad
