@@ -375,20 +375,23 @@ def environment(gpus: str) -> dict[str, str]:
 
 
 def called(function: str, *arguments: object, gpus: int, ranks: int = 0) -> dict[str, Any]:
-    """What a function of this file prints last, in a process of its own or in ranks of torchrun."""
+    """The JSON that a function of this file prints, in a process or in ranks of torchrun; the rest is shown."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     command = [sys.executable, *start, __file__, "--call", function, *map(str, arguments)]
     on_gpus = torch.cuda.is_available()
     own = environment(",".join(map(str, range(gpus))) if on_gpus else "")
     own["OMP_NUM_THREADS"] = "8" if on_gpus else "1"
     own["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # else memory that is nearly full costs time
-    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True)
-    last = done.stdout.strip().rsplit("\n", 1)[-1]
-    if done.returncode == 0 and last.startswith("{"):
-        return json.loads(last)
-    print(done.stdout.strip(), flush=True)
-    done.check_returncode()
-    return {}
+    found: dict[str, Any] = {}
+    with subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if line.startswith("{"):
+                found = json.loads(line)
+            else:
+                print(line, end="", flush=True)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return found
 
 
 @contextmanager
