@@ -46,11 +46,16 @@ def first_guess(u: np.ndarray) -> np.ndarray:
         Relative standard deviations, shape (point,).
     """
     near = np.lib.stride_tricks.sliding_window_view(np.pad(u, 2, mode="reflect"), 5)
-    reach = min(10, len(u) - 1)
-    steps = np.abs(np.diff(np.pad(u, (reach, reach + 1), mode="reflect")))
-    typical = np.median(np.lib.stride_tricks.sliding_window_view(steps, 2 * reach + 1), axis=1)
+    typical = typical_steps(u)
     off = np.abs(u - np.median(near, axis=1))
     return np.where(off > OUTLIER * typical, ((off / np.maximum(OUTLIER * typical, 1e-9)) ** 2).clip(1.0, 1e3), 1.0)
+
+
+def typical_steps(u: np.ndarray) -> np.ndarray:
+    """The median size of the differences of neighbours, among the ten to either side of each point, shape (point,)."""
+    reach = min(10, len(u) - 1)
+    steps = np.abs(np.diff(np.pad(u, (reach, reach + 1), mode="reflect")))
+    return np.median(np.lib.stride_tricks.sliding_window_view(steps, 2 * reach + 1), axis=1)
 
 
 def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A series without its noise: a smoothing spline against log step, and its errors. numpy and scipy alone."""
 
+import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,17 @@ import numpy as np
 from scipy.linalg.lapack import dgtsv, dpotrf, dtrtri  # pyright: ignore[reportAttributeAccessIssue]
 from threadpoolctl import ThreadpoolController
 
+from phasewatch.monitor.trajectories.jumps import (
+    Jump,
+    Place,
+    least_gain,
+    likeliest,
+    near,
+    rise_slopes,
+    rises,
+    stands_on_plateaus,
+    suspects,
+)
 from phasewatch.monitor.trajectories.noise import first_guess, local_bends, local_noise
 
 MOST_KNOTS = 64
@@ -131,6 +143,7 @@ class Curve:
         freedom: effective degrees of freedom, from 2 (a straight line) to the number of points (no smoothing).
         value_root: R with R Rᵀ the posterior covariance of `value`, shape (point, knot).
         slope_root: the same of `slope`.
+        jumps: what is too abrupt for a smooth curve, by increasing position.
     """
 
     x: np.ndarray
@@ -141,6 +154,7 @@ class Curve:
     freedom: float
     value_root: np.ndarray
     slope_root: np.ndarray
+    jumps: tuple[Jump, ...] = ()
 
     def change_error(self, start: int, end: int) -> float:
         """Standard error of `value[end] - value[start]`."""
@@ -157,13 +171,18 @@ class Curve:
         Returns:
             Weights of the observations, shape (point,).
         """
-        c = self.correlation
-        scaled = self.value_root @ (weights @ self.slope_root) / self.noise
-        whole = (1 + c**2) * scaled
-        whole[[0, -1]] = scaled[[0, -1]]
-        whole[1:] -= c * scaled[:-1]
-        whole[:-1] -= c * scaled[1:]
-        return whole / (self.noise * (1 - c**2))
+        columns = self.value_root @ (weights @ self.slope_root)
+        return _by_noise(columns[:, None], self.noise, self.correlation)[:, 0]
+
+
+def _by_noise(columns: np.ndarray, noise: np.ndarray, correlation: float) -> np.ndarray:
+    """C⁻¹ times some columns, C being the covariance of the noise."""
+    scaled = columns / noise[:, None]
+    whole = (1 + correlation**2) * scaled
+    whole[[0, -1]] = scaled[[0, -1]]
+    whole[1:] -= correlation * scaled[:-1]
+    whole[:-1] -= correlation * scaled[1:]
+    return whole / (noise[:, None] * (1 - correlation**2))
 
 
 def smooth(x: np.ndarray, y: np.ndarray, slack: Slack = ALONE.shape) -> Curve:
@@ -192,7 +211,7 @@ def smooth_with_each(x: np.ndarray, y: np.ndarray, slacks: Sequence[Slack]) -> l
     level, scale = float(np.median(y)), float(np.std(y))
     u = (y - level) / scale if scale > 0 else np.zeros(len(y))
     with _linear_algebra().limit(limits=1):  # threads wait for each other longer than matrices this small take
-        return _fitted(_Spline(x), x, u, level, scale, slacks)
+        return _fitted(x, u, level, scale, slacks)
 
 
 @functools.cache
@@ -201,32 +220,94 @@ def _linear_algebra() -> ThreadpoolController:
     return ThreadpoolController().select(internal_api="openblas")
 
 
-def _fitted(
-    spline: "_Spline", x: np.ndarray, u: np.ndarray, level: float, scale: float, slacks: Sequence[Slack]
-) -> list[Curve]:
-    noise, bends = first_guess(u), np.ones(len(spline.knots))
-    for _ in range(ROUNDS):
-        fit = spline.fits(_Moments(spline.value, u, noise), bends, CORRELATIONS[1:2]).chosen(Slack(0.0, 0.0))
-        noise = local_noise(u - spline.value @ fit.mean, spline.value @ fit.root, fit.sigma * noise)
-        bends = local_bends(spline.bend @ fit.mean)
-    moments = _Moments(spline.value, u, noise)
-    fits = spline.fits(moments, bends, CORRELATIONS)
-    curves = []
+def _fitted(x: np.ndarray, u: np.ndarray, level: float, scale: float, slacks: Sequence[Slack]) -> list[Curve]:
+    adapted = _Adapted(_Spline(x), u)
+    while (more := _with_a_jump(adapted, x)) is not None:
+        adapted = more
+    spline, curves = adapted.spline, []
     for slack in slacks:
-        fit = fits.chosen(slack)
+        fit = adapted.fits.chosen(slack)
         curves.append(
             Curve(
                 x=x,
                 value=level + scale * spline.value @ fit.mean,
                 slope=scale * spline.slope @ fit.mean,
-                noise=scale * fit.sigma * noise,
+                noise=scale * fit.sigma * adapted.noise,
                 correlation=fit.correlation,
                 freedom=fit.freedom,
                 value_root=scale * spline.value @ fit.root,
                 slope_root=scale * spline.slope @ fit.root,
+                jumps=spline.jumps,
             )
         )
     return curves
+
+
+class _Adapted:
+    """The fits of a series, first with noise and curvature that are the same all along it, then with what they are.
+
+    Attributes:
+        spline: what is fitted.
+        u: the series, in units of its standard deviation, shape (point,).
+        guess: the noise of each point relative to the others in the first fits, shape (point,).
+        first: the first fits.
+    """
+
+    def __init__(self, spline: "_Spline", u: np.ndarray) -> None:
+        self.spline = spline
+        self.u = u
+        self.guess = first_guess(u)
+        self.first = self._fits(self.guess, np.ones(len(spline.knots)), CORRELATIONS[1:2])
+
+    @property
+    def noise(self) -> np.ndarray:
+        """The noise of each point relative to the others, shape (point,)."""
+        return self._last[0]
+
+    @property
+    def fits(self) -> "_Fits":
+        """The last fits."""
+        return self._last[1]
+
+    @functools.cached_property
+    def _last(self) -> tuple[np.ndarray, "_Fits"]:
+        spline, fits, noise = self.spline, self.first, self.guess
+        for i in range(ROUNDS):
+            fit = fits.chosen(Slack(0.0, 0.0))
+            noise = local_noise(self.u - spline.value @ fit.mean, spline.value @ fit.root, fit.sigma * noise)
+            fits = self._fits(
+                noise, local_bends(spline.bend @ fit.mean), CORRELATIONS if i == ROUNDS - 1 else CORRELATIONS[1:2]
+            )
+        return noise, fits
+
+    def _fits(self, noise: np.ndarray, bends: np.ndarray, correlations: Sequence[float]) -> "_Fits":
+        return self.spline.fits(_Moments(self.spline.value, self.u, noise), bends, correlations)
+
+    def gains(self, x: np.ndarray, places: Sequence[Place]) -> np.ndarray:
+        """By how much the log-likelihood of the first fits would rise with a jump at each of some places."""
+        jumps = rises(x, x, places)
+        weighted = _by_noise(jumps, self.guess, CORRELATIONS[1])
+        return self.first.gains(weighted.T @ self.spline.value, (weighted * jumps).sum(axis=0), weighted.T @ self.u)
+
+
+def _with_a_jump(adapted: _Adapted, x: np.ndarray) -> _Adapted | None:
+    """The fits with one jump more; None if there is none that makes the series likelier by enough.
+
+    It is sought with the first fits: around the likeliest of those that stand out.
+    """
+    spline, u = adapted.spline, adapted.u
+    places = spline.apart(x, suspects(u))
+    if not places:
+        return None
+    places = spline.apart(x, near(places[int(adapted.gains(x, places).argmax())], len(u)))
+    gains, enough = adapted.gains(x, places), least_gain(len(u))
+    jump = likeliest(places, gains)
+    if gains.max() < enough or not jump.is_abrupt:
+        return None
+    more = _Adapted(spline.with_jump(x, jump), u)
+    if not stands_on_plateaus(x, more.spline.value @ more.first.chosen(Slack(0.0, 0.0)).mean, jump):
+        return None
+    return more if more.fits.likelihood - adapted.fits.likelihood > enough else None
 
 
 @dataclass(frozen=True)
@@ -268,11 +349,37 @@ class _Spline:
         self.value = values[left] + slope * s + square * (s * s) + cubic * (s * s * s)
         self.slope = slope + 2 * (square * s) + 3 * (cubic * (s * s))
         self.mass = np.diag(np.append(gaps, 0) + np.append(0, gaps)) / 3 + np.diag(gaps, 1) / 6 + np.diag(gaps, -1) / 6
+        self.jumps: tuple[Jump, ...] = ()
+
+    def apart(self, x: np.ndarray, places: Sequence[Place]) -> list[Place]:
+        """The places that share no point with the jumps, and that have two positions."""
+        return [
+            place
+            for place in places
+            if x[place.start] < x[place.end]
+            and all(place.end < jump.start or jump.end < place.start for jump in self.jumps)
+        ]
+
+    def with_jump(self, x: np.ndarray, jump: Jump) -> "_Spline":
+        """These splines, and a jump whose height costs nothing: it is the one that leaves the least bending.
+
+        Any height is the same curve at the knots, so that the height is a sum of the values there with some weights,
+        and what the knots don't show of the jump comes on top of the spline.
+        """
+        at_knots = rises(self.knots, x, [jump.place])[:, 0]
+        pull = self.bend.T @ (self.mass @ (self.bend @ at_knots))
+        height = pull / (at_knots @ pull)
+        spline = copy.copy(self)
+        spline.value = self.value + np.outer(rises(x, x, [jump.place])[:, 0] - self.value @ at_knots, height)
+        spline.slope = self.slope + np.outer(rise_slopes(x, [jump.place])[:, 0] - self.slope @ at_knots, height)
+        spline.bend = self.bend - np.outer(self.bend @ at_knots, height)
+        spline.jumps = tuple(sorted((*self.jumps, jump), key=lambda jump: jump.start))
+        return spline
 
     def fits(self, moments: "_Moments", bends: np.ndarray, correlations: Sequence[float]) -> "_Fits":
         """The fits of all stiffnesses, with each of some correlations of the noise."""
         bend = self.bend / bends[:, None]
-        return _Fits(bend.T @ self.mass @ bend, moments, np.array(correlations))
+        return _Fits(bend.T @ self.mass @ bend, moments, np.array(correlations), 2 + len(self.jumps))
 
 
 class _Fits:
@@ -281,24 +388,51 @@ class _Fits:
     The first axis of all arrays is the correlation of the noise.
     """
 
-    def __init__(self, roughness: np.ndarray, moments: "_Moments", correlations: np.ndarray) -> None:
-        n = moments.points
+    def __init__(
+        self, roughness: np.ndarray, moments: "_Moments", correlations: np.ndarray, straight: int
+    ) -> None:
+        self._free = free = moments.points - straight
         precision, projection, squares = moments.whitened(correlations)
         whitening = np.array([_inverse_root(matrix) for matrix in precision])
         rough, turns = np.linalg.eigh(whitening @ roughness @ whitening.transpose(0, 2, 1))
         self._vectors = whitening.transpose(0, 2, 1) @ turns
         least = np.maximum(1e-15 * rough[:, -1:], np.finfo(float).tiny)
-        rough = np.maximum(rough[:, 2:], least)  # the first two are the straight line's
+        rough = np.maximum(rough[:, straight:], least)  # the first two are the straight line's, then the jumps'
         self._z = z = (projection[:, None] @ self._vectors)[:, 0]
         left_over = np.maximum(squares - (z**2).sum(axis=1), 0.0)
         rho = np.exp(np.linspace(np.log(1e-3 / rough[:, -1]), np.log(1e3 / rough[:, 0]), 100, axis=1))
         self._suppressed = 1 / (1 + 1 / (rho[:, :, None] * rough[:, None]))
-        self._variance = (left_over[:, None] + (self._suppressed @ z[:, 2:, None] ** 2)[:, :, 0]) / (n - 2)
+        self._straight = straight
+        self._variance = (left_over[:, None] + (self._suppressed @ z[:, straight:, None] ** 2)[:, :, 0]) / free
         # Of products of eight, which are at least 1e-144: a logarithm takes longer than eight products.
         of_eight = np.multiply.reduceat(self._suppressed, np.arange(0, self._suppressed.shape[2], 8), axis=2)
-        likelihood = np.log(of_eight).sum(axis=2) - (n - 2) * np.log(self._variance + np.finfo(float).eps ** 2)
+        likelihood = np.log(of_eight).sum(axis=2) - free * np.log(self._variance + np.finfo(float).eps ** 2)
         self._correlations = correlations
-        self._evidence = (likelihood - (n - 1) * np.log(1 - correlations**2)[:, None]) / 2
+        self._evidence = (likelihood - (moments.points - 1) * np.log(1 - correlations**2)[:, None]) / 2
+
+    @property
+    def likelihood(self) -> float:
+        """The log-likelihood of the likeliest fit."""
+        return float(self._evidence.max())
+
+    def gains(self, shared: np.ndarray, squares: np.ndarray, projection: np.ndarray) -> np.ndarray:
+        """By how much the likelihood rises, at the first correlation, with one more column whose factor is free.
+
+        Args:
+            shared: whitened products of each of several columns with the basis, shape (column, knot).
+            squares: of each with itself.
+            projection: of each with the series.
+        """
+        shared, free = shared @ self._vectors[0], self._free
+        kept = np.pad(1 - self._suppressed[0, ::5], ((0, 0), (self._straight, 0)), constant_values=1.0)
+        left = projection[:, None] - shared @ (kept * self._z[0]).T
+        explained = left**2 / np.maximum(squares[:, None] - shared**2 @ kept.T, 1e-9 * squares[:, None])
+        variance, evidence = self._variance[0, ::5], self._evidence[0, ::5]
+        smaller = np.maximum(free * variance - explained, 0.0) / (free - 1)
+        tiny = np.finfo(float).eps ** 2
+        return (
+            evidence + (free * np.log(variance + tiny) - (free - 1) * np.log(smaller + tiny)) / 2
+        ).max(axis=1) - evidence.max()
 
     def chosen(self, slack: "Slack") -> _Fit:
         """The fit of the largest correlation, and of its largest ρ, whose log-likelihoods are within the slack."""
@@ -311,7 +445,7 @@ class _Fits:
         evidence = self._evidence[np.arange(len(stiffest)), stiffest]
         c = int(np.flatnonzero(evidence >= evidence.max() - slack.correlation)[-1])
         at = stiffest[c]
-        shrink = np.concatenate([[1.0, 1.0], 1 - self._suppressed[c, at]])
+        shrink = np.append(np.ones(self._straight), 1 - self._suppressed[c, at])
         sigma = float(np.sqrt(self._variance[c, at]))
         return _Fit(
             mean=self._vectors[c] @ (shrink * self._z[c]),

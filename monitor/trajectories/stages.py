@@ -45,6 +45,9 @@ With a tenth of it, 78 % instead of 86 % of the simulated boundaries lie in thei
 (experiments/constants.py).
 """
 
+MOSTLY = 2 / 3
+"""A stage is cut to its jumps if they are together at least this share of its change."""
+
 DRAWS = 100
 """How many curves are drawn from the posterior for an interval. With 30 the intervals hold 1 % fewer boundaries."""
 
@@ -72,7 +75,7 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     """The monotone stages of a curve that hold up, by increasing position.
 
     Milestones are first the extrema of the curve. The smallest stage that does not hold is absorbed by its neighbours,
-    until all hold. Then each stage is split where it slows down between two stretches that hold by themselves, and the
+    until all hold. Then what hardly moves before and after a jump is cut off, each stage is split where it slows down between two stretches that hold by themselves, and the
     plateaus at its two ends are cut off. The intervals come from doing the last again, for each milestone, on curves
     drawn from the posterior; that of a stage that may be two reaches to where the other would begin, and that between
     two stages that may be one reaches over both.
@@ -88,15 +91,16 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     holds = functools.cache(holds)  # all but the neighbours of what was absorbed are asked again
     parts = [
         part
-        for start, end in _monotone(curve.value, holds)
-        for part in _split_at_slow_downs(curve, start, end, holds, surely)
+        for stage in _monotone(curve.value, holds)
+        for piece in _split_at_slow_downs(curve, *stage, holds, surely)
+        for part in _cut_to_jumps(curve, *piece, holds)
     ]
     if not parts:
         return []
     z = UNKNOWN * np.random.default_rng(0).normal(size=(DRAWS, curve.value_root.shape[1]))
     z = np.concatenate([np.zeros((1, z.shape[1])), z])  # the first of the draws is the curve itself
     values, slopes = curve.value + z @ curve.value_root.T, curve.slope + z @ curve.slope_root.T
-    found = [_that_may_be_two(_segment(curve.x, values, slopes, parts, k), curve) for k in range(len(parts))]
+    found = [_that_may_be_two(_segment(curve, values, slopes, parts, k), curve) for k in range(len(parts))]
     return _that_may_be_one(found, [_may_be_one(curve, *pair) for pair in pairwise(parts)])
 
 
@@ -131,6 +135,29 @@ def _split_at_slow_downs(
             yield from _split_at_slow_downs(curve, middle, end, holds, surely)
             return
     yield start, end
+
+
+def _cut_to_jumps(
+    curve: Curve, start: int, end: int, holds: Callable[[int, int], bool]
+) -> Iterator[tuple[int, int]]:
+    """The jumps that a stage mostly consists of, and what else holds and is no plateau to them; else the stage itself."""
+    change = curve.value[end] - curve.value[start]
+
+    def share(first: int, last: int) -> float:
+        return float((curve.value[last] - curve.value[first]) / change)
+
+    def slope(first: int, last: int) -> float:
+        return share(first, last) / float(curve.x[last] - curve.x[first])
+
+    jumps = [(jump.start, jump.end) for jump in curve.jumps if start <= jump.start and jump.end <= end]
+    jumps = [jump for jump in jumps if share(*jump) > 0 and holds(*jump)]
+    if sum(share(*jump) for jump in jumps) < MOSTLY:
+        yield start, end
+        return
+    least = FLAT * min(slope(*jump) for jump in jumps)
+    for part in pairwise([start, *(boundary for jump in jumps for boundary in jump), end]):
+        if part in jumps or (part[0] < part[1] and slope(*part) >= least and holds(*part)):
+            yield part
 
 
 def _dips(curve: Curve, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,26 +206,36 @@ def _mean_slope(x: np.ndarray, first: int, last: int) -> np.ndarray:
     return weights
 
 
-def _segment(x: np.ndarray, values: np.ndarray, slopes: np.ndarray, parts: list[tuple[int, int]], k: int) -> Segment:
+def _segment(curve: Curve, values: np.ndarray, slopes: np.ndarray, parts: list[tuple[int, int]], k: int) -> Segment:
     """A stage without the plateaus at its two ends, with intervals from the same on each of the drawn curves.
 
+    A jump has the intervals that it was found with.
+
     Args:
-        x: positions, shape (point,).
+        curve: of which it is a stage.
         values: the curve, then draws of it, shape (curve, point).
         slopes: their derivatives, shape (curve, point).
         parts: the stages between milestones, as (start, end).
         k: which of them.
     """
-    start, end = parts[k]
-    first = _milestone(values, slopes, parts[k - 1], parts[k]) if k > 0 else np.full(len(values), start)
-    last = _milestone(values, slopes, parts[k], parts[k + 1]) if k + 1 < len(parts) else np.full(len(values), end)
+    x, n, (start, end) = curve.x, len(curve.x), parts[k]
+    jump_starts = {jump.start: jump.start_interval for jump in curve.jumps}
+    jump_ends = {jump.end: jump.end_interval for jump in curve.jumps}
+    fixed = jump_starts.keys() | jump_ends.keys()
+    first, last = np.full(len(values), start), np.full(len(values), end)
+    if k > 0 and parts[k - 1][1] == start not in fixed:
+        first = _milestone(values, slopes, parts[k - 1], parts[k])
+    if k + 1 < len(parts) and parts[k + 1][0] == end not in fixed:
+        last = _milestone(values, slopes, parts[k], parts[k + 1])
     starts = _off_the_plateau(x, values, first, end)
     # The same, seen from the other end
-    n = len(x)
     ends = n - 1 - _off_the_plateau(-x[::-1], values[:, ::-1], n - 1 - last, n - 1 - start)
-    start = int(starts[0])
-    end = max(int(ends[0]), start + 1)
-    return Segment(start, end, _interval(starts, n), _interval(ends, n))
+    found = Segment(int(starts[0]), max(int(ends[0]), int(starts[0]) + 1), _interval(starts, n), _interval(ends, n))
+    if start in jump_starts:
+        found = replace(found, start=start, start_interval=_and_the_next(*jump_starts[start], n))
+    if end in jump_ends:
+        found = replace(found, end=end, end_interval=_and_the_next(*jump_ends[end], n))
+    return found
 
 
 def _that_may_be_two(stage: Segment, curve: Curve) -> Segment:
@@ -222,6 +259,8 @@ def _that_may_be_two(stage: Segment, curve: Curve) -> Segment:
 def _may_be_one(curve: Curve, before: tuple[int, int], after: tuple[int, int]) -> bool:
     """Whether two parts that meet rise, or fall, both, and don't certainly slow down between."""
     (start, middle), (other, end) = before, after
+    if any(middle in (jump.start, jump.end) for jump in curve.jumps):
+        return False
     changes = np.diff(curve.value[[start, middle, end]])
     if middle != other or changes[0] * changes[1] < 0:
         return False
@@ -250,8 +289,6 @@ def _that_may_be_one(found: list[Segment], may_be_one: list[bool]) -> list[Segme
 
 def _milestone(values: np.ndarray, slopes: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
     """Where two stages meet, shape (curve,): the extremum between their middles, or the slowest between their peaks."""
-    if before[1] != after[0]:
-        return np.full(len(values), after[0])
     rise = np.sign(np.diff(values[0][[*before, *after]])[[0, 2]])
     if rise[0] != rise[1]:
         lo, hi = (_halfway(values[0], *part) for part in (before, after))
@@ -282,4 +319,8 @@ def _interval(indices: np.ndarray, n: int) -> Interval:
     """95 % of the draws, and up to the next points, since a boundary may lie between two."""
     low, high = np.quantile(indices[1:], [0.025, 0.975])
     low, high = min(low, indices[0]), max(high, indices[0])
-    return max(int(np.floor(low)) - 1, 0), min(int(np.ceil(high)) + 1, n - 1)
+    return _and_the_next(int(np.floor(low)), int(np.ceil(high)), n)
+
+
+def _and_the_next(low: int, high: int, n: int) -> Interval:
+    return max(low - 1, 0), min(high + 1, n - 1)

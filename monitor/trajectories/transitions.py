@@ -256,7 +256,8 @@ class _Search:
     def _holds(self, start: int, end: int) -> bool:
         evidence = self._evidence
         return (
-            end - start >= 3  # three points of noise are in order once in three times
+            # Three points of noise are in order once in three times
+            (end - start >= 3 or (start, end) in {(jump.start, jump.end) for jump in evidence.curve.jumps})
             and 0 < abs(evidence.change(start, end)) >= MIN_EFFECT * evidence.range_so_far[end]
             and evidence.is_confident(start, end)
         )
