@@ -151,6 +151,33 @@ def monotone(seed: int, points: int, correlation: float = 0.0, chains: int = 0) 
     return _with_chains(rng, chains, Scenario(steps, loss, truth + noise, truth, (stage,)))
 
 
+def jumping(seed: int, points: int, size: float, gaps: int, chains: int = 0) -> Scenario:
+    """All of a rise or fall of λ̂ over a few gaps between neighbouring points, with plateaus or slow drifts beside it.
+
+    Where λ̂ jumps up, the loss falls with it; where it jumps down, the loss is flat. The drift is at most 3 standard
+    deviations of the noise over the whole run.
+
+    Args:
+        seed: of everything.
+        points: how many, log-spaced or evenly spaced.
+        size: in standard deviations of the noise.
+        gaps: over how many gaps between points; the path is a straight line in log step.
+        chains: how many chains share λ̂'s wander, each with a wander of its own; 0 for none.
+    """
+    rng = np.random.default_rng([seed, 4])
+    even = 100 * np.arange(1.0, points + 1)
+    steps = even if rng.random() < 0.5 else np.unique(np.geomspace(1, 1e5, 2 * points).round())[-points:]
+    x = np.log(steps)
+    first = int(rng.integers(int(0.15 * points), int(0.85 * points) - gaps))
+    done = np.clip((x - x[first]) / (x[first + gaps] - x[first]), 0, 1)
+    along, drifts, rises = (x - x[0]) / (x[-1] - x[0]), rng.random() < 0.5, rng.random() < 0.5
+    change = float(size if rises else -size)
+    truth = 50 + change * done + drifts * rng.uniform(1, 3) * rng.choice([-1, 1]) * along
+    loss = 3 - 0.01 * size * rises * done - 0.02 * drifts * along + 0.01 * rng.normal(size=points)
+    stage = Stage(float(steps[first]), float(steps[first + gaps]), change)
+    return _with_chains(rng, chains, Scenario(steps, loss, truth + rng.normal(size=points), truth, (stage,)))
+
+
 def _with_chains(rng: np.random.Generator, chains: int, scenario: Scenario) -> Scenario:
     """Give each chain a level and a slow wander of its own, as common random numbers leave them."""
     if not chains:

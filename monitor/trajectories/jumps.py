@@ -26,6 +26,9 @@ BESIDE = 4
 
 STEEPER = 0.33
 
+LEAST_HEIGHT = 7.0
+"""A jump is at least this many standard deviations of the noise high."""
+
 PLATEAU = 0.1
 """The curve right before and after a jump is at most this share as steep, so that a steep part of a rise is none."""
 
@@ -69,7 +72,6 @@ class Jump:
     def end(self) -> int:
         """The first point after it."""
         return self.place.end
-
 
     @property
     def is_abrupt(self) -> bool:

@@ -11,6 +11,7 @@ from scipy.linalg.lapack import dgtsv, dpotrf, dtrtri  # pyright: ignore[reportA
 from threadpoolctl import ThreadpoolController
 
 from phasewatch.monitor.trajectories.jumps import (
+    LEAST_HEIGHT,
     Jump,
     Place,
     least_gain,
@@ -63,6 +64,10 @@ class Slack:
 
     stiffness: float
     correlation: float
+
+
+LIKELIEST = Slack(0.0, 0.0)
+"""No slack at all."""
 
 
 class Slacks(NamedTuple):
@@ -273,7 +278,7 @@ class _Adapted:
     def _last(self) -> tuple[np.ndarray, "_Fits"]:
         spline, fits, noise = self.spline, self.first, self.guess
         for i in range(ROUNDS):
-            fit = fits.chosen(Slack(0.0, 0.0))
+            fit = fits.chosen(LIKELIEST)
             noise = local_noise(self.u - spline.value @ fit.mean, spline.value @ fit.root, fit.sigma * noise)
             fits = self._fits(
                 noise, local_bends(spline.bend @ fit.mean), CORRELATIONS if i == ROUNDS - 1 else CORRELATIONS[1:2]
@@ -305,9 +310,12 @@ def _with_a_jump(adapted: _Adapted, x: np.ndarray) -> _Adapted | None:
     if gains.max() < enough or not jump.is_abrupt:
         return None
     more = _Adapted(spline.with_jump(x, jump), u)
-    if not stands_on_plateaus(x, more.spline.value @ more.first.chosen(Slack(0.0, 0.0)).mean, jump):
+    if not stands_on_plateaus(x, more.spline.value @ more.first.chosen(LIKELIEST).mean, jump):
         return None
-    return more if more.fits.likelihood - adapted.fits.likelihood > enough else None
+    fit, ends = more.fits.chosen(LIKELIEST), [jump.start, jump.end]
+    height = abs(float(np.diff((more.spline.value @ fit.mean)[ends])[0]))
+    is_high = height >= LEAST_HEIGHT * fit.sigma * float(more.noise[ends].mean())
+    return more if is_high and more.fits.likelihood - adapted.fits.likelihood > enough else None
 
 
 @dataclass(frozen=True)
@@ -388,9 +396,7 @@ class _Fits:
     The first axis of all arrays is the correlation of the noise.
     """
 
-    def __init__(
-        self, roughness: np.ndarray, moments: "_Moments", correlations: np.ndarray, straight: int
-    ) -> None:
+    def __init__(self, roughness: np.ndarray, moments: "_Moments", correlations: np.ndarray, straight: int) -> None:
         self._free = free = moments.points - straight
         precision, projection, squares = moments.whitened(correlations)
         whitening = np.array([_inverse_root(matrix) for matrix in precision])
@@ -430,9 +436,9 @@ class _Fits:
         variance, evidence = self._variance[0, ::5], self._evidence[0, ::5]
         smaller = np.maximum(free * variance - explained, 0.0) / (free - 1)
         tiny = np.finfo(float).eps ** 2
-        return (
-            evidence + (free * np.log(variance + tiny) - (free - 1) * np.log(smaller + tiny)) / 2
-        ).max(axis=1) - evidence.max()
+        return (evidence + (free * np.log(variance + tiny) - (free - 1) * np.log(smaller + tiny)) / 2).max(
+            axis=1
+        ) - evidence.max()
 
     def chosen(self, slack: "Slack") -> _Fit:
         """The fit of the largest correlation, and of its largest ρ, whose log-likelihoods are within the slack."""

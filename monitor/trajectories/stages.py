@@ -46,7 +46,10 @@ With a tenth of it, 78 % instead of 86 % of the simulated boundaries lie in thei
 """
 
 MOSTLY = 2 / 3
-"""A stage is cut to its jumps if they are together at least this share of its change."""
+"""A stage is cut to its jumps if together they make at least this share of its change.
+
+Otherwise a jump is a part of a longer rise, whose start and end are found as those of any other.
+"""
 
 DRAWS = 100
 """How many curves are drawn from the posterior for an interval. With 30 the intervals hold 1 % fewer boundaries."""
@@ -75,10 +78,11 @@ def stages(curve: Curve, holds: Callable[[int, int], bool], surely: Callable[[np
     """The monotone stages of a curve that hold up, by increasing position.
 
     Milestones are first the extrema of the curve. The smallest stage that does not hold is absorbed by its neighbours,
-    until all hold. Then what hardly moves before and after a jump is cut off, each stage is split where it slows down between two stretches that hold by themselves, and the
-    plateaus at its two ends are cut off. The intervals come from doing the last again, for each milestone, on curves
-    drawn from the posterior; that of a stage that may be two reaches to where the other would begin, and that between
-    two stages that may be one reaches over both.
+    until all hold. Then each stage is split where it slows down between two stretches that hold by themselves, what
+    consists mostly of jumps is cut to them, and the plateaus at the two ends of each stage are cut off. The intervals
+    come from doing the last again, for each milestone, on curves drawn from the posterior; that of a stage that may be
+    two reaches to where the other would begin, and that between two stages that may be one reaches over both. A jump
+    has the intervals that it was found with.
 
     Args:
         curve: the smoothed series.
@@ -137,10 +141,8 @@ def _split_at_slow_downs(
     yield start, end
 
 
-def _cut_to_jumps(
-    curve: Curve, start: int, end: int, holds: Callable[[int, int], bool]
-) -> Iterator[tuple[int, int]]:
-    """The jumps that a stage mostly consists of, and what else holds and is no plateau to them; else the stage itself."""
+def _cut_to_jumps(curve: Curve, start: int, end: int, holds: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
+    """The jumps of a stage, and what else holds and is no plateau beside them; the stage if it isn't mostly jumps."""
     change = curve.value[end] - curve.value[start]
 
     def share(first: int, last: int) -> float:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scenarios import flat, monotone, staged
+from scenarios import flat, jumping, monotone, staged
 from scipy.interpolate import PchipInterpolator
 
 from phasewatch.monitor.errors import PhasewatchError
@@ -538,3 +538,37 @@ def test_intervals_hold_the_boundaries():
             inside += [t.start_interval[0] <= stage.start <= t.start_interval[1]]
             inside += [t.end_interval[0] <= stage.end <= t.end_interval[1]]
     assert np.mean(inside) > 0.75
+
+
+@pytest.mark.parametrize("gaps", [1, 2, 3, 5])
+def test_intervals_hold_where_a_jump_begins_and_ends(gaps):
+    starts, ends, right, more = [], [], [], 0
+    for seed in range(24):
+        scenario = jumping(seed, (40, 60, 120)[seed % 3], (10, 30, 100)[seed // 3 % 3], gaps, chains=4 * (seed % 2))
+        (stage,) = scenario.stages
+        found = find_transitions(of(scenario))
+        t = max(found, key=lambda t: abs(t.llc_change), default=None)
+        right.append(t is not None and kinds([t]) == ("A" if stage.change > 0 else "B"))
+        # All of the gap: a change at once may have happened anywhere in it.
+        between = (stage.start, stage.end) if gaps == 1 else None
+        for sides, interval, at in (
+            (starts, t.start_interval if t else (0, 0), between or (stage.start, stage.start)),
+            (ends, t.end_interval if t else (0, 0), between or (stage.end, stage.end)),
+        ):
+            sides.append(interval[0] <= at[0] and at[1] <= interval[1])
+        more += sum(abs(u.llc_change) > 5 for u in found if u is not t)  # a drift is at most 3
+    assert np.mean(starts) >= 0.9
+    assert np.mean(ends) >= 0.9
+    assert np.mean(right) >= 0.95
+    assert more == 0
+
+
+def test_a_jump_between_falls_is_a_stage_however_short():
+    rng = np.random.default_rng(0)
+    steps = np.geomspace(10, 1e5, 60).round()
+    x = np.arange(60)
+    llc = 80 - 0.5 * x + 20 * (x >= 31) + rng.normal(0, 0.3, 60)
+    found = find_transitions(run(steps, 3 - 0.5 * (x >= 31) + rng.normal(0, 0.01, 60), llc))
+    assert [t.change.trend for t in found] == ["down", "up", "down"]
+    assert (found[1].start, found[1].end) == (steps[30], steps[31])
+    assert found[1].llc_change == pytest.approx(20, abs=1)
