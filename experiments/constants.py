@@ -18,7 +18,7 @@ from stages import as_stages, matched, simulated
 from transitions import is_false_alarm, points, scenarios
 
 from phasewatch import Trajectory, find_transitions
-from phasewatch.monitor.trajectories import evidence, noise, smoothing, stages, transitions
+from phasewatch.monitor.trajectories import evidence, jumps, noise, smoothing, stages, transitions
 from phasewatch.monitor.trajectories.smoothing import Slack, Slacks
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +50,16 @@ VARIED: Sequence[tuple[str, Sequence[Any]]] = [
     ("CERTAIN", [0.95, 0.9999]),
     ("SUBSTANTIAL", [0.0, 0.1]),
     ("LOOK", [1.05, 1.5]),
+    ("MOST_GAPS", [3]),
+    ("MOST_ROUND", [5]),
+    ("LONGEST", [8]),
+    ("STANDS_OUT", [4, 6]),
+    ("STEEPER", [0.2, 0.5]),
+    ("BESIDE", [2]),
+    ("LEAST_HEIGHT", [0.0, 9.0]),
+    ("PLATEAU", [0.03, 0.1]),
+    ("MOST_SUSPECTS", [1]),
+    ("MOSTLY", [0.3, 0.9]),
 ]
 """Each constant with the values that are tried in its place."""
 
@@ -101,7 +111,7 @@ def main() -> None:
     for name, values in VARIED:
         for value in values:
             with mock.patch.object(transitions, "_LOOKS", {}):
-                modules = [m for m in (evidence, noise, smoothing, stages, transitions) if hasattr(m, name)]
+                modules = [m for m in (evidence, jumps, noise, smoothing, stages, transitions) if hasattr(m, name)]
                 patches = [mock.patch.object(module, name, value) for module in modules]
                 for patch in patches:
                     patch.start()

@@ -6,6 +6,9 @@ sign shares more than half of the shorter one's length in log steps with it, eac
 have two free numbers each, tuned for the best F1 on other trajectories of the same kind; `find_transitions` has its
 defaults. Nothing was chosen on the seeds that are reported.
 
+Jumps are all of a rise or fall of λ̂ over a few gaps between points, beside plateaus or slow drifts. Where a drift is
+sure, it is found as a transition of its own; it counts among the others.
+
 A false alarm is a trajectory with a transition that isn't there: any on a flat one; on a monotone one, any of the
 wrong sign, or more than one.
 
@@ -30,7 +33,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from stages import Stage, as_stages, log, matched, simulated
 
-from phasewatch import Point, Trajectory, find_transitions
+from phasewatch import Point, Trajectory, Transition, find_transitions
 from phasewatch.monitor.estimates.estimate import Estimate, Health
 
 ROOT = Path(__file__).parents[1]
@@ -187,6 +190,44 @@ def doubt(trials: Sequence[Scenario], name: str) -> None:
     print(f"- start and end intervals hold the simulated boundary in {np.mean(boundaries):.1%} of {len(boundaries)}")
 
 
+def abrupt(first: int, each: int) -> None:
+    """Whether intervals hold where a jump begins and ends, and whether its kind is right and nothing else is found."""
+    print(f"\n## Jumps of λ̂, {each} of each number of points a row, half of them with 6 chains\n")
+    print("| over gaps | of so many σ | start held | end held | interval, points | kind right | others a run |\n"
+          "|---|---|---|---|---|---|---|")  # fmt: skip
+    total: list[list[float]] = []
+    for gaps, size in itertools.product((1, 2, 3, 5), (10, 30, 100)):
+        rows = []
+        for points_, seed in itertools.product((40, 60, 120, 200), range(first, first + each)):
+            scenario = scenarios.jumping(seed, points_, size, gaps, chains=6 * (seed % 2))
+            rows.append(_of_jump(scenario, find_transitions(points(scenario)), gaps))
+        total += rows
+        print(f"| {gaps} | {size} | {_shares(rows)}", flush=True)
+    print(f"| all | | {_shares(total)}")
+
+
+def _of_jump(scenario: Scenario, found: Sequence[Transition], gaps: int) -> list[float]:
+    """Whether start and end are held, the points of both intervals, whether the kind is right, and how many others."""
+    (stage,) = scenario.stages
+    t = max(found, key=lambda t: abs(t.llc_change), default=None)
+    if t is None:
+        return [0.0, 0.0, np.nan, 0.0, 0.0]
+    # A change at once may have happened anywhere in its gap
+    starts, ends = [(stage.start, stage.end)] * 2 if gaps == 1 else [(side, side) for side in (stage.start, stage.end)]
+    within = [
+        low <= at[0] and at[1] <= high for (low, high), at in [(t.start_interval, starts), (t.end_interval, ends)]
+    ]
+    inside = [int(((scenario.steps >= low) & (scenario.steps <= high)).sum()) for low, high in
+              (t.start_interval, t.end_interval)]  # fmt: skip
+    return [*within, float(np.mean(inside)), t.kind.label == ("A" if stage.change > 0 else "B"), len(found) - 1.0]
+
+
+def _shares(rows: Sequence[Sequence[float]]) -> str:
+    start, end, _, kind, others = np.mean(rows, axis=0)
+    width = np.nanmedian([row[2] for row in rows])
+    return f"{start:.1%} | {end:.1%} | {width:.1f} | {kind:.1%} | {others:.2f} |"
+
+
 def is_false_alarm(found: Sequence[Stage], scenario: Scenario) -> bool:
     """Whether more is found than is there, or something of another sign."""
     signs = [stage.sign for stage in simulated(scenario.stages)]
@@ -239,6 +280,7 @@ def main() -> None:
     speed()
     doubt(trials, "no chains")
     doubt([scenarios.staged(first + seed, chains=6) for seed in range(len(trials))], "6 chains")
+    abrupt(first, 1 if quick else 16)
     false_alarms(first, 4 if quick else 112)
     table(trials[:100], [scenarios.staged(TUNING + seed) for seed in range(6 if quick else 25)])
 

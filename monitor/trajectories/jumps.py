@@ -10,29 +10,48 @@ import numpy as np
 from phasewatch.monitor.trajectories.noise import typical_steps
 
 MOST_GAPS = 5
-"""A rise or fall over more gaps between neighbouring points than this is no jump."""
+"""A rise or fall along a straight line over more gaps between neighbouring points than this is no jump.
+
+With 3, intervals hold 97.5 instead of 97.8 % of the boundaries of simulated jumps of 10 and 30 times the noise. These
+and 60 flat runs of 200 points with noise of correlation 0.8 are what this and the next constants were varied on.
+"""
 
 MOST_ROUND = 8
-"""The same of one with round corners, whose middle is half as steep again."""
+"""The same of a rise or fall with round corners, whose middle is half as steep again. With 5, intervals hold 96.6 %."""
 
 LONGEST = 12
-"""Rises with round corners over up to so many gaps are tried, so that a longer one is not taken for a jump."""
+"""Rises with round corners over up to so many gaps are tried, so that a longer one is not taken for a jump.
+
+Without those above 8, 2 more of the flat runs have a transition.
+"""
 
 STANDS_OUT = 5
-"""A jump is at least this many typical differences of the neighbours around it."""
+"""A jump is suspected where a step is larger than this many typical differences of the neighbours around it.
+
+Saves time. With 4 nothing changes; with 6, intervals hold 97.2 %.
+"""
 
 BESIDE = 4
-"""How many gaps beside a jump are compared with it."""
+"""The steps over so many gaps on both sides are compared with one that is suspected. Saves time; 2 changes little."""
 
 STEEPER = 0.33
-
-LEAST_HEIGHT = 7.0
-"""A jump is at least this many standard deviations of the noise high."""
-
-PLATEAU = 0.1
-"""The curve right before and after a jump is at most this share as steep, so that a steep part of a rise is none."""
+"""A jump is suspected where those are at most this share as steep. Saves time; 0.2 and 0.5 change nothing."""
 
 MOST_SUSPECTS = 8
+"""At most so many places are looked around. Saves time; with 1 nothing changes in curves with one jump."""
+
+LEAST_HEIGHT = 7.0
+"""A jump is at least this many standard deviations of the noise high.
+
+Without it, 2 more of the flat runs have a transition; with 9, intervals hold 93.1 %.
+"""
+
+PLATEAU = 0.07
+"""The curve right before and after a jump is at most this share as steep, so that a steep part of a rise is none.
+
+With 0.1, 6 instead of 5 of the flat runs have a transition; with 0.03, two jumps over 3 gaps among 60 points are both
+found in 8 instead of 18 of 20 curves.
+"""
 
 
 class Place(NamedTuple):

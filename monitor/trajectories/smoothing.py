@@ -67,7 +67,7 @@ class Slack:
 
 
 LIKELIEST = Slack(0.0, 0.0)
-"""No slack at all."""
+"""Takes the likeliest curve."""
 
 
 class Slacks(NamedTuple):
@@ -200,6 +200,10 @@ def smooth(x: np.ndarray, y: np.ndarray, slack: Slack = ALONE.shape) -> Curve:
     (Wang 1998). The first fits give residuals and curvature, whose local sizes are the noise and b of the next: a
     transition may bend sharply, and the plateau beside it does not.
 
+    No curve of one ρ follows a jump: it takes the points around for outliers, or bends as much everywhere. So a jump is
+    fitted as what it is, a rise of free height between two of the points. Each is taken that makes the data likelier by
+    more than the search for it would by chance.
+
     Args:
         x: positions, shape (point,), strictly increasing, at least three.
         y: observations, shape (point,), finite.
@@ -298,7 +302,8 @@ class _Adapted:
 def _with_a_jump(adapted: _Adapted, x: np.ndarray) -> _Adapted | None:
     """The fits with one jump more; None if there is none that makes the series likelier by enough.
 
-    It is sought with the first fits: around the likeliest of those that stand out.
+    It is sought with the first fits, around the likeliest of those that stand out, since what those that follow take
+    for noise depends on it.
     """
     spline, u = adapted.spline, adapted.u
     places = spline.apart(x, suspects(u))
@@ -369,10 +374,10 @@ class _Spline:
         ]
 
     def with_jump(self, x: np.ndarray, jump: Jump) -> "_Spline":
-        """These splines, and a jump whose height costs nothing: it is the one that leaves the least bending.
+        """These splines and a jump, by their values at the knots as before.
 
-        Any height is the same curve at the knots, so that the height is a sum of the values there with some weights,
-        and what the knots don't show of the jump comes on top of the spline.
+        The jump's height is the one that leaves the least bending to the spline, a weighted sum of the values at the
+        knots. It costs no roughness. Between knots the curve is the spline through the rest, and the jump itself.
         """
         at_knots = rises(self.knots, x, [jump.place])[:, 0]
         pull = self.bend.T @ (self.mass @ (self.bend @ at_knots))
