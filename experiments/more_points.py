@@ -6,7 +6,7 @@ of a transition that was confirmed at one size is compared with every later size
 the same side and sign, has a 95 % interval that overlaps its own. It is *outside* if one does, but lies beyond the
 earlier interval itself. Costs about a minute on a core.
 
-Of the real ones 0.75 % have left and 3.2 % are outside, of the simulated ones 0.67 % and 4.0 %. Nearly all that have
+Of the real ones 0.75 % have left and 3.2 % are outside, of the simulated ones 0.75 % and 3.9 %. Nearly all that have
 left are of stages that only some sizes show, or lie between two stages of one direction that others show as one.
 
     python experiments/more_points.py [--quick]

@@ -34,7 +34,7 @@ CERTAINLY_SLOWER = 1.645
 standard errors; the intervals of their common boundary then reach over both. 95 % of a normal distribution lie below
 it.
 
-Without, 1.10 instead of 0.67 % of the simulated boundaries, and 0.97 instead of 0.75 % of the real ones, leave their
+Without, 1.18 instead of 0.75 % of the simulated boundaries, and 0.97 instead of 0.75 % of the real ones, leave their
 intervals when points are added (experiments/more_points.py).
 """
 
