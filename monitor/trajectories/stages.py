@@ -225,9 +225,9 @@ def _segment(curve: Curve, values: np.ndarray, slopes: np.ndarray, parts: list[t
     jump_ends = {jump.end: jump.end_interval for jump in curve.jumps}
     fixed = jump_starts.keys() | jump_ends.keys()
     first, last = np.full(len(values), start), np.full(len(values), end)
-    if k > 0 and parts[k - 1][1] == start not in fixed:
+    if k > 0 and parts[k - 1][1] == start and start not in fixed:
         first = _milestone(values, slopes, parts[k - 1], parts[k])
-    if k + 1 < len(parts) and parts[k + 1][0] == end not in fixed:
+    if k + 1 < len(parts) and parts[k + 1][0] == end and end not in fixed:
         last = _milestone(values, slopes, parts[k], parts[k + 1])
     starts = _off_the_plateau(x, values, first, end)
     # The same, seen from the other end
