@@ -126,7 +126,7 @@ def suspects(u: np.ndarray) -> list[Place]:
         u: the series, shape (point,).
 
     Returns:
-        The steepest, `MOST_SUSPECTS` of them at most: the last point before each and the first one after.
+        The last point before each and the first one after, the steepest first.
     """
     typical, pairs = typical_steps(u), (u[1:] + u[:-1]) / 2
     found = []
@@ -138,7 +138,7 @@ def suspects(u: np.ndarray) -> list[Place]:
         slope = np.maximum(np.abs(pairs[before] - pairs[earlier]), np.abs(pairs[later] - pairs[after])) / BESIDE
         suspicious = (far > STANDS_OUT * typical[before + 1]) & (slope * width <= STEEPER * far)
         found += [(far[i] / width, int(i) + 1, int(i) + 1 + gaps) for i in np.flatnonzero(suspicious)]
-    return [Place(start, end, False) for _, start, end in sorted(found, reverse=True)[:MOST_SUSPECTS]]
+    return [Place(start, end, False) for _, start, end in sorted(found, reverse=True)]
 
 
 def least_gain(points: int) -> float:

@@ -12,6 +12,7 @@ from threadpoolctl import ThreadpoolController
 
 from phasewatch.monitor.trajectories.jumps import (
     LEAST_HEIGHT,
+    MOST_SUSPECTS,
     Jump,
     Place,
     least_gain,
@@ -306,7 +307,7 @@ def _with_a_jump(adapted: _Adapted, x: np.ndarray) -> _Adapted | None:
     for noise depends on it.
     """
     spline, u = adapted.spline, adapted.u
-    places = spline.apart(x, suspects(u))
+    places = spline.apart(x, suspects(u))[:MOST_SUSPECTS]  # of those that aren't of a jump that is fitted already
     if not places:
         return None
     places = spline.apart(x, near(places[int(adapted.gains(x, places).argmax())], len(u)))

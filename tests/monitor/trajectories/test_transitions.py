@@ -563,6 +563,19 @@ def test_intervals_hold_where_a_jump_begins_and_ends(gaps):
     assert more == 0
 
 
+@pytest.mark.parametrize("gaps", [1, 3])
+@pytest.mark.parametrize("larger", [30, 100, 300])
+def test_a_jump_is_found_beside_a_larger_one(larger, gaps):
+    rng, i = np.random.default_rng(1), np.arange(60)
+    llc = 50 + rng.normal(size=60) + larger * np.clip((i - 19) / gaps, 0, 1) + 12 * np.clip((i - 39) / gaps, 0, 1)
+    steps = 100 * np.arange(1, 61)
+    found = find_transitions(run(steps, 3 + 0.01 * rng.normal(size=60), llc))
+    assert [round(t.llc_change / size) for t, size in zip(found, (larger, 12), strict=True)] == [1, 1]
+    for t, first in zip(found, (19, 39), strict=True):
+        assert t.start_interval[0] <= steps[first] <= t.start_interval[1] <= steps[first + 3]
+        assert steps[first + gaps - 3] <= t.end_interval[0] <= steps[first + gaps] <= t.end_interval[1]
+
+
 def test_a_jump_between_falls_is_a_stage_however_short():
     rng = np.random.default_rng(0)
     steps = np.geomspace(10, 1e5, 60).round()
