@@ -5,9 +5,10 @@
 Weights are random and tokens too, which is all the same to the cost. For each model one process measures, in ratios of
 one run: a raw pass (bfloat16 autocast, batch 8 x 512, attention as Hugging Face has it), a plain loop with devinterp's
 optimizer, and all that phasewatch does for an estimate of 4 chains x 150 steps, divided by those 600 steps. A GPU gets
-slower while it is hot, so a raw pass counts as the mean of before and after. Memory is the most that was allocated, in
-sets of float32 weights beyond the raw pass. With --compiled and --sharded the same is measured of a probe that compiles
-the loss, and of the model in FSDP2 on one rank. Kernels are made before, by an estimate of 25 steps a chain.
+slower while it is hot, so raw passes heat it first, and one counts as the mean of before and after. Memory is the most
+that was allocated, in sets of float32 weights beyond the raw pass. With --compiled and --sharded the same is measured
+of a probe that compiles the loss, and of the model in FSDP2 on one rank. Kernels are made before, by an estimate of 25
+steps a chain.
 """
 
 import argparse
@@ -42,6 +43,8 @@ WARM_UP = 25
 """Steps of each chain in the estimate before."""
 TIMED = 20
 """Raw passes, and steps of the plain loop, that are timed."""
+HEATED = 20.0
+"""Seconds of raw passes before the first are timed."""
 HELD: list[int] = []
 """Bytes of the GPU that are held to have less of it."""
 TINY = "PHASEWATCH_TINY_MODELS"
@@ -174,6 +177,10 @@ def measure(name: str, device: str, *, compare: bool, chains: int, steps: int, a
     batch = tokens(torch.Generator().manual_seed(0), BATCH).to(device)
     model = make_model(name, device)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if device == "cuda":
+        until = time.perf_counter() + HEATED
+        while time.perf_counter() < until:
+            time_raw(model, batch, device)
     raw = time_raw(model, batch, device)
     before = raw.seconds / TIMED
     print(f"{name}: one set of weights {weights / 2**30:.2f} GiB, raw pass {1000 * before:.1f} ms, ", end="")

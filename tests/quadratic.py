@@ -76,7 +76,7 @@ class Quadratic:
     def bytes_of_a_pass(self, pieces: int) -> int:
         return 0
 
-    def prepare_gradients(self, passes: int) -> None:
+    def prepare_gradients(self, passes: int, anchor) -> None:
         """Nothing to do."""
 
     def prepare(self, rows: int) -> None:

@@ -79,9 +79,9 @@ class LossOnBatches:
         """Into how many pieces a minibatch can be split; 1 where its loss isn't the mean over its samples."""
         return samples_in(self._batches[0]) if self._loss.splits(self._first) else 1
 
-    def prepare_gradients(self, passes: int) -> None:
-        """Have this many gradients taken by faster passes, where there are any."""
-        self._passes.prepare(passes if self._pieces == 1 and not self.vectorised else 0)
+    def prepare_gradients(self, passes: int, anchor: Weights) -> None:
+        """Have this many gradients around an anchor taken by faster passes, where there are any."""
+        self._passes.prepare(passes if self._pieces == 1 and not self.vectorised else 0, anchor)
 
     @property
     def rounded(self) -> Sequence[int]:

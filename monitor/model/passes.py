@@ -12,6 +12,7 @@ from phasewatch.monitor.model.gradients import watched
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss, first_line
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.weights import Weights
 
 WORTH_CAPTURING = 40
 """Steps from which a CUDA graph is made for them. It costs three gradients, four more the first time."""
@@ -69,19 +70,24 @@ class Passes:
         return any(parameter.grad is not None for parameter in self._parameters)
 
     @torch.no_grad()
-    def prepare(self, passes: int) -> None:
+    def prepare(self, passes: int, anchor: Weights) -> None:
         """Compile the loss, where that was asked for, and make a CUDA graph, where it is faster and fits.
 
         Args:
             passes: for how many gradients it is; 0 for chains that don't take them.
+            anchor: weights to try them at; the parameters may be elsewhere afterwards.
         """
-        self._captured = None
+        self._captured, loss = None, self._loss
         if not self._on_a_gpu or not passes:
             return
+        captures = passes >= WORTH_CAPTURING and loss.captured is not False and self._fits_twice()
+        if not (loss.to_compile or captures):
+            return
+        loss.model.set(anchor)
         with torch.enable_grad(), untouched_randomness(0):  # a loss may draw, and is tried for the first snapshot alone
-            if self._loss.to_compile:
+            if loss.to_compile:
                 self._compile()
-            if passes >= WORTH_CAPTURING and self._loss.captured is not False and self._fits_twice():
+            if captures:
                 self._capture()
 
     @property

@@ -127,8 +127,10 @@ class ShardedModel(SampledModel):
             part.reshard()
 
     def _take(self, name: str, tensor: Tensor) -> None:
-        shard = self._shards[name]
-        shard.local.copy_(shard.of(tensor))
+        self._shards[name].local.copy_(self._here(name, tensor))
+
+    def _here(self, name: str, tensor: Tensor) -> Tensor:
+        return self._shards[name].of(tensor)
 
 
 class ShardedLoss(ModelLoss):
@@ -207,9 +209,11 @@ class ShardedLoss(ModelLoss):
         return max(super().bytes_of_a_pass(pieces) + gathered, self._survey) if self._survey else 0
 
     def _bytes_of_a_survey(self, batches: Sequence[Any]) -> int:
-        """The most memory that a survey's passes take beside the weights.
+        """The most memory that torch takes for the passes of steps and surveys, beside the weights.
 
-        It is measured, since all processes wait where one has no memory left in the middle of a pass.
+        It is measured, since all processes wait where one has no memory left in the middle of a pass. What FSDP frees
+        on one of its streams can't be used on another, so that more is taken than is ever allocated. Where that isn't
+        there, torch waits for the GPU in each step and gives memory back.
         """
         device, parts = self.model.device, 1
         if self.splits(batches):
@@ -217,12 +221,15 @@ class ShardedLoss(ModelLoss):
         part = in_pieces(batches[0], self.vector.most(parts))[0][1]
         clear_gradients(self.model.parameters)
         self.model.reshard()
+        torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
+        self.add_gradient(batches[0])
+        clear_gradients(self.model.parameters)
         for _ in range(2):
             self.add_gradient(part)
         clear_gradients(self.model.parameters)
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_reserved(device) - before
 
     @property
     def tolerance(self) -> float:

@@ -112,10 +112,20 @@ class SampledModel:
         """The type that chains are kept in: float64 if a parameter has it, else float32, also for half precision."""
         return torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
 
-    def weights(self, device: torch.device | None = None) -> Weights:
-        """A copy of the sampled parameters, in `dtype`, on a device or where they are."""
+    def weights(self) -> Weights:
+        """A copy of the sampled parameters, in `dtype`."""
         dtype = self.dtype
-        return [p.detach().to(device or p.device, dtype, copy=True) for p in self.parameters]
+        return [parameter.detach().to(dtype, copy=True) for parameter in self.parameters]
+
+    def weights_in(self, snapshot: Snapshot) -> Weights:
+        """What `weights` gives once a snapshot is loaded, where the snapshot's tensors are, and not copied if possible.
+
+        Args:
+            snapshot: of this model or one built like it.
+        """
+        found, dtype = self.fitting(snapshot), self.dtype
+        some = zip(self.names, self.parameters, strict=True)
+        return [self._here(name, found[name].detach()).to(own.dtype).to(dtype) for name, own in some]
 
     def hold(self, names: Collection[str]) -> None:
         """Sample these parameters no longer."""
@@ -177,6 +187,10 @@ class SampledModel:
 
     def _take(self, name: str, tensor: Tensor) -> None:
         self._tensors[name].copy_(tensor)
+
+    def _here(self, name: str, tensor: Tensor) -> Tensor:
+        """What this process holds of a tensor."""
+        return tensor
 
     def nearby(self, snapshot: Snapshot) -> Snapshot:
         """A snapshot to load many times: copied to the model's GPU, if it has one and two more such copies would fit.

@@ -227,7 +227,7 @@ class Probe:
                     with model.attributes_kept():
                         losses.append(float(subject.loss.value(subject.eval_batch)))
                     metrics.append(self._scores(snapshot))
-                anchors.append(model.weights(subject.anchors_on))
+                anchors.append(subject.anchor(snapshot))
         of_parts = _estimates(subject, anchors, self.sampler, self.seed, subject.parts)
         return [
             Point(snapshot.step, loss, found.pop(WHOLE), scores, found)
@@ -325,7 +325,7 @@ def measure_whole(probe: Probe, snapshot: Snapshot, sampler: Sampler) -> Point:
         subject.load(snapshot)
         with torch.no_grad():
             loss = float(subject.loss.value(subject.eval_batch))
-        anchor = subject.model.weights(subject.anchors_on)
+        anchor = subject.anchor(snapshot)
     (found,) = _estimates(subject, [anchor], sampler, probe.seed, [WHOLE])
     return Point(snapshot.step, loss, found[WHOLE])
 

@@ -31,6 +31,9 @@ AT_A_MINIMUM = 1000.0
 MOST_ROWS = 8
 """Rows without a gradient of their own that are looked for. Each takes about 2 log2 of the number of rows passes."""
 
+SHARE_OF_FREE = 0.5
+"""Of a GPU's free memory, that copies of the weights may take. Those on the host are copied back for each difference."""
+
 HALVINGS = 5
 """How often the parameters are halved to name the one whose gradient is off. Each takes a pass."""
 
@@ -188,7 +191,7 @@ class _Line:
         self._full = getattr(loss.loss, "in_full_precision", None)
         self.parameters = [parameter for parameter in loss.model.parameters if parameter.grad is not None]
         self._names = [n for n, p in zip(loss.model.names, loss.model.parameters, strict=True) if p.grad is not None]
-        self._own = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]  # room for large models
+        self._own = _copies(self.parameters)
         exact = min(parameter.dtype.itemsize for parameter in self.parameters) > 2
         exact &= self.parameters[0].device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
         coarse = rough and self._full is None
@@ -287,6 +290,18 @@ class _Line:
         if self._full is None:
             return float(self._loss.value(self._batch))
         return float(scalar_of(self._full(self._loss.model.module, self._batch)))
+
+
+def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of parameters, on their own GPU as far as there's room for them beside a pass, else on the host."""
+    device, copies = parameters[0].device, []
+    room = 0 if device.type != "cuda" else SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
+    for parameter in parameters:
+        own = parameter.detach()
+        if stays := own.nbytes <= room:
+            room -= own.nbytes
+        copies.append(own.clone() if stays else own.to("cpu", copy=True))
+    return copies
 
 
 def _scale(parameter: Tensor) -> float:

@@ -22,7 +22,7 @@ from phasewatch.monitor.model.minibatches import Batches, keep_minibatches
 from phasewatch.monitor.model.parts import Part, masks_of
 from phasewatch.monitor.model.random_state import generators_in, parts_of, reseeded
 from phasewatch.monitor.model.sharded_model import ShardedLoss, ShardedModel, class_name
-from phasewatch.monitor.model.weights import Mask, SampledModel
+from phasewatch.monitor.model.weights import Mask, SampledModel, Weights
 from phasewatch.monitor.probing.preflight import Given, check, check_rows
 from phasewatch.monitor.probing.sharded_preflight import check_sharded
 from phasewatch.monitor.sampling.random_streams import Stream, chain_seed
@@ -159,13 +159,17 @@ class Subject:
         """The copy of the model."""
         return self.loss.model
 
+    def anchor(self, snapshot: Snapshot) -> Weights:
+        """The sampled weights of a snapshot that is loaded: copied, or on a GPU without room for them, its own."""
+        return self.model.weights() if self._has_room_for_an_anchor else self.model.weights_in(snapshot)
+
     @property
-    def anchors_on(self) -> torch.device:
-        """Where the weights of snapshots are best kept: on a GPU if there's room beside a pass, else on the host."""
+    def _has_room_for_an_anchor(self) -> bool:
+        """Whether there's room for a copy of the weights beside a pass."""
         if self.model.device.type != "cuda" or self.loss.vectorised:
-            return self.model.device
+            return True
         needed = 2 * self.loss.activations + 2 * sum(parameter.nbytes for parameter in self.model.parameters)
-        return self.model.device if needed < torch.cuda.mem_get_info()[0] else torch.device("cpu")
+        return needed < torch.cuda.mem_get_info()[0]
 
     @property
     def given_loss(self) -> Loss:

@@ -144,16 +144,15 @@ class _Run:
         self._position = way.position
         self._target.settle(way.pieces, str(way))
         if not stacked:
-            self._target.set(anchors[0])
-            self._target.prepare_gradients(
-                self._sampler.chains * (self._sampler.burn_in + self._sampler.draws) * len(anchors)
-            )
+            steps = self._sampler.chains * (self._sampler.burn_in + self._sampler.draws) * len(anchors)
+            self._target.prepare_gradients(steps, anchors[0])
         found: list[Chains] = []
         last: Weights | None = None
         reference = np.empty(0)
         for group in torch.arange(len(anchors)).split(max(1, rows // self._sampler.chains)):
             starts = []
             for i in group.tolist():
+                self._target.set(anchors[i])
                 if anchors[i] is not last:  # it is for the parts of one snapshot
                     last, reference = anchors[i], self._reference(anchors[i], rows if stacked else 0)
                 starts.append(self._start(anchors[i], masks[i], reference, stacked=stacked))
@@ -167,20 +166,22 @@ class _Run:
         return found
 
     def _reference(self, anchor: Weights, rows: int) -> np.ndarray:
-        """L_m(w*) on each minibatch that is needed, by the path that the chains take, so that rounding is the same."""
+        """L_m(w*) on each minibatch that is needed, by the path that the chains take, so that rounding is the same.
+
+        The parameters are at w*.
+        """
         needed = list(self._schedule.references)
         if rows:
             numbers = torch.tensor(needed, device=anchor[0].device).split(rows)
             losses = torch.cat([self._target.rows(anchor, some) for some in numbers])
         else:
-            self._target.set(anchor)
             losses = torch.stack([self._target.loss(number) for number in needed])
         reference = np.full(self._target.minibatches, np.nan)
         reference[needed] = losses.double().cpu().numpy()
         return reference
 
     def _start(self, anchor: Weights, masks: Mask, reference: np.ndarray, *, stacked: bool) -> Start | None:
-        """What is known of an anchor; None where there is nothing that chains could walk on."""
+        """What is known of an anchor, where the parameters are; None where there is nothing that chains could walk on."""
         sampler = self._sampler
         device = self._target.parameters[0].device
         generator = Generator(device).manual_seed(chain_seed(self._seed, 0, Stream.SURVEY))

@@ -52,7 +52,7 @@ def look_around(
 
     Args:
         target: the loss.
-        position: of the parameters, with w*.
+        position: of the parameters, which are at w*.
         masks: which weights are sampled.
         nbeta: nβ.
         gamma: γ; with nβ it sets the distance over which curvature is measured, that of the chains.
@@ -61,12 +61,11 @@ def look_around(
     Returns:
         What there is to see.
     """
-    position.reset()
     slope, slope_error, noise = _moments(target, masks)
     if not math.isfinite(slope):
         return Surroundings(math.nan, slope, slope_error, noise)
     curvature = _largest_curvature(target, position, masks, nbeta=nbeta, gamma=gamma, generator=generator)
-    position.reset()
+    _return(position, groups_of(target.vector.sizes))
     return Surroundings(curvature, slope, slope_error, noise)
 
 
@@ -164,6 +163,13 @@ def _mirror(position: Position, groups: Sequence[Sequence[int]]) -> None:
         across = torch._foreach_mul([position.origin(k) for k in group], 2)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_sub_(across, [position.weights[k] for k in group])  # pyright: ignore[reportPrivateImportUsage]
         position.put(group, across)
+
+
+@torch.no_grad()
+def _return(position: Position, groups: Sequence[Sequence[int]]) -> None:
+    """To w*."""
+    for group in groups:
+        position.put(group, [position.origin(k) for k in group])
 
 
 def _start_direction(vector: Vector, masks: Mask, generator: Generator) -> None:

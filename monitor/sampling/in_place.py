@@ -25,11 +25,11 @@ from phasewatch.monitor.sampling.target import Target
 
 
 def run_in_place(target: Target, start: Start, sampler: Sampler, schedule: Schedule, seed: int) -> ChainRecord | None:
-    """Run the chains of an anchor to their end, one after another, and leave the parameters at the anchor.
+    """Run the chains of an anchor to their end, one after another, and leave the parameters where the last one ends.
 
     Args:
         target: the loss.
-        start: the anchor, with what is known of it.
+        start: the anchor, with what is known of it; the parameters are there.
         sampler: the settings, resolved.
         schedule: of the chains.
         seed: of the noise.
@@ -47,7 +47,6 @@ def run_in_place(target: Target, start: Start, sampler: Sampler, schedule: Sched
                 records.append(record)
     finally:
         clear_gradients(target.parameters)
-        start.position.reset()
     return ChainRecord.together(records)
 
 

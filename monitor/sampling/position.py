@@ -27,10 +27,6 @@ class Position(Protocol):
         """Move some parameters."""
         ...
 
-    def reset(self) -> None:
-        """Move all of them to w*."""
-        ...
-
 
 Keep: TypeAlias = Callable[[Sequence[Tensor], Weights], Position]
 """Makes the position of a model's parameters and an anchor."""
@@ -62,10 +58,6 @@ class AnchorOnDevice:
         _write([self.weights[k] for k in numbers], values)
         _publish(self._parameters, self.weights, numbers)
 
-    def reset(self) -> None:
-        """Move all of them to w*."""
-        self.put(range(len(self.weights)), self.kept)
-
 
 class DisplacementOnDevice:
     """The displacement w − w* lies beside the parameters in bfloat16: half a set of weights.
@@ -74,7 +66,7 @@ class DisplacementOnDevice:
     three digits, which is far less than its noise, where the weights themselves would lose the steps altogether.
 
     Args:
-        parameters: of the model.
+        parameters: of the model, which are at w*.
         anchor: w*, on the host.
 
     Attributes:
@@ -84,7 +76,6 @@ class DisplacementOnDevice:
 
     def __init__(self, parameters: Sequence[Tensor], anchor: Weights) -> None:
         self._parameters = parameters
-        self._anchor = anchor
         self.weights = _own(parameters, anchor)
         self.kept = [torch.zeros_like(weight, dtype=torch.bfloat16) for weight in self.weights]
 
@@ -99,13 +90,6 @@ class DisplacementOnDevice:
             self.kept[k].copy_(value - origin)
             self.weights[k].copy_(origin.add_(self.kept[k]))
         _publish(self._parameters, self.weights, numbers)
-
-    def reset(self) -> None:
-        """Move all of them to w*."""
-        for away in self.kept:
-            away.zero_()
-        _write(self.weights, self._anchor)
-        _publish(self._parameters, self.weights, range(len(self.weights)))
 
 
 class AnchorOnHost:
@@ -140,10 +124,6 @@ class AnchorOnHost:
         """Move some parameters."""
         _write([self.weights[k] for k in numbers], values)
         _publish(self._parameters, self.weights, numbers)
-
-    def reset(self) -> None:
-        """Move all of them to w*."""
-        self.put(range(len(self.weights)), self._anchor)
 
     def _fetched(self, number: int) -> Tensor:
         with torch.cuda.stream(self._stream):

@@ -79,8 +79,8 @@ class Target(Protocol):
         """Numbers of the parameters that `add_gradient` may be given in bfloat16: the same gradients, sooner."""
         ...
 
-    def prepare_gradients(self, passes: int) -> None:
-        """Make ready for this many calls of `add_gradient`; the parameters may be elsewhere afterwards."""
+    def prepare_gradients(self, passes: int, anchor: Weights) -> None:
+        """Make ready for this many calls of `add_gradient` around w*; the parameters may be elsewhere afterwards."""
         ...
 
     def prepare(self, rows: int) -> None:

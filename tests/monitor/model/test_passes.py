@@ -81,9 +81,9 @@ def test_a_graph_is_used_where_it_is_the_loss(monkeypatch, graph, used):
     model = SampledModel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
     loss, before = ModelLoss(model, squared_error), model.weights()
     target = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
-    target.prepare_gradients(passes.WORTH_CAPTURING - 1)
+    target.prepare_gradients(passes.WORTH_CAPTURING - 1, before)
     assert loss.captured is None
-    target.prepare_gradients(passes.WORTH_CAPTURING)
+    target.prepare_gradients(passes.WORTH_CAPTURING, before)
     assert loss.captured is used
     assert ("CUDA graph" in loss.path) is used
     torch.testing.assert_close(model.weights(), before)
@@ -102,7 +102,7 @@ def test_trying_a_graph_draws_nothing_from_the_loss_s_random_stream(monkeypatch)
     monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: True)
     loss = ModelLoss(SampledModel(nn.Linear(8, 1)), lambda model, batch: squared_error(model, torch.randn_like(batch)))
     target, before = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8)))), torch.get_rng_state()
-    target.prepare_gradients(passes.WORTH_CAPTURING)
+    target.prepare_gradients(passes.WORTH_CAPTURING, loss.model.weights())
     assert loss.captured is False
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -128,10 +128,10 @@ def test_a_compiled_loss_is_used_where_it_is_the_loss(monkeypatch, compiled, rea
     target = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
     plain = [float(target.loss(number)) for number in range(4)]
     with nullcontext() if reason is None else pytest.warns(pw.PhasewatchWarning, match=reason):
-        target.prepare_gradients(passes.WORTH_CAPTURING)
+        target.prepare_gradients(passes.WORTH_CAPTURING, loss.model.weights())
     assert (loss.for_chains is not squared_error) is (reason is None)
     assert ("The loss is compiled" in loss.path) is (reason is None)
-    target.prepare_gradients(passes.WORTH_CAPTURING)  # it isn't tried again
+    target.prepare_gradients(passes.WORTH_CAPTURING, loss.model.weights())  # it isn't tried again
     seen = []
     monkeypatch.setattr(loss, "for_chains", lambda *args: seen.append("whole") or squared_error(*args))
     monkeypatch.setattr(loss, "loss", lambda *args: seen.append("other") or squared_error(*args))

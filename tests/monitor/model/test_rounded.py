@@ -155,7 +155,8 @@ def test_chains_are_the_same_bit_for_bit(monkeypatch, position, parts, momentum)
         found = run(target, start, *rest)
         points[-1].append(len(given))
         assert {p.dtype for p in target.parameters} == {torch.float32}
-        assert all(map(torch.equal, target.parameters, start.anchor))
+        where = zip(target.parameters, start.position.weights, strict=True)
+        assert all(parameter.data_ptr() == weight.data_ptr() for parameter, weight in where)
         return found
 
     monkeypatch.setattr(chains, "run_in_place", seen)
@@ -198,10 +199,23 @@ def convolutions():
     return nn.Sequential(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 1))
 
 
+def runs_in_bfloat16(make):
+    """Some CPUs have no kernel for an LSTM in it."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            make().train()(torch.randn(4, 4, 8))
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("make", "how_many"), [(Recurrent, 6), (Checkpointed, 4), (with_normed_weights, 3), (convolutions, 4)]
 )
 def test_other_kinds_of_models_give_the_same_points(monkeypatch, make, how_many):
+    if not runs_in_bfloat16(make):
+        pytest.skip("this CPU has no kernel for it in bfloat16")
+
     def squared_error(model, batch):
         return (model(batch).float() - batch[:, 0, :1]).square().mean()
 

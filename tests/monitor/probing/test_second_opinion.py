@@ -78,8 +78,9 @@ def theirs(model_loss: ModelLoss, pool: Sequence[Any], sampler: SGLD, seed: int)
 
 
 def ours(model_loss: ModelLoss, pool: Sequence[Any], sampler: SGLD, seed: int, *, stacked: bool) -> Chains:
-    model_loss.vectorised = stacked
-    (chains,) = run_chains(LossOnBatches(model_loss, Batches(pool)), [model_loss.model.weights()], sampler, seed)
+    model_loss.vectorised, anchor = stacked, model_loss.model.weights()
+    (chains,) = run_chains(LossOnBatches(model_loss, Batches(pool)), [anchor], sampler, seed)
+    model_loss.model.set(anchor)
     return chains
 
 

@@ -469,9 +469,7 @@ def test_the_anchor_is_left_as_it_is(vectorised):
     anchor = target.pieces(doubles(1.0, -2.0))
     run_chains(target, [anchor], SMALL, seed=0)
     assert torch.equal(torch.cat(anchor), doubles(1.0, -2.0))
-    if not vectorised:
-        assert torch.equal(torch.cat(target.parameters).detach(), doubles(1.0, -2.0))
-        assert all(parameter.grad is None for parameter in target.parameters)
+    assert all(parameter.grad is None for parameter in target.parameters)
 
 
 @paths

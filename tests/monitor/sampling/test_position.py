@@ -5,9 +5,11 @@ import torch
 
 import phasewatch as pw
 from phasewatch.monitor.model.pieces import in_pieces, pieces_beside, samples_in
+from phasewatch.monitor.model.weights import SampledModel
 from phasewatch.monitor.sampling import chains
 from phasewatch.monitor.sampling.position import AnchorOnDevice, AnchorOnHost, DisplacementOnDevice
 from phasewatch.monitor.sampling.ways import Way
+from phasewatch.monitor.snapshots.snapshot import named_tensors, same_weights
 
 
 def squared_error(model, batch):
@@ -68,15 +70,48 @@ def test_each_way_gives_what_stacked_chains_give(monkeypatch, case, sampler, way
 def test_a_displacement_leaves_the_snapshot_where_it_is():
     """However often it is rounded, w* doesn't move further than float32 rounds."""
     torch.manual_seed(0)
-    parameter, anchor = torch.nn.Parameter(torch.zeros(1000)), torch.randn(1000)
+    anchor = torch.randn(1000)
+    parameter = torch.nn.Parameter(anchor.clone())
     position = DisplacementOnDevice([parameter], [anchor])
-    position.reset()
     for _ in range(500):
         position.put([0], [parameter.detach() + 0.01 * torch.randn(1000)])
     torch.testing.assert_close(position.origin(0), anchor, rtol=0, atol=1e-5)
     assert (parameter.detach() - anchor).std() == pytest.approx(0.01 * 500**0.5, rel=0.1)
-    position.reset()
-    assert torch.equal(parameter.detach(), anchor)
+
+
+@pytest.mark.parametrize("position", [AnchorOnDevice, AnchorOnHost, DisplacementOnDevice])
+def test_each_part_s_chains_begin_at_the_snapshot(monkeypatch, case, position):
+    """One after another, they leave the parameters where they end."""
+    model, data = case
+    probe = pw.Probe(model, squared_error, data, sampler=SAMPLERS["SGLD"], parts={"first": "0", "again": "0"})
+    probe.subject.loss.vectorised = False
+    monkeypatch.setattr(chains, "ways", lambda target, rows: iter([Way(0, position)]))
+    point = probe(pw.Snapshot.of(model, 0))
+    assert point.parts["first"] == point.parts["again"]
+
+
+def test_where_a_gpu_has_no_room_the_snapshot_s_own_tensors_are_the_anchor(monkeypatch, case):
+    model, data = case
+    probe, snapshot = pw.Probe(model, squared_error, data, sampler=SAMPLERS["SGLD"]), pw.Snapshot.of(model, 0)
+    probe.subject.loss.vectorised = False
+    before, roomy = pw.Snapshot.of(model, 0), probe(snapshot)
+    monkeypatch.setattr(type(probe.subject), "_has_room_for_an_anchor", False)
+    anchor = probe.subject.anchor(snapshot)
+    assert [tensor.data_ptr() for tensor in anchor] == [tensor.data_ptr() for tensor in snapshot.tensors.values()]
+    assert probe(snapshot) == roomy
+    assert same_weights(snapshot, before)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("saved", [torch.float32, torch.float16])
+def test_a_snapshot_s_weights_are_those_of_the_model_that_loaded_it(kind, saved):
+    torch.manual_seed(0)
+    model = SampledModel(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).to(kind))
+    snapshot = pw.Snapshot(0, {n: (3.3 * torch.randn(t.shape)).to(saved) for n, t in named_tensors(model.module)})
+    model.load(snapshot)
+    expected, found = model.weights(), model.weights_in(snapshot)
+    assert [weight.dtype for weight in found] == [weight.dtype for weight in expected]
+    assert all(map(torch.equal, found, expected))
 
 
 def test_where_memory_runs_out_minibatches_are_taken_in_pieces(monkeypatch, case):
