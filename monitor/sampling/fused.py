@@ -1,5 +1,6 @@
 """A chain's step for all of its parameters as one kernel on a GPU, from the same equations as the plain step."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeGuard
@@ -98,7 +99,7 @@ class FusedStep:
         self._addresses = [self._table(_addresses(some)) for some in (self._weights, rounded, position.kept, velocity)]
         still = [NOTHING if mask is not None and mask.ndim == 0 else 0 for mask in self._masks or []]
         self._addresses.append(self._table([a or b for a, b in zip(still, _addresses(self._masks), strict=True)]))
-        self._step = 0
+        self._step, self._eps = 0, math.nan
         self._grads: tuple[list[int], Tensor] = ([], self._table([]))
 
     @staticmethod
@@ -138,7 +139,9 @@ class FusedStep:
         self._move(eps, self._grads[1], start=False)
 
     def _move(self, eps: float, grads: Tensor, *, start: bool) -> None:
-        c, layout = Coefficients.of(self._sampler, eps), self._layout
+        if eps != self._eps:
+            self._eps, self._coefficients = eps, Coefficients.of(self._sampler, eps)
+        c, layout = self._coefficients, self._layout
         weights, rounded, anchors, velocity, masks = self._addresses
         of_weights = (0.0, 0.0, 0.0, c.start, 0.0) if start else c.weights
         flags: dict[str, Any] = {
@@ -159,8 +162,8 @@ class FusedStep:
             )  # fmt: skip
 
     def _table(self, addresses: Sequence[int]) -> Tensor:
-        """Addresses on the device; 0 throughout without any."""
-        table = torch.tensor(addresses or [0] * len(self._weights), dtype=torch.int64)
+        """Addresses on the device; 0 throughout without any. From memory that isn't pinned, the copy waits for the GPU."""
+        table = torch.tensor(addresses or [0] * len(self._weights), dtype=torch.int64, pin_memory=True)
         return table.to(self._weights[0].device, non_blocking=True)
 
 
