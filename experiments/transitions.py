@@ -9,6 +9,8 @@ defaults. Nothing was chosen on the seeds that are reported.
 Jumps are all of a rise or fall of λ̂ over a few gaps between points, beside plateaus or slow drifts. Where a drift is
 sure, it is found as a transition of its own; it counts among the others.
 
+Scores on a grid are whole numbers, as of right answers to a few questions, with noise before they are rounded.
+
 A false alarm is a trajectory with a transition that isn't there: any on a flat one; on a monotone one, any of the
 wrong sign, or more than one.
 
@@ -255,6 +257,33 @@ def false_alarms(first: int, each: int) -> None:
         print(f"\nall: {np.mean(total):.1%} of {len(total)}")
 
 
+def on_a_grid(first: int, each: int) -> None:
+    """Scores of few values: false alarms in flat runs, and what is found of a rise over five values."""
+    print(f"\n## Scores on a grid, {each} of 60 and of 200 points a row\n")
+    print("| noise, in distances of the grid | flat, with a transition | rise by 5: found | others a run |\n"
+          "|---|---|---|---|")  # fmt: skip
+    for noise in (0.0, 0.1, 0.2, 0.3, 0.5, 1.0):
+        alarms, hits, others = [], [], []
+        for n, seed in itertools.product((60, 200), range(first, first + each)):
+            rng = np.random.default_rng(seed)
+            steps = np.unique(np.geomspace(10, 100_000, n).round())
+            shift, scatter = rng.uniform(-0.5, 0.5), rng.normal(size=len(steps))
+            rise = 5 / (1 + (1000 / steps) ** 3)
+            flat, rising = ((100 + shift + mean + noise * scatter).round() for mean in (0 * rise, rise))
+            level = 10 + 0.3 * rng.normal(size=len(steps))
+            alarms.append(bool(_of_score(steps, flat, level)))
+            found = _of_score(steps, rising, level)
+            hit = [t for t in found if t.start < 1000 < t.end and t.changes["score"].value > 0]
+            hits.append(bool(hit))
+            others.append(len(found) - len(hit))
+        print(f"| {noise:g} | {np.mean(alarms):.1%} | {np.mean(hits):.1%} | {np.mean(others):.2f} |", flush=True)
+
+
+def _of_score(steps: np.ndarray, score: np.ndarray, llc: np.ndarray) -> list[Transition]:
+    trajectory = Trajectory.from_values(steps, loss=np.ones(len(steps)), llc=llc, metrics={"score": score})
+    return find_transitions(trajectory, signal="score")
+
+
 def speed() -> None:
     """Milliseconds a call."""
     print("\n## Speed\n")
@@ -281,6 +310,7 @@ def main() -> None:
     doubt(trials, "no chains")
     doubt([scenarios.staged(first + seed, chains=6) for seed in range(len(trials))], "6 chains")
     abrupt(first + 10_000, 1 if quick else 16)  # the search was looked at on the others' seeds
+    on_a_grid(first, 2 if quick else 50)
     false_alarms(first, 4 if quick else 112)
     table(trials[:100], [scenarios.staged(TUNING + seed) for seed in range(6 if quick else 25)])
 

@@ -1,5 +1,7 @@
 """How noisy each point of a series is, and how sharply its curve bends at each place. numpy alone."""
 
+import math
+
 import numpy as np
 
 OUTLIER = 3.0
@@ -58,7 +60,28 @@ def typical_steps(u: np.ndarray) -> np.ndarray:
     return np.median(np.lib.stride_tricks.sliding_window_view(steps, 2 * reach + 1), axis=1)
 
 
-def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def noise_of_rounding(u: np.ndarray) -> float:
+    """The noise that rounding makes of a series on a grid, such as a share of right answers; 0 of any other.
+
+    What was rounded is equally likely anywhere between two values, so it is their distance over √12. A series that
+    changes once, all at once, is on no grid that could be known.
+
+    Args:
+        u: the series, in units of its standard deviation, shape (point,).
+
+    Example:
+        >>> round(noise_of_rounding(np.array([0.25, 0.25, 0.5, 0.25, 0.25, 0.75])) * 12**0.5, 9)
+        0.25
+    """
+    values = np.unique(u.round(9))
+    if np.count_nonzero(np.diff(u)) < 2 or len(values) > len(u) / 2:
+        return 0.0
+    gaps = np.diff(values)
+    multiples = gaps / gaps.min()
+    return float(gaps.min()) / math.sqrt(12) if np.allclose(multiples, multiples.round(), atol=1e-3) else 0.0
+
+
+def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray, least: float) -> np.ndarray:
     """The noise of each point relative to the others: that of the points around it, and more for an outlier.
 
     By iteratively reweighted means. A point that the curve follows closely has a small residual for that reason alone;
@@ -68,6 +91,7 @@ def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray
         residuals: the series minus its curve, in standard deviations of the series, shape (point,).
         value_root: R with R Rᵀ the posterior covariance of the curve, shape (point, knot).
         noise: the standard deviation of each point's noise as known so far, shape (point,).
+        least: that of rounding, in standard deviations of the series.
 
     Returns:
         Relative standard deviations with a geometric mean of 1, shape (point,).
@@ -77,10 +101,9 @@ def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray
     squares = residuals**2 / (1 - leverage.sum(axis=1)).clip(min=0.2) + ROUNDING**2
     everywhere = float(np.median(squares)) / 0.455  # the median of a squared normal value
     weights = np.ones(n)
-    variance = squares
     first, last = _windows(n, max(5, n // WINDOW))
     for _ in range(8):
-        variance = _local_mean(weights * squares, first, last, prior=everywhere, counts=COUNTS)
+        variance = _local_mean(weights * squares, first, last, prior=everywhere, counts=COUNTS) + least**2
         weights = np.minimum(1, OUTLIER**2 * variance / squares) ** 2
         everywhere = float(np.exp(np.mean(np.log(variance))))
     noise = np.sqrt(variance / weights).clip(*(np.sqrt(np.median(variance)) * np.array([1e-3, 1e3])))

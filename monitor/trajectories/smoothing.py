@@ -23,7 +23,7 @@ from phasewatch.monitor.trajectories.jumps import (
     stands_on_plateaus,
     suspects,
 )
-from phasewatch.monitor.trajectories.noise import first_guess, local_bends, local_noise
+from phasewatch.monitor.trajectories.noise import first_guess, local_bends, local_noise, noise_of_rounding
 
 MOST_KNOTS = 64
 """The spline has at most this many knots, evenly among the points, so that a fit takes milliseconds.
@@ -267,6 +267,7 @@ class _Adapted:
         self.spline = spline
         self.u = u
         self.guess = first_guess(u)
+        self._least = noise_of_rounding(u)
         self.first = self._fits(self.guess, np.ones(len(spline.knots)), CORRELATIONS[1:2])
 
     @property
@@ -284,14 +285,16 @@ class _Adapted:
         spline, fits, noise = self.spline, self.first, self.guess
         for i in range(ROUNDS):
             fit = fits.chosen(LIKELIEST)
-            noise = local_noise(self.u - spline.value @ fit.mean, spline.value @ fit.root, fit.sigma * noise)
+            residuals, root = self.u - spline.value @ fit.mean, spline.value @ fit.root
+            noise = local_noise(residuals, root, fit.sigma * noise, self._least)
             fits = self._fits(
                 noise, local_bends(spline.bend @ fit.mean), CORRELATIONS if i == ROUNDS - 1 else CORRELATIONS[1:2]
             )
         return noise, fits
 
     def _fits(self, noise: np.ndarray, bends: np.ndarray, correlations: Sequence[float]) -> "_Fits":
-        return self.spline.fits(_Moments(self.spline.value, self.u, noise), bends, correlations)
+        moments = _Moments(self.spline.value, self.u, noise)
+        return self.spline.fits(moments, bends, correlations, least=self._least / noise.min())
 
     def gains(self, x: np.ndarray, places: Sequence[Place]) -> np.ndarray:
         """By how much the log-likelihood of the first fits would rise with a jump at each of some places."""
@@ -390,10 +393,12 @@ class _Spline:
         spline.jumps = tuple(sorted((*self.jumps, jump), key=lambda jump: jump.start))
         return spline
 
-    def fits(self, moments: "_Moments", bends: np.ndarray, correlations: Sequence[float]) -> "_Fits":
-        """The fits of all stiffnesses, with each of some correlations of the noise."""
+    def fits(
+        self, moments: "_Moments", bends: np.ndarray, correlations: Sequence[float], *, least: float
+    ) -> "_Fits":
+        """The fits of all stiffnesses, with each of some correlations of the noise, of which σ is at least `least`."""
         bend = self.bend / bends[:, None]
-        return _Fits(bend.T @ self.mass @ bend, moments, np.array(correlations), 2 + len(self.jumps))
+        return _Fits(bend.T @ self.mass @ bend, moments, np.array(correlations), 2 + len(self.jumps), least)
 
 
 class _Fits:
@@ -402,8 +407,11 @@ class _Fits:
     The first axis of all arrays is the correlation of the noise.
     """
 
-    def __init__(self, roughness: np.ndarray, moments: "_Moments", correlations: np.ndarray, straight: int) -> None:
+    def __init__(
+        self, roughness: np.ndarray, moments: "_Moments", correlations: np.ndarray, straight: int, least: float
+    ) -> None:
         self._free = free = moments.points - straight
+        self._least = least**2
         precision, projection, squares = moments.whitened(correlations)
         whitening = np.array([_inverse_root(matrix) for matrix in precision])
         rough, turns = np.linalg.eigh(whitening @ roughness @ whitening.transpose(0, 2, 1))
@@ -418,9 +426,15 @@ class _Fits:
         self._variance = (left_over[:, None] + (self._suppressed @ z[:, straight:, None] ** 2)[:, :, 0]) / free
         # Of products of eight, which are at least 1e-144: a logarithm takes longer than eight products.
         of_eight = np.multiply.reduceat(self._suppressed, np.arange(0, self._suppressed.shape[2], 8), axis=2)
-        likelihood = np.log(of_eight).sum(axis=2) - free * np.log(self._variance + np.finfo(float).eps ** 2)
+        likelihood = np.log(of_eight).sum(axis=2) - self._cost(self._variance, free)
         self._correlations = correlations
         self._evidence = (likelihood - (moments.points - 1) * np.log(1 - correlations**2)[:, None]) / 2
+
+    def _cost(self, variance: np.ndarray, free: int) -> np.ndarray:
+        """Twice the log-likelihood that a mean square of so many free residuals costs, with σ at its likeliest."""
+        likeliest = np.maximum(variance, self._least)
+        missing = (variance - likeliest) / np.maximum(likeliest, np.finfo(float).tiny)
+        return free * (np.log(likeliest + np.finfo(float).eps ** 2) + missing)
 
     @property
     def likelihood(self) -> float:
@@ -441,10 +455,8 @@ class _Fits:
         explained = left**2 / np.maximum(squares[:, None] - shared**2 @ kept.T, 1e-9 * squares[:, None])
         variance, evidence = self._variance[0, ::5], self._evidence[0, ::5]
         smaller = np.maximum(free * variance - explained, 0.0) / (free - 1)
-        tiny = np.finfo(float).eps ** 2
-        return (evidence + (free * np.log(variance + tiny) - (free - 1) * np.log(smaller + tiny)) / 2).max(
-            axis=1
-        ) - evidence.max()
+        gained = (self._cost(variance, free) - self._cost(smaller, free - 1)) / 2
+        return (evidence + gained).max(axis=1) - evidence.max()
 
     def chosen(self, slack: "Slack") -> _Fit:
         """The fit of the largest correlation, and of its largest ρ, whose log-likelihoods are within the slack."""
@@ -458,7 +470,7 @@ class _Fits:
         c = int(np.flatnonzero(evidence >= evidence.max() - slack.correlation)[-1])
         at = stiffest[c]
         shrink = np.append(np.ones(self._straight), 1 - self._suppressed[c, at])
-        sigma = float(np.sqrt(self._variance[c, at]))
+        sigma = float(np.sqrt(max(self._variance[c, at], self._least)))
         return _Fit(
             mean=self._vectors[c] @ (shrink * self._z[c]),
             root=sigma * self._vectors[c] * np.sqrt(shrink),

@@ -3,6 +3,7 @@ import pytest
 from scenarios import correlated
 from scipy.interpolate import CubicSpline
 
+from phasewatch.monitor.trajectories.noise import noise_of_rounding
 from phasewatch.monitor.trajectories.smoothing import (
     ALONE,
     UNKNOWN,
@@ -73,6 +74,32 @@ def test_a_line_and_a_constant_are_left_as_they_are():
     np.testing.assert_array_equal(flat.value, 1e6)
     assert not flat.noise.any()
     assert flat.change_error(0, 29) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "distance"),
+    [
+        ([0.25, 0.25, 0.5, 0.25, 0.25, 0.75, 0.75, 0.25], 0.25),
+        ([1, 1, 2, 1, 2, 2, 1, 1], 1),  # of two values
+        ([0.1 + 0.2, 0.3, 0.4, 0.4, 0.3, 0.3], 0.1),  # rounding errors of floats are no grid
+        ([0, 0, 0, 0, 5, 5, 5, 5], 0),  # once, by as much as it happened to be
+        ([0, 0, 0, 3, 3, 10, 10, 10], 0),  # on no grid
+        ([1, 2, 3, 4, 5, 6], 0),  # all different
+        ([1, 1, 1, 1, 1, 1], 0),
+    ],
+)
+def test_the_noise_of_rounding(values, distance):
+    assert noise_of_rounding(np.array(values, dtype=float)) == pytest.approx(distance / 12**0.5, abs=1e-9)
+
+
+def test_a_score_that_leaves_its_grid_s_value_now_and_then_is_flat():
+    """The noise around a quiet stretch is never less than rounding hides."""
+    y = np.zeros(60)
+    y[[9, 23, 24, 41]] = 1.0
+    curve = smooth(np.arange(60.0), y)
+    assert curve.freedom < 3
+    assert not curve.jumps
+    assert (curve.noise > 0.99 / 12**0.5).all()
 
 
 def test_white_noise_is_smoothed_to_nearly_a_line():

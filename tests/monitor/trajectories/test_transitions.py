@@ -199,6 +199,36 @@ def test_noise_alone_seldom_has_transitions(n, chains):
     assert sum(bool(find_transitions(noise_only(seed, n, chains))) for seed in range(trials)) <= trials // 20
 
 
+def of_score(score):
+    steps = np.unique(np.geomspace(10, 100_000, len(score)).round())
+    level = 10 + 0.3 * np.random.default_rng(0).normal(size=len(steps))
+    trajectory = Trajectory.from_values(steps, loss=np.ones(len(steps)), llc=level, metrics={"score": score})
+    return find_transitions(trajectory, signal="score")
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.2, 0.3])
+def test_a_flat_score_of_few_values_seldom_has_transitions(noise):
+    """While its noise was judged by quiet stretches alone, up to a third of such runs had one."""
+    drawn = [np.random.default_rng(seed) for seed in range(20)]
+    scores = [(rng.uniform(7, 8) + noise * rng.normal(size=60)).round() / 20 for rng in drawn]
+    assert sum(bool(of_score(score)) for score in scores) <= 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 1.0])
+def test_a_rise_of_a_score_of_few_values_is_one(noise):
+    rise = 5 / (1 + np.geomspace(100, 0.01, 60) ** 3)
+    for seed in range(5):
+        (found,) = of_score((7.3 + rise + noise * np.random.default_rng(seed).normal(size=60)).round() / 20)
+        assert found.start < 1000 < found.end
+        assert found.changes["score"].value == pytest.approx(0.25, abs=0.06)
+
+
+def test_a_score_that_changes_at_once_does_so_between_two_points():
+    (found,) = of_score(np.repeat([0.0, 1.0], 30))
+    steps = np.geomspace(10, 100_000, 60).round()
+    assert (found.start, found.end) == (steps[29], steps[30])
+
+
 @pytest.mark.parametrize("level", [0.0, 7.1, -1e9 / 3])
 def test_a_constant_has_none(level):
     assert find_transitions(run(range(30), np.full(30, 2.1), np.full(30, level))) == []
