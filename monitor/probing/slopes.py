@@ -32,7 +32,7 @@ MOST_ROWS = 8
 """Rows without a gradient of their own that are looked for. Each takes about 2 log2 of the number of rows passes."""
 
 SHARE_OF_FREE = 0.5
-"""Of a GPU's free memory, that copies of the weights may take. Those on the host are copied back for each difference."""
+"""Share of a GPU's free memory for copies of the weights. Others are on the host, and come back for each difference."""
 
 HALVINGS = 5
 """How often the parameters are halved to name the one whose gradient is off. Each takes a pass."""

@@ -181,7 +181,7 @@ class _Run:
         return reference
 
     def _start(self, anchor: Weights, masks: Mask, reference: np.ndarray, *, stacked: bool) -> Start | None:
-        """What is known of an anchor, where the parameters are; None where there is nothing that chains could walk on."""
+        """What is known of an anchor, at which the parameters are; None where chains could walk on nothing."""
         sampler = self._sampler
         device = self._target.parameters[0].device
         generator = Generator(device).manual_seed(chain_seed(self._seed, 0, Stream.SURVEY))

@@ -162,7 +162,7 @@ class FusedStep:
             )  # fmt: skip
 
     def _table(self, addresses: Sequence[int]) -> Tensor:
-        """Addresses on the device; 0 throughout without any. From memory that isn't pinned, the copy waits for the GPU."""
+        """Addresses on the device; 0 throughout without any. A copy from memory that isn't pinned waits for the GPU."""
         table = torch.tensor(addresses or [0] * len(self._weights), dtype=torch.int64, pin_memory=True)
         return table.to(self._weights[0].device, non_blocking=True)
 

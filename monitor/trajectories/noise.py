@@ -101,6 +101,7 @@ def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray
     squares = residuals**2 / (1 - leverage.sum(axis=1)).clip(min=0.2) + ROUNDING**2
     everywhere = float(np.median(squares)) / 0.455  # the median of a squared normal value
     weights = np.ones(n)
+    variance = squares
     first, last = _windows(n, max(5, n // WINDOW))
     for _ in range(8):
         variance = _local_mean(weights * squares, first, last, prior=everywhere, counts=COUNTS) + least**2

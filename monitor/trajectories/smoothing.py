@@ -393,9 +393,7 @@ class _Spline:
         spline.jumps = tuple(sorted((*self.jumps, jump), key=lambda jump: jump.start))
         return spline
 
-    def fits(
-        self, moments: "_Moments", bends: np.ndarray, correlations: Sequence[float], *, least: float
-    ) -> "_Fits":
+    def fits(self, moments: "_Moments", bends: np.ndarray, correlations: Sequence[float], *, least: float) -> "_Fits":
         """The fits of all stiffnesses, with each of some correlations of the noise, of which σ is at least `least`."""
         bend = self.bend / bends[:, None]
         return _Fits(bend.T @ self.mass @ bend, moments, np.array(correlations), 2 + len(self.jumps), least)
@@ -411,13 +409,13 @@ class _Fits:
         self, roughness: np.ndarray, moments: "_Moments", correlations: np.ndarray, straight: int, least: float
     ) -> None:
         self._free = free = moments.points - straight
-        self._least = least**2
+        self._least_variance = least**2
         precision, projection, squares = moments.whitened(correlations)
         whitening = np.array([_inverse_root(matrix) for matrix in precision])
         rough, turns = np.linalg.eigh(whitening @ roughness @ whitening.transpose(0, 2, 1))
         self._vectors = whitening.transpose(0, 2, 1) @ turns
-        least = np.maximum(1e-15 * rough[:, -1:], np.finfo(float).tiny)
-        rough = np.maximum(rough[:, straight:], least)  # the first two are the straight line's, then the jumps'
+        smallest = np.maximum(1e-15 * rough[:, -1:], np.finfo(float).tiny)
+        rough = np.maximum(rough[:, straight:], smallest)  # the first two are the straight line's, then the jumps'
         self._z = z = (projection[:, None] @ self._vectors)[:, 0]
         left_over = np.maximum(squares - (z**2).sum(axis=1), 0.0)
         rho = np.exp(np.linspace(np.log(1e-3 / rough[:, -1]), np.log(1e3 / rough[:, 0]), 100, axis=1))
@@ -432,7 +430,7 @@ class _Fits:
 
     def _cost(self, variance: np.ndarray, free: int) -> np.ndarray:
         """Twice the log-likelihood that a mean square of so many free residuals costs, with σ at its likeliest."""
-        likeliest = np.maximum(variance, self._least)
+        likeliest = np.maximum(variance, self._least_variance)
         missing = (variance - likeliest) / np.maximum(likeliest, np.finfo(float).tiny)
         return free * (np.log(likeliest + np.finfo(float).eps ** 2) + missing)
 
@@ -470,7 +468,7 @@ class _Fits:
         c = int(np.flatnonzero(evidence >= evidence.max() - slack.correlation)[-1])
         at = stiffest[c]
         shrink = np.append(np.ones(self._straight), 1 - self._suppressed[c, at])
-        sigma = float(np.sqrt(max(self._variance[c, at], self._least)))
+        sigma = float(np.sqrt(max(self._variance[c, at], self._least_variance)))
         return _Fit(
             mean=self._vectors[c] @ (shrink * self._z[c]),
             root=sigma * self._vectors[c] * np.sqrt(shrink),
