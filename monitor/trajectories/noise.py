@@ -73,8 +73,9 @@ def noise_of_rounding(u: np.ndarray) -> float:
         >>> round(noise_of_rounding(np.array([0.25, 0.25, 0.5, 0.25, 0.25, 0.75])) * 12**0.5, 9)
         0.25
     """
-    values = np.unique(u.round(9))
-    if np.count_nonzero(np.diff(u)) < 2 or len(values) > len(u) / 2:
+    exact = u.round(9)  # where floats have their rounding errors
+    values = np.unique(exact)
+    if np.count_nonzero(np.diff(exact)) < 2 or len(values) > len(u) / 2:
         return 0.0
     gaps = np.diff(values)
     multiples = gaps / gaps.min()

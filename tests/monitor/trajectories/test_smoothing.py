@@ -86,6 +86,7 @@ def test_a_line_and_a_constant_are_left_as_they_are():
         ([0, 0, 0, 3, 3, 10, 10, 10], 0),  # on no grid
         ([1, 2, 3, 4, 5, 6], 0),  # all different
         ([1, 1, 1, 1, 1, 1], 0),
+        ([1, 1 + 1e-12, 1, 1, 1 + 1e-12, 1], 0),
     ],
 )
 def test_the_noise_of_rounding(values, distance):
