@@ -26,9 +26,9 @@ it in all, a type A.
   they begin to at step 3,400 and its rise isn't found by the end, so that three count. The two settings differ in the
   model too, and what decides wasn't taken apart. Both scores leave their plateaus together,
   previous token in a head that was not the best before, and a type B follows when the bump is over, from step 3,600 on
-  in two and 4,100 in one. There is none before it. That previous token is half-way first in two of three says little: it
-  had made a third to a half of its rise in other heads long before. λ̂ of single heads wasn't measured there. The limit
-  of 0.1 was 0.3 until these four runs came to 0.16 to 0.30; no other run is judged differently by it.
+  in two and 4,100 in one. There is none before it. That previous token is half-way first in two says little: it had
+  made a third to a half of its rise in other heads long before. λ̂ of single heads wasn't measured there. The limit of
+  0.1 was 0.3 until these four runs came to 0.16 to 0.30; no other run is judged differently by it.
 
 Half of these points are called DRIFTING: chains of 20 + 20 steps are too short to settle, all the more in wide models.
 Two runs were measured anew at every second point by chains of 200 + 20, of which none drifts: λ̂ comes to 1.4 to 2.1
