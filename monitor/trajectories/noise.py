@@ -63,8 +63,9 @@ def typical_steps(u: np.ndarray) -> np.ndarray:
 def noise_of_rounding(u: np.ndarray) -> float:
     """The noise that rounding makes of a series on a grid, such as a share of right answers; 0 of any other.
 
-    What was rounded is equally likely anywhere between two values, so it is their distance over √12. A series that
-    changes once, all at once, is on no grid that could be known.
+    What was rounded is equally likely anywhere between two values, so it is their distance over √12; but no more than
+    the differences of neighbours make of it (von Neumann 1941), which are small where the series seldom leaves a value.
+    A series that changes once, all at once, is on no grid that could be known.
 
     Args:
         u: the series, in units of its standard deviation, shape (point,).
@@ -79,7 +80,9 @@ def noise_of_rounding(u: np.ndarray) -> float:
         return 0.0
     gaps = np.diff(values)
     multiples = gaps / gaps.min()
-    return float(gaps.min()) / math.sqrt(12) if np.allclose(multiples, multiples.round(), atol=1e-3) else 0.0
+    if not np.allclose(multiples, multiples.round(), atol=1e-3):
+        return 0.0
+    return min(float(gaps.min()) / math.sqrt(12), math.sqrt(float(np.mean(np.diff(u) ** 2)) / 2))
 
 
 def local_noise(residuals: np.ndarray, value_root: np.ndarray, noise: np.ndarray, least: float) -> np.ndarray:

@@ -93,6 +93,14 @@ def test_the_noise_of_rounding(values, distance):
     assert noise_of_rounding(np.array(values, dtype=float)) == pytest.approx(distance / 12**0.5, abs=1e-9)
 
 
+def test_it_is_less_where_a_series_seldom_leaves_a_value():
+    """Twice the variance is the mean square of neighbours' differences."""
+    once, stairs = np.zeros(60), np.repeat([0.0, 1.0, 2.0], 20)
+    once[30] = 1
+    assert noise_of_rounding(once) == pytest.approx((2 / 59 / 2) ** 0.5)
+    assert noise_of_rounding(stairs) == pytest.approx((2 / 59 / 2) ** 0.5)
+
+
 def test_a_score_that_leaves_its_grid_s_value_now_and_then_is_flat():
     """The noise around a quiet stretch is never less than rounding hides."""
     y = np.zeros(60)
@@ -100,7 +108,7 @@ def test_a_score_that_leaves_its_grid_s_value_now_and_then_is_flat():
     curve = smooth(np.arange(60.0), y)
     assert curve.freedom < 3
     assert not curve.jumps
-    assert (curve.noise > 0.99 / 12**0.5).all()
+    assert (curve.noise > 0.99 * (6 / 59 / 2) ** 0.5).all()
 
 
 def test_white_noise_is_smoothed_to_nearly_a_line():

@@ -214,7 +214,7 @@ def test_a_flat_score_of_few_values_seldom_has_transitions(noise):
     assert sum(bool(of_score(score)) for score in scores) <= 1
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("noise", [0.3, 1.0])
 def test_a_rise_of_a_score_of_few_values_is_one(noise):
     rise = 5 / (1 + np.geomspace(100, 0.01, 60) ** 3)
     for seed in range(5):
@@ -227,6 +227,17 @@ def test_a_score_that_changes_at_once_does_so_between_two_points():
     (found,) = of_score(np.repeat([0.0, 1.0], 30))
     steps = np.geomspace(10, 100_000, 60).round()
     assert (found.start, found.end) == (steps[29], steps[30])
+
+
+def test_stairs_of_a_count_are_a_transition_each():
+    found = of_score(np.repeat([0.0, 1.0, 2.0], 20))
+    steps = np.geomspace(10, 100_000, 60).round()
+    assert [(t.start, t.end) for t in found] == [(steps[19], steps[20]), (steps[39], steps[40])]
+
+
+def test_a_score_that_hesitates_changes_all_the_same():
+    (found,) = of_score(np.array([0.0] * 30 + [1, 0, 1] + [1] * 30))
+    assert found.changes["score"].value == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("level", [0.0, 7.1, -1e9 / 3])
