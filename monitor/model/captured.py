@@ -108,7 +108,8 @@ class Trace:
         generator = torch.Generator(parameters[0].device).manual_seed(0)
         along, squares = [], []
         for parameter in parameters:
-            grad, weight = parameter.grad, parameter.detach().flatten()
+            exact = torch.promote_types(parameter.dtype, torch.float32)
+            grad, weight = parameter.grad, parameter.detach().flatten().to(exact)
             grad = torch.zeros_like(weight) if grad is None else grad.flatten().to(weight.dtype)
             unit = weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)
             direction = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)

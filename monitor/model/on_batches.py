@@ -1,6 +1,7 @@
 """A model's loss on kept minibatches by their number, as chains sample it."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -79,14 +80,14 @@ class LossOnBatches:
         """Into how many pieces a minibatch can be split; 1 where its loss isn't the mean over its samples."""
         return samples_in(self._batches[0]) if self._loss.splits(self._first) else 1
 
-    def prepare_gradients(self, passes: int, anchor: Weights) -> None:
-        """Have this many gradients around an anchor taken by faster passes, where there are any."""
-        self._passes.prepare(passes if self._pieces == 1 and not self.vectorised else 0, anchor)
+    def prepare_gradients(self, anchor: Weights) -> None:
+        """Compile the loss for chains in place, where that was asked for; the parameters may be elsewhere afterwards."""
+        if self._pieces == 1 and not self.vectorised:
+            self._passes.compile(anchor)
 
-    @property
-    def rounded(self) -> Sequence[int]:
-        """Numbers of the parameters that whole passes may be given in bfloat16: the same gradients, sooner."""
-        return self._passes.rounded if self._pieces == 1 else []
+    def many_gradients(self, count: int, weights: Weights) -> AbstractContextManager[None]:
+        """Have this many gradients inside taken by faster passes, where there are any; see `Target`."""
+        return self._passes.many(count, weights) if self._pieces == 1 and not self.vectorised else nullcontext()
 
     def settle(self, pieces: int, way: str) -> None:
         """Take each minibatch in so many pieces from now on; `way` says how chains run, for the record."""

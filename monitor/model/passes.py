@@ -1,6 +1,7 @@
 """Gradients of a loss on whole minibatches for chains in place: by plain passes, a compiled loss, a CUDA graph."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,20 +13,14 @@ from phasewatch.monitor.model.gradients import watched
 from phasewatch.monitor.model.isolation import untouched_randomness
 from phasewatch.monitor.model.loss import ModelLoss, first_line
 from phasewatch.monitor.model.minibatches import Batches
+from phasewatch.monitor.model.rounded import AWAY, rounded, scaled
 from phasewatch.monitor.model.weights import Weights
 
 WORTH_CAPTURING = 40
 """Steps from which a CUDA graph is made for them. It costs three gradients, four more the first time."""
 
-WORTH_HOLDING = 0.95
-"""A CUDA graph is used where it takes less than this share of a plain pass's time, since it holds a pass's memory."""
-
 SHARE_OF_FREE = 0.8
 """Share of a GPU's free memory that a graph and another pass beside it may take."""
-
-AWAY = 1.25
-"""Factor of the weights at which a CUDA graph is compared with plain passes too: far enough for old weights to be seen
-beyond the rounding of half precision."""
 
 
 class Passes:
@@ -60,35 +55,39 @@ class Passes:
             self._captured.lend()
 
     @property
-    def rounded(self) -> Sequence[int]:
-        """The parameters that plain passes may be given in bfloat16: the same gradients come out sooner."""
-        is_plain = self._captured is None and self._loss.for_chains is self._loss.loss
-        return self._loss.rounded if is_plain and not watched(self._parameters) else []
-
-    @property
     def _hold_gradients(self) -> bool:
         return any(parameter.grad is not None for parameter in self._parameters)
 
-    @torch.no_grad()
-    def prepare(self, passes: int, anchor: Weights) -> None:
-        """Compile the loss, where that was asked for, and make a CUDA graph, where it is faster and fits.
+    def compile(self, anchor: Weights) -> None:
+        """Compile the loss, where that was asked for and gives the same gradients.
 
         Args:
-            passes: for how many gradients it is; 0 for chains that don't take them.
-            anchor: weights to try them at; the parameters may be elsewhere afterwards.
+            anchor: weights to try it at; the parameters may be elsewhere afterwards.
         """
-        self._captured, loss = None, self._loss
-        if not self._on_a_gpu or not passes:
-            return
-        captures = passes >= WORTH_CAPTURING and loss.captured is not False and self._fits_twice()
-        if not (loss.to_compile or captures):
-            return
-        loss.model.set(anchor)
-        with torch.enable_grad(), untouched_randomness(0):  # a loss may draw, and is tried for the first snapshot alone
-            if loss.to_compile:
+        if self._on_a_gpu and self._loss.to_compile:
+            self._loss.model.set(anchor)
+            with torch.enable_grad(), untouched_randomness(0):  # a loss may draw, and is tried for one snapshot alone
                 self._compile()
-            if captures:
-                self._capture()
+
+    @contextmanager
+    def many(self, count: int, weights: Weights) -> Iterator[None]:
+        """Take gradients inside with parameters in bfloat16 and by a CUDA graph, where that is right and faster.
+
+        Args:
+            count: of the gradients.
+            weights: of each parameter, in the precision of chains; the parameters hold them.
+        """
+        loss = self._loss
+        plain = loss.for_chains is loss.loss and not watched(self._parameters)
+        captures = self._on_a_gpu and count >= WORTH_CAPTURING and loss.captured is not False
+        with rounded(self._parameters, weights, loss.rounded if plain else []):
+            if captures and self._fits_twice():
+                with torch.enable_grad(), untouched_randomness(0):
+                    self._capture(weights)
+            try:
+                yield
+            finally:
+                self._captured = None
 
     @property
     def _on_a_gpu(self) -> bool:
@@ -98,13 +97,14 @@ class Passes:
     def _compile(self) -> None:
         """Have the loss compiled, if gradients are then the same; where they aren't, say so once."""
         loss = self._loss
-        loss.to_compile, plain = False, self._traces(loss.add_gradient)
+        weights = [parameter.data for parameter in self._parameters]
+        loss.to_compile, plain = False, self._traces(loss.add_gradient, weights)
         # Kernels that are chosen by timing them would round otherwise in another process.
         loss.for_chains = torch.compile(loss.loss, dynamic=False, options={"deterministic": True})
         reason = "its compiled loss differs from its plain one"
         try:
-            self._traces(self._for_chains)
-            found = self._traces(self._for_chains)
+            self._traces(self._for_chains, weights)
+            found = self._traces(self._for_chains, weights)
             if self._agree(plain, found):
                 now, before = (1000 * min(trace.seconds for trace in traces) for traces in (found, plain))
                 loss.path += f" The loss is compiled: a pass takes {now:.1f} ms, and {before:.1f} ms without."
@@ -118,13 +118,13 @@ class Passes:
             "compiled",
         )
 
-    def _capture(self) -> None:
+    def _capture(self, weights: Weights) -> None:
         """Have a CUDA graph, if gradients are then the same, and faster."""
         try:
-            plain = self._traces(self._for_chains) if self._loss.captured is None else []
+            plain = self._traces(self._for_chains, weights) if self._loss.captured is None else []
             self._captured = CapturedGradient(self._parameters, self._for_chains, self._batches[0])
             if plain:
-                self._loss.captured = self._is_worth_it(plain, self._traces(self._captured))
+                self._loss.captured = self._is_worth_it(plain, self._traces(self._captured, weights))
         except torch.OutOfMemoryError:
             self._captured = None
         except Exception:  # a pass that asks for a number on the host, say
@@ -138,22 +138,18 @@ class Passes:
 
     def _fits_twice(self) -> bool:
         """Whether memory allows another pass beside the one that a graph holds."""
-        free = torch.cuda.mem_get_info(self._loss.model.device)[0]
+        device = self._loss.model.device
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + kept
         return 0 < 2 * self._loss.bytes_of_a_pass(1) + 2 * self._loss.model.nbytes < SHARE_OF_FREE * free
 
-    def _traces(self, add_gradient: AddGradient) -> list[Trace]:
-        """Those of two minibatches, one of them at other weights; the weights are put back but for rounding."""
+    def _traces(self, add_gradient: AddGradient, weights: Weights) -> list[Trace]:
+        """Those of two minibatches, one of them at other weights."""
         traces = []
         for number, factor in zip(range(len(self._batches))[-2:], (1.0, AWAY), strict=False):
-            self._scale(factor)
-            traces.append(Trace.of(self._parameters, add_gradient, self._batches[number]))
-            self._scale(1 / factor)
+            with scaled(self._parameters, weights, factor):
+                traces.append(Trace.of(self._parameters, add_gradient, self._batches[number]))
         return traces
-
-    @torch.no_grad()
-    def _scale(self, factor: float) -> None:
-        for parameter in self._parameters:
-            parameter.mul_(factor)
 
     def _agree(self, plain: list[Trace], other: list[Trace]) -> bool:
         return all(a.agrees(b, self._loss.tolerance) for a, b in zip(plain, other, strict=True))
@@ -163,6 +159,6 @@ class Passes:
         if not self._agree(plain, graph):
             return False
         before, now = (min(trace.seconds for trace in traces) for traces in (plain, graph))
-        if faster := now < WORTH_HOLDING * before:
+        if faster := now < before:
             self._loss.path += f" A pass is a CUDA graph: {1000 * now:.1f} ms, and {1000 * before:.1f} ms without."
         return faster

@@ -6,7 +6,7 @@ the same function by the same kernels, and reads and writes 12 bytes less for ea
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from phasewatch.monitor.model.gradients import clear_gradients
 from phasewatch.monitor.model.isolation import repeatable
 
 AWAY = 0.5
-"""Factor of the weights at which passes are tried too."""
+"""Factor of the weights at which passes are tried too, a power of two."""
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def rounded_parameters(
             numbers = used_rounded(value(batches[0]), parameters)
             for number, factor in enumerate((1.0, AWAY) if numbers else ()):
                 batch = batches[number % len(batches)]
-                with _scaled(weights, factor):
+                with scaled(parameters, weights, factor):
                     plain = Signature(parameters, add_gradient, batch)
                     with rounded(parameters, weights, numbers):
                         other = Signature(parameters, add_gradient, batch)
@@ -93,15 +93,32 @@ def rounded_parameters(
 
 
 @contextmanager
-def _scaled(weights: Sequence[Tensor], factor: float) -> Iterator[None]:
-    """Multiply weights by a power of two inside, which rounds nothing."""
-    for weight in weights:
-        weight.mul_(factor)
+def scaled(parameters: Sequence[Tensor], weights: Sequence[Tensor], factor: float) -> Iterator[None]:
+    """Multiply weights by a power of two inside, which changes none of their digits.
+
+    Args:
+        parameters: of a model.
+        weights: the weight of each, which the parameter holds, or holds in half precision.
+        factor: the power of two.
+    """
+    _multiply(parameters, weights, factor)
     try:
         yield
     finally:
-        for weight in weights:
-            weight.mul_(1 / factor)
+        _multiply(parameters, weights, 1 / factor)
+
+
+def _multiply(parameters: Sequence[Tensor], weights: Sequence[Tensor], factor: float) -> None:
+    for weight in weights:
+        weight.mul_(factor)
+    publish(parameters, weights, range(len(parameters)))
+
+
+def publish(parameters: Sequence[Tensor], weights: Sequence[Tensor], numbers: Iterable[int]) -> None:
+    """Write weights into the parameters of half precision among those of some numbers."""
+    for k in numbers:
+        if parameters[k].dtype != weights[k].dtype:
+            parameters[k].data.copy_(weights[k])
 
 
 def used_rounded(value: Tensor, parameters: Sequence[Tensor]) -> list[int]:

@@ -144,8 +144,7 @@ class _Run:
         self._position = way.position
         self._target.settle(way.pieces, str(way))
         if not stacked:
-            steps = self._sampler.chains * (self._sampler.burn_in + self._sampler.draws) * len(anchors)
-            self._target.prepare_gradients(steps, anchors[0])
+            self._target.prepare_gradients(anchors[0])
         found: list[Chains] = []
         last: Weights | None = None
         reference = np.empty(0)

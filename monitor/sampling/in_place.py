@@ -14,7 +14,6 @@ from torch import Tensor
 
 from phasewatch.monitor.estimates.checks import ChainRecord
 from phasewatch.monitor.model.gradients import clear_gradients, gradients, square
-from phasewatch.monitor.model.rounded import rounded
 from phasewatch.monitor.model.weights import mask_of
 from phasewatch.monitor.sampling.curvature import reach_of
 from phasewatch.monitor.sampling.fused import FusedStep
@@ -37,9 +36,9 @@ def run_in_place(target: Target, start: Start, sampler: Sampler, schedule: Sched
     Returns:
         The record of the chains; None if one diverged.
     """
-    records = []
+    records, steps = [], sampler.chains * (sampler.burn_in + sampler.draws)
     try:
-        with rounded(target.parameters, start.position.weights, target.rounded):
+        with target.many_gradients(steps, start.position.weights):
             for chain in range(sampler.chains):
                 record = _Chain(target, start, sampler, schedule, seed, chain).run()
                 if record is None:

@@ -6,6 +6,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.model.rounded import publish
 from phasewatch.monitor.model.weights import Weights
 
 
@@ -56,7 +57,7 @@ class AnchorOnDevice:
     def put(self, numbers: Sequence[int], values: Sequence[Tensor]) -> None:
         """Move some parameters."""
         _write([self.weights[k] for k in numbers], values)
-        _publish(self._parameters, self.weights, numbers)
+        publish(self._parameters, self.weights, numbers)
 
 
 class DisplacementOnDevice:
@@ -89,7 +90,7 @@ class DisplacementOnDevice:
             origin = self.origin(k)
             self.kept[k].copy_(value - origin)
             self.weights[k].copy_(origin.add_(self.kept[k]))
-        _publish(self._parameters, self.weights, numbers)
+        publish(self._parameters, self.weights, numbers)
 
 
 class AnchorOnHost:
@@ -123,7 +124,7 @@ class AnchorOnHost:
     def put(self, numbers: Sequence[int], values: Sequence[Tensor]) -> None:
         """Move some parameters."""
         _write([self.weights[k] for k in numbers], values)
-        _publish(self._parameters, self.weights, numbers)
+        publish(self._parameters, self.weights, numbers)
 
     def _fetched(self, number: int) -> Tensor:
         with torch.cuda.stream(self._stream):
@@ -145,11 +146,3 @@ def _write(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         return
     for tensor, value in zip(into, values, strict=True):
         tensor.copy_(value, non_blocking=True)
-
-
-@torch.no_grad()
-def _publish(parameters: Sequence[Tensor], weights: Weights, numbers: Sequence[int]) -> None:
-    """Write a chain's own weights into parameters of half precision."""
-    for k in numbers:
-        if parameters[k].dtype != weights[k].dtype:
-            parameters[k].data.copy_(weights[k])

@@ -1,6 +1,7 @@
 """What is sampled: a loss as a function of parameters and of a minibatch's number."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -74,13 +75,20 @@ class Target(Protocol):
         """
         ...
 
-    @property
-    def rounded(self) -> Sequence[int]:
-        """Numbers of the parameters that `add_gradient` may be given in bfloat16: the same gradients, sooner."""
+    def prepare_gradients(self, anchor: Weights) -> None:
+        """Make ready for `loss` and `add_gradient` around w*; the parameters may be elsewhere afterwards."""
         ...
 
-    def prepare_gradients(self, passes: int, anchor: Weights) -> None:
-        """Make ready for this many calls of `add_gradient` around w*; the parameters may be elsewhere afterwards."""
+    def many_gradients(self, count: int, weights: Weights) -> AbstractContextManager[None]:
+        """Have so many calls of `add_gradient` inside give the same gradients, but sooner.
+
+        Parameters may hold their weights in bfloat16 inside, and then hold their gradients so too. Whoever moves such
+        weights writes them into the parameters.
+
+        Args:
+            count: of the calls.
+            weights: of each parameter, in the precision of chains; the parameters hold them.
+        """
         ...
 
     def prepare(self, rows: int) -> None:
@@ -133,6 +141,7 @@ class Guarded:
         self.bytes_of_a_pass = target.bytes_of_a_pass
         self.prepare = target.prepare
         self.prepare_gradients = target.prepare_gradients
+        self.many_gradients = target.many_gradients
         self.rows = target.rows
         self.anchor: Weights = []
 
@@ -145,11 +154,6 @@ class Guarded:
     def most_pieces(self) -> int:
         """As the target's."""
         return self._target.most_pieces
-
-    @property
-    def rounded(self) -> Sequence[int]:
-        """As the target's."""
-        return self._target.rounded
 
     def add_gradient(self, number: int, scale: float = 1.0, *, part: bool = False) -> Tensor:
         """As the target's.

@@ -1,6 +1,8 @@
 """When a graph of a pass and a compiled loss are used, with stand-ins; those of a GPU are in test_captured.py."""
 
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +22,26 @@ def squared_error(model, batch):
     return (model(batch) - batch[:, :1]).square().mean()
 
 
+def captures(monkeypatch, graph):
+    """Have a stand-in for a CUDA graph captured."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(passes, "CapturedGradient", graph)
+    monkeypatch.setattr(passes.Passes, "_on_a_gpu", True)
+    monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: True)
+    plain = passes.Trace.of
+
+    def timed(parameters, add_gradient, batch):
+        """Plain passes seem to take a tenth of a second."""
+        found = plain(parameters, add_gradient, batch)
+        return replace(found, seconds=found.seconds + 0.1 * (not isinstance(add_gradient, graph)))
+
+    monkeypatch.setattr(passes.Trace, "of", timed)
+
+
+def weights_of(model):
+    return [parameter.data for parameter in model.parameters]
+
+
 class Repeated:
     """A graph that is right, but for what a subclass gets wrong."""
 
@@ -33,6 +55,12 @@ class Repeated:
     def lend(self):
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
+
+
+class Slow(Repeated):
+    def __call__(self, batch):
+        time.sleep(0.2)
+        return super().__call__(batch)
 
 
 class OfOneBatch(Repeated):
@@ -58,7 +86,7 @@ class OfOneWeights(Repeated):
 class WithoutOneParameter(Repeated):
     def __call__(self, batch):
         loss = self.plain(batch)
-        self.parameters[1].grad = None
+        self.parameters[0].grad = None
         return loss
 
 
@@ -69,41 +97,43 @@ class Refused(Repeated):
 
 @pytest.mark.parametrize(
     ("graph", "used"),
-    [(Repeated, True), (OfOneBatch, False), (OfOneWeights, False), (WithoutOneParameter, False), (Refused, False)],
+    [
+        (Repeated, True),
+        (Slow, False),
+        (OfOneBatch, False),
+        (OfOneWeights, False),
+        (WithoutOneParameter, False),
+        (Refused, False),
+    ],
 )
-def test_a_graph_is_used_where_it_is_the_loss(monkeypatch, graph, used):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(passes, "CapturedGradient", graph)
-    monkeypatch.setattr(passes, "WORTH_HOLDING", 1e9)
-    monkeypatch.setattr(passes.Passes, "_on_a_gpu", True)
-    monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: True)
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_graph_is_used_where_it_is_the_loss_and_faster(monkeypatch, graph, used, autocast):
+    captures(monkeypatch, graph)
     torch.manual_seed(0)
     model = SampledModel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
-    loss, before = ModelLoss(model, squared_error), model.weights()
-    target = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
-    target.prepare_gradients(passes.WORTH_CAPTURING - 1, before)
-    assert loss.captured is None
-    target.prepare_gradients(passes.WORTH_CAPTURING, before)
-    assert loss.captured is used
-    assert ("CUDA graph" in loss.path) is used
-    torch.testing.assert_close(model.weights(), before)
-    for number in range(4):
-        clear_gradients(model.parameters)
-        target.add_gradient(number, part=True)  # a plain pass, which adds to what is held
-        target.add_gradient(number)
-        plain = torch.autograd.grad(squared_error(model.module, target._batches[number]), model.parameters)
-        torch.testing.assert_close([parameter.grad for parameter in model.parameters], [2 * grad for grad in plain])
+    loss = ModelLoss(model, squared_error if autocast is None else under_autocast(squared_error, "cpu", autocast))
+    loss.rounded = [] if autocast is None else [0, 1]
+    target, before = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8)))), model.weights()
+    with target.many_gradients(passes.WORTH_CAPTURING - 1, weights_of(model)):
+        assert loss.captured is None
+    with target.many_gradients(passes.WORTH_CAPTURING, weights_of(model)):
+        assert loss.captured is used
+        assert ("CUDA graph" in loss.path) is used
+        for number in range(4):
+            clear_gradients(model.parameters)
+            target.add_gradient(number, part=True)  # a plain pass, which adds to what is held
+            target.add_gradient(number)
+            plain = torch.autograd.grad(loss.value(target._batches[number]), model.parameters)
+            torch.testing.assert_close([parameter.grad for parameter in model.parameters], [2 * grad for grad in plain])
+    assert all(map(torch.equal, model.parameters, before))
 
 
 def test_trying_a_graph_draws_nothing_from_the_loss_s_random_stream(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(passes, "CapturedGradient", Repeated)
-    monkeypatch.setattr(passes.Passes, "_on_a_gpu", True)
-    monkeypatch.setattr(passes.Passes, "_fits_twice", lambda self: True)
+    captures(monkeypatch, Repeated)
     loss = ModelLoss(SampledModel(nn.Linear(8, 1)), lambda model, batch: squared_error(model, torch.randn_like(batch)))
     target, before = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8)))), torch.get_rng_state()
-    target.prepare_gradients(passes.WORTH_CAPTURING, loss.model.weights())
-    assert loss.captured is False
+    with target.many_gradients(passes.WORTH_CAPTURING, weights_of(loss.model)):
+        assert loss.captured is False
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -128,10 +158,10 @@ def test_a_compiled_loss_is_used_where_it_is_the_loss(monkeypatch, compiled, rea
     target = LossOnBatches(loss, Batches(list(torch.randn(4, 32, 8))))
     plain = [float(target.loss(number)) for number in range(4)]
     with nullcontext() if reason is None else pytest.warns(pw.PhasewatchWarning, match=reason):
-        target.prepare_gradients(passes.WORTH_CAPTURING, loss.model.weights())
+        target.prepare_gradients(loss.model.weights())
     assert (loss.for_chains is not squared_error) is (reason is None)
     assert ("The loss is compiled" in loss.path) is (reason is None)
-    target.prepare_gradients(passes.WORTH_CAPTURING, loss.model.weights())  # it isn't tried again
+    target.prepare_gradients(loss.model.weights())  # it isn't tried again
     seen = []
     monkeypatch.setattr(loss, "for_chains", lambda *args: seen.append("whole") or squared_error(*args))
     monkeypatch.setattr(loss, "loss", lambda *args: seen.append("other") or squared_error(*args))
