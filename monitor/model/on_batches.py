@@ -81,7 +81,7 @@ class LossOnBatches:
         return samples_in(self._batches[0]) if self._loss.splits(self._first) else 1
 
     def prepare_gradients(self, anchor: Weights) -> None:
-        """Compile the loss for chains in place, where that was asked for; the parameters may be elsewhere afterwards."""
+        """Compile the loss for chains in place, where that was asked for; the parameters may be moved."""
         if self._pieces == 1 and not self.vectorised:
             self._passes.compile(anchor)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.snapshots.names import NameMatch, aliases_of, constants_of, match_names, optional_buffers
 from phasewatch.monitor.snapshots.snapshot import Snapshot, named_tensors
+from phasewatch.monitor.snapshots.transfers import onto, transfer
 
 Weights: TypeAlias = list[Tensor]
 """One tensor for each sampled parameter, in the order of `SampledModel.names`."""
@@ -145,7 +146,7 @@ class SampledModel:
     def set(self, weights: Sequence[Tensor]) -> None:
         """Replace the sampled parameters' values."""
         for parameter, value in zip(self.parameters, weights, strict=True):
-            parameter.copy_(value)
+            transfer(parameter, value)
 
     def mask(self, masks: Mapping[str, Tensor] | None) -> Mask:
         """A part's masks by parameter name as a list in the order of `names`.
@@ -186,7 +187,7 @@ class SampledModel:
         self.module.eval()
 
     def _take(self, name: str, tensor: Tensor) -> None:
-        self._tensors[name].copy_(tensor)
+        transfer(self._tensors[name], tensor)
 
     def _here(self, name: str, tensor: Tensor) -> Tensor:
         """What this process holds of a tensor."""
@@ -203,7 +204,7 @@ class SampledModel:
         size = sum(tensor.nbytes for tensor in snapshot.tensors.values())
         if 2 * size > torch.cuda.mem_get_info(self.device)[0]:
             return snapshot
-        return Snapshot(snapshot.step, {name: tensor.to(self.device) for name, tensor in snapshot.tensors.items()})
+        return Snapshot(snapshot.step, {name: onto(self.device, tensor) for name, tensor in snapshot.tensors.items()})
 
     def fitting(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """A snapshot's tensors by the model's own names; those on the `meta` device tell whether others would fit.

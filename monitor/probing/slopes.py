@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from phasewatch.monitor.errors import PhasewatchError, warn
 from phasewatch.monitor.model.loss import ModelLoss
 from phasewatch.monitor.model.outputs import scalar_of
+from phasewatch.monitor.snapshots.transfers import transfer
 
 REACH = 1e-3
 """Length of the differences, relative to the weights' root mean square in each parameter. Shorter ones drown in the
@@ -265,7 +266,7 @@ class _Line:
         """Put the parameters back."""
         with torch.no_grad():
             for parameter, own in zip(self.parameters, self._own, strict=True):
-                parameter.copy_(own)
+                transfer(parameter, own)
 
     def _deviation(self, chosen: Sequence[int]) -> float:
         signs = [1 if k in set(chosen) else 0 for k in range(len(self.parameters))]
@@ -279,7 +280,7 @@ class _Line:
     @torch.no_grad()
     def _at(self, signs: Sequence[int], reach: float) -> float:
         for parameter, own, sign, factor in zip(self.parameters, self._own, signs, self._along, strict=True):
-            parameter.copy_(own)
+            transfer(parameter, own)
             if sign and self._by_weights:
                 parameter.add_(parameter * (parameter.grad != 0), alpha=reach * sign)  # pyright: ignore[reportOptionalOperand]
             elif sign:
@@ -300,7 +301,8 @@ def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
         own = parameter.detach()
         if stays := own.nbytes <= room:
             room -= own.nbytes
-        copies.append(own.clone() if stays else own.to("cpu", copy=True))
+        copies.append(torch.empty_like(own, device=device if stays else "cpu"))
+        transfer(copies[-1], own)
     return copies
 
 

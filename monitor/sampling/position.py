@@ -8,6 +8,7 @@ from torch import Tensor
 
 from phasewatch.monitor.model.rounded import publish
 from phasewatch.monitor.model.weights import Weights
+from phasewatch.monitor.snapshots.transfers import onto
 
 
 class Position(Protocol):
@@ -47,7 +48,7 @@ class AnchorOnDevice:
 
     def __init__(self, parameters: Sequence[Tensor], anchor: Weights) -> None:
         self._parameters = parameters
-        self.kept = [weight.to(parameters[0].device) for weight in anchor]
+        self.kept = [onto(parameters[0].device, weight) for weight in anchor]
         self.weights = _own(parameters, anchor)
 
     def origin(self, number: int) -> Tensor:

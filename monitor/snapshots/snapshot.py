@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.snapshots.transfers import transfer
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
+    copied = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    transfer(copied, tensor.detach())
+    return copied
 
 
 def same_weights(a: Snapshot, b: Snapshot) -> bool:

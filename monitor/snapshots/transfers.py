@@ -33,3 +33,12 @@ def transfer(into: Tensor, source: Tensor) -> None:
             there.copy_(here.pin_memory(), non_blocking=True)
         else:
             there.copy_(torch.empty(here.shape, dtype=here.dtype, pin_memory=True).copy_(here))
+
+
+def onto(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor on a device, as `Tensor.to`: itself where it is there, else a copy by `transfer`."""
+    if tensor.device == device:
+        return tensor
+    there = torch.empty_like(tensor, device=device)
+    transfer(there, tensor)
+    return there
