@@ -217,7 +217,7 @@ class ModelLoss:
         )
 
     def choose_rounded(self, batches: Sequence[Any]) -> None:
-        """Find the parameters that chains in place may give to passes in bfloat16, where that is faster.
+        """Find the parameters that chains in place may give to passes in bfloat16, which then move fewer bytes.
 
         Args:
             batches: some minibatches.
@@ -225,12 +225,11 @@ class ModelLoss:
         if self.vectorised:
             return
         with self.model.attributes_kept():
-            found = rounded_parameters(self.model.parameters, self.value, self.add_gradient, batches)
-        self.rounded, now, before = found
+            self.rounded = rounded_parameters(self.model.parameters, self.value, self.add_gradient, batches)
         if self.rounded:
             self.rounds = (
                 f"Passes are given {len(self.rounded)} of {len(self.model.parameters)} parameters in bfloat16, as they "
-                f"use them: {1000 * now:.1f} ms, and {1000 * before:.1f} ms without."
+                "use them."
             )
 
     def compile(self, batches: Batches) -> None:

@@ -5,7 +5,6 @@ come in bfloat16, into float32. A pass that is given such weights rounded, and w
 the same function by the same kernels, and reads and writes 12 bytes less for each weight.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -56,8 +55,8 @@ def rounded_parameters(
     value: Callable[[Any], Tensor],
     add_gradient: AddGradient,
     batches: Sequence[Any],
-) -> tuple[list[int], float, float]:
-    """The parameters that passes use rounded alone, if rounded ones give the same bit for bit, and faster.
+) -> list[int]:
+    """The parameters that passes use rounded alone, if rounded ones give the same bit for bit.
 
     They are tried on two minibatches, the second of them at other weights.
 
@@ -68,10 +67,9 @@ def rounded_parameters(
         batches: some minibatches.
 
     Returns:
-        Their numbers; seconds of a pass with them rounded, and without.
+        Their numbers.
     """
-    weights, now, before = [parameter.data for parameter in parameters], [], []
-    nothing = [], 0.0, 0.0
+    weights = [parameter.data for parameter in parameters]
     with torch.enable_grad(), repeatable() if parameters[0].is_cuda else nullcontext():
         try:
             numbers = used_rounded(value(batches[0]), parameters)
@@ -82,14 +80,12 @@ def rounded_parameters(
                     with rounded(parameters, weights, numbers):
                         other = Signature(parameters, add_gradient, batch)
                 if not plain.equals(other):
-                    return nothing
-                before.append(plain.seconds)
-                now.append(other.seconds)
+                    return []
         except Exception:  # memory that runs out, or a loss that asks its weights for float32
-            return nothing
+            return []
         finally:
             clear_gradients(parameters)
-    return (numbers, min(now), min(before)) if now and min(now) < min(before) else nothing
+    return numbers
 
 
 @contextmanager
@@ -188,17 +184,11 @@ class Signature:
 
     Attributes:
         numbers: shape (1 + 2·parameters,).
-        seconds: that the pass took.
     """
 
     def __init__(self, parameters: Sequence[Tensor], add_gradient: AddGradient, batch: Any) -> None:
         clear_gradients(parameters)
-        device = parameters[0].device
-        _finish(device)
-        began = time.perf_counter()
         loss = add_gradient(batch)
-        _finish(device)
-        self.seconds = time.perf_counter() - began
         found = [loss.reshape(1).double()]
         for parameter in parameters:
             if parameter.grad is not None:
@@ -211,8 +201,3 @@ class Signature:
     def equals(self, other: "Signature") -> bool:
         """Whether another pass is the same."""
         return torch.equal(self.numbers, other.numbers)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
